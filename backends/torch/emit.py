@@ -1,0 +1,294 @@
+"""Program -> one PyTorch file. Imports no framework: it runs, and is tested, without torch."""
+
+import re
+
+from backends.torch import layers, training
+from backends.torch.layers import ANY, FIRST, LAST
+from harness import emit as shared
+from harness.emit import Code, Slot, graphs, indented, masked
+from harness.graph import BlockOp, Graph, Program, Update
+
+FRAMEWORK = "PyTorch"
+HELPERS = layers.HELPERS | training.HELPERS
+
+
+def emit(program: Program, precision: str = "float32", threads: int = 1) -> str:
+    """The program as a file that runs by itself."""
+    classes, helpers = [], []
+    for graph in graphs(program):
+        text, used = module(graph)
+        classes.append(text)
+        helpers += used
+    functions, used = step(program)
+    helpers += used
+    parts = [
+        header(program, precision),
+        *(HELPERS[name] for name in dict.fromkeys(helpers)),
+        *classes,
+        *([networks(program)] if len(program.networks) > 1 else []),
+        functions,
+        tables(program),
+        shared.masks_text(program, precision) if program.masks else "",
+        running(program, threads),
+    ]
+    return shared.formatted("\n\n".join(parts))
+
+
+def header(program: Program, precision: str) -> str:
+    """Docstring, imports, and what changes numbers for the whole program."""
+    double = "torch.set_default_dtype(torch.float64)\n" if precision == "float64" else ""
+    return f'''{shared.docstring(program, FRAMEWORK, "torch")}
+
+import math
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.numpy import load_file
+from torch import Tensor, nn
+
+{double}# Full float32 products on GPUs too: cuDNN's convolutions use TF32 unless told not to.
+torch.backends.cudnn.allow_tf32 = False
+torch.backends.cuda.matmul.allow_tf32 = False
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+'''
+
+
+def module(graph: Graph) -> tuple[str, list[str]]:
+    """A network or block as a class."""
+    inits, lines, helpers = [], [], []
+    for line, code, name in lower(graph):
+        if code and code.init:
+            inits += [f"self.{name} = {code.init}", *code.setup]
+        helpers += code.helpers if code else []
+        lines.append(line)
+    given = ", ".join(f"{name}: Tensor" for name in graph.inputs)
+    given += ", masks: dict | None = None" if masked(graph) else ""
+    construct = f"def __init__(self) -> None:\n        super().__init__()\n{indented(inits)}\n\n    " if inits else ""
+    return f"""
+class {graph.class_name}(nn.Module):
+    {construct}def forward(self, {given}) -> Tensor:
+{indented(lines)}
+""", helpers  # fmt: skip
+
+
+def lower(graph: Graph) -> list[tuple[str, Code | None, str]]:
+    """The forward pass, a line a node, with each value's memory layout followed through."""
+    names = shared.variables(graph)
+    layout = dict.fromkeys(graph.inputs, LAST)
+    shapes = dict(zip(graph.inputs, graph.input_shapes, strict=True))
+    out: list[tuple[str, Code | None, str]] = []
+    for node in graph.nodes:
+        wanted = layers.LAYOUTS.get(node.op.kind, LAST)
+        if wanted == ANY:
+            have = {layout[name] for name in node.inputs if len(shapes[name]) > 1}
+            wanted = have.pop() if len(have) == 1 else LAST
+        args = [convert(names[name], len(shapes[name]), layout[name], wanted) for name in node.inputs]
+        lowering = shared.block if isinstance(node.op, BlockOp) else getattr(layers, node.op.kind)
+        code: Code = lowering(node, *args)
+        shapes[node.name] = node.shape
+        layout[node.name] = wanted if len(node.shape) > 1 else LAST
+        if node.name == graph.output:
+            out.append((f"return {convert(code.call, len(node.shape), layout[node.name], LAST)}", code, node.name))
+        else:
+            out.append((f"{names[node.name]} = {code.call}", code, node.name))
+    if graph.nodes[-1].name != graph.output:
+        last = graph.output
+        out.append((f"return {convert(names[last], len(shapes[last]), layout[last], LAST)}", None, ""))
+    return out
+
+
+def convert(x: str, rank: int, have: str, want: str) -> str:
+    """An expression in another layout; a vector has only one."""
+    if have == want or rank == 1 or want == ANY:
+        return x
+    if rank == 2:  # time and channels
+        return f"{x}.transpose(1, 2)"
+    return f"{x}.permute(0, 3, 1, 2)" if want == FIRST else f"{x}.permute(0, 2, 3, 1)"
+
+
+def networks(program: Program) -> str:
+    """A class that holds several networks."""
+    inits = [f"self.{name} = {graph.class_name}()" for name, graph in program.networks.items()]
+    return f'''
+class {shared.container(program)}(nn.Module):
+    """The networks that are trained together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+{indented(inits)}
+'''
+
+
+def step(program: Program) -> tuple[str, list[str]]:
+    """Losses, learning rates, optimizers and the training step."""
+    single = len(program.updates) == 1
+    helpers: list[str] = []
+    parts = [loss(program, update) for update in program.updates]
+    for update in program.updates:
+        parts.append(f'''
+def {rate_name(program, update)}(step: int) -> float:
+    {shared.schedule_summary(update)}
+{indented(training.schedule(update.schedule, update.optimizer.learning_rate), 4)}
+''')
+    parts.append(optimizers(program))
+    cls = shared.container(program)
+    lines: list[str] = []
+    for update in program.updates:
+        target, name = moved(program, update), shared.loss_name(program, update)
+        variable = "optimizer" if single else f'optimizers["{update.name}"]'
+        result = "loss" if single else f'losses["{update.name}"]'
+        clipping, used = training.clip(update, f"{target}.parameters()")
+        helpers += used
+        lines += [
+            f"for group in {variable}.param_groups:",
+            f'    group["lr"] = {rate_name(program, update)}(step)',
+            f"{variable}.zero_grad()",
+            f"loss = {name}(model, batch)",
+            "loss.backward()",
+            *clipping,
+            f"{variable}.step()",
+            *([] if single else [f"{result} = loss.detach()"]),
+        ]
+    if single:
+        signature = f"model: {cls}, optimizer: torch.optim.Optimizer, step: int, batch: dict) -> Tensor"
+        doc, lines = "One update; returns the loss before it.", [*lines, "return loss.detach()"]
+    else:
+        signature = f"model: {cls}, optimizers: dict[str, torch.optim.Optimizer], step: int, batch: dict) -> dict[str, Tensor]"
+        doc, lines = "One update after another; returns the loss before each.", ["losses = {}", *lines, "return losses"]
+    parts.append(f'''
+def train_step({signature}:
+    """{doc}"""
+{indented(lines, 4)}
+''')
+    return "\n\n".join(parts), helpers
+
+
+def loss(program: Program, update: Update) -> str:
+    """The function of one update's loss."""
+    lines: list[str] = []
+    for site in update.calls:
+        line = f"{site.variable} = {shared.call_site(program, site)}"
+        # Nothing that this update moves lies behind the value: no graph is kept for it.
+        lines += [line] if site.moved else ["with torch.no_grad():", f"    {line}"]
+    terms = [(term.loss.weight, training.LOSSES[term.loss.kind](term)) for term in update.terms]
+    return f"""
+def {shared.loss_name(program, update)}(model: {shared.container(program)}, batch: dict) -> Tensor:
+{indented(lines, 4)}
+    return {shared.weighted(terms)}
+"""
+
+
+def optimizers(program: Program) -> str:
+    """The function that makes the optimizer, or one for each update."""
+    cls, single = shared.container(program), len(program.updates) == 1
+    lines: list[str] = []
+    made: list[str] = []
+    tables: list[str] = []
+    for update in program.updates:
+        before, text = training.optimizer(program, update, moved(program, update), f"{rate_name(program, update)}(0)")
+        if spared := training.no_decay(program, update):
+            prefix = f"{update.over[0]}." if len(program.networks) > 1 and len(update.over) == 1 else ""
+            where = slots(program)
+            names = ", ".join(f'"{where[name].path.removeprefix(prefix)}"' for name in spared)
+            table = "NO_DECAY" if single else f"NO_DECAY_{update.name.upper()}"
+            before = [line.replace("NO_DECAY", table) for line in before]
+            tables.append(f"# Weight decay spares these.\n{table} = {{{names}}}\n")
+            before = [re.sub(r"\b(parameters|groups)\b(?!\()", rf"{update.name}_\1", line) for line in before] if not single else before
+            text = text if single else text.replace("(groups,", f"({update.name}_groups,")
+        lines += before
+        made.append(f"return {text}" if single else f'"{update.name}": {text},')
+    if single:
+        name, kind, lines = "make_optimizer", "torch.optim.Optimizer", [*lines, *made]
+    else:
+        name, kind = "make_optimizers", "dict[str, torch.optim.Optimizer]"
+        lines = [*lines, "return {", *made, "}"]
+    head = "\n\n".join(tables)
+    return f"{head}\n\ndef {name}(model: {cls}) -> {kind}:\n{indented(lines, 4)}\n"
+
+
+def moved(program: Program, update: Update) -> str:
+    """The module whose parameters an update moves."""
+    if len(program.networks) == 1 or set(update.over) == set(program.networks):
+        return "model"
+    if len(update.over) == 1:
+        return f"model.{update.over[0]}"
+    return f"nn.ModuleDict({{{', '.join(f'{name!r}: model.{name}' for name in update.over)}}})"
+
+
+def rate_name(program: Program, update: Update) -> str:
+    """The function of one update's learning rate."""
+    return "learning_rate" if len(program.updates) == 1 else f"{update.name}_learning_rate"
+
+
+def slots(program: Program) -> dict[str, Slot]:
+    """Canonical name -> the name in the model's `state_dict`."""
+    return shared.slots(program, layers.parameters, ".")
+
+
+def tables(program: Program) -> str:
+    """PARAMETERS and STATISTICS."""
+    learned, running = shared.split_tables(program, slots(program))
+    axes = "the axes that take the canonical array to PyTorch's"
+    text = shared.table("PARAMETERS", learned, f"canonical name -> (PyTorch's name, {axes})")
+    return text + shared.table("STATISTICS", running, "the same for running statistics")
+
+
+def running(program: Program, threads: int) -> str:
+    """Loading parameters and batches, and `main`."""
+    cls, single = shared.container(program), len(program.updates) == 1
+    rows = []
+    for name, column in program.fields.items():
+        per_step = name in program.spec.data.noise
+        source = f'inputs["{name}"][step][: len(rows)]' if per_step else f'inputs["train.{name}"][rows]'
+        rows.append(f'"{name}": torch.from_numpy({source}){".long()" if column.dtype == "int" else ""}.to(DEVICE),')
+    if program.masks:
+        rows.append('"masks": to_tensors(dropout_masks(step, len(rows))),')
+        to_tensors = '''
+def to_tensors(masks: dict) -> dict:
+    return {
+        name: to_tensors(mask) if isinstance(mask, dict) else torch.from_numpy(mask).to(DEVICE)
+        for name, mask in masks.items()
+    }
+'''
+    else:
+        to_tensors = ""
+    rows_of = 'inputs["order"][step]'
+    if program.spec.data.last_batch == "keep":
+        rows_of += "\n    rows = rows[rows >= 0]  # an epoch's last batch may be smaller"
+    optimizer = "optimizer" if single else "optimizers"
+    show = "loss.item()" if single else "*(loss.item() for loss in losses.values())"
+    return f'''
+def load_parameters(model: {cls}, arrays: dict[str, np.ndarray]) -> None:
+    """Set every parameter and statistic from its canonical array."""
+    state = model.state_dict()
+    for name, (path, axes) in (PARAMETERS | STATISTICS).items():
+        state[path].copy_(torch.from_numpy(arrays[name].transpose(axes)))
+
+{to_tensors}
+
+def load_batch(inputs: dict[str, np.ndarray], step: int) -> dict:
+    """The batch of a step, counted from 0."""
+    rows = {rows_of}
+    return {{
+{indented(rows)}
+    }}
+
+
+def main(run: Path) -> None:
+    torch.set_num_threads({threads})
+    inputs = load_file(run / "inputs" / "data.safetensors") | load_file(run / "inputs" / "batches.safetensors")
+    model = {cls}().to(DEVICE)
+    load_parameters(model, load_file(run / "inputs" / "parameters.safetensors"))
+    {optimizer} = make_{optimizer}(model)
+    for step in range(len(inputs["order"])):
+        {"loss" if single else "losses"} = train_step(model, {optimizer}, step, load_batch(inputs, step))
+        print(step + 1, {show})
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
+'''

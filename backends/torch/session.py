@@ -1,0 +1,103 @@
+"""Drive an emitted PyTorch program. Imported only inside a worker."""
+
+import copy
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from harness.backend import Array, Arrays, check_tables, flatten, to_canonical
+
+
+def environment() -> dict[str, Any]:
+    """What PyTorch says about itself."""
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "devices": devices or ["cpu"],
+        "threads": torch.get_num_threads(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "build": "CUDA " + str(torch.version.cuda) if torch.version.cuda else "CPU",
+    }
+
+
+def configure(request: Mapping[str, Any]) -> None:
+    """Threads, before anything runs."""
+    torch.set_num_threads(request["threads"])
+
+
+class Session:
+    """See harness.backend.Session."""
+
+    def __init__(self, module: ModuleType, request: Mapping[str, Any]) -> None:
+        self.module, self.updates, self.networks = module, request["updates"], request["networks"]
+        self.model = getattr(module, request["model"])().to(module.DEVICE)
+        self.single = len(self.updates) == 1
+        make = module.make_optimizer if self.single else module.make_optimizers
+        self.optimizers = make(self.model)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        learned = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        statistics = {name: b for name, b in self.model.named_buffers() if not name.endswith("num_batches_tracked")}
+        check_tables(module, learned, statistics)
+
+    def load(self, arrays: Arrays) -> None:
+        self.shapes = {name: array.shape for name, array in arrays.items()}
+        self.module.load_parameters(self.model, arrays)
+
+    def batch(self, inputs: Arrays, step: int) -> Any:
+        return self.module.load_batch(inputs, step)
+
+    def arrays(self, batch: Any) -> Arrays:
+        return {name: value.numpy(force=True) for name, value in flatten(batch).items()}
+
+    def compile(self, batch: Any) -> None:
+        """PyTorch runs eagerly: there is nothing to compile."""
+
+    def step(self, step: int, batch: Any) -> Any:
+        return self.module.train_step(self.model, self.optimizers, step, batch)
+
+    def wait(self, result: Any) -> dict[str, float]:
+        if self.single:
+            return {self.updates[0]["name"]: result.item()}
+        return {name: loss.item() for name, loss in result.items()}
+
+    def gradients(self, batch: Any) -> Arrays:
+        found = {}
+        for update in self.updates:
+            model = copy.deepcopy(self.model)
+            getattr(self.module, update["loss"])(model, batch).backward()
+            own = dict(model.named_parameters())
+            for name, (path, axes) in self.module.PARAMETERS.items():
+                if self._moves(update, name):
+                    # A parameter that the loss does not reach has no gradient at all here; it is zero.
+                    gradient = own[path].grad
+                    array = np.zeros(own[path].shape) if gradient is None else gradient.numpy(force=True)
+                    found[f"{update['name']}/{name}"] = to_canonical(array, axes, self.shapes[name])
+        return found
+
+    def _moves(self, update: Mapping[str, Any], name: str) -> bool:
+        return update["networks"] is None or name.partition(".")[0] in update["networks"]
+
+    def state(self) -> Arrays:
+        state = self.model.state_dict()
+        table = self.module.PARAMETERS | self.module.STATISTICS
+        return {
+            name: to_canonical(state[path].numpy(force=True).copy(), axes, self.shapes[name])
+            for name, (path, axes) in table.items()
+        }
+
+    def evaluate(self, expression: Any, fields: Arrays) -> Array:
+        self.model.eval()
+        with torch.inference_mode():
+            value = self._value(expression, fields)
+        self.model.train()
+        return value.numpy(force=True)
+
+    def _value(self, expression: Any, fields: Arrays) -> torch.Tensor:
+        if expression[0] == "field":
+            value = torch.from_numpy(fields[expression[1]]).to(self.module.DEVICE)
+            return value.long() if value.dtype == torch.int32 else value
+        _, network, arguments = expression
+        target = self.model if len(self.networks) == 1 else getattr(self.model, network)
+        return target(*(self._value(argument, fields) for argument in arguments))

@@ -1,0 +1,84 @@
+"""The two halves of a backend: an emitter, which needs no framework, and a session, which runs in a worker.
+
+`backends/<name>/emit.py` has `emit(program, precision, threads) -> str`; `backends/<name>/session.py` has the
+class `Session` below and `environment()`. A worker imports NumPy, safetensors, the framework and these; nothing else.
+"""
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Arrays = dict[str, Array]
+
+BACKENDS = ("torch", "tensorflow", "jax")
+PACKAGES = {
+    "torch": ("torch",),
+    "tensorflow": ("tensorflow", "keras"),
+    "jax": ("jax", "jaxlib", "flax", "optax"),
+}
+"""The packages whose versions a result records; the first is what is imported."""
+
+
+class Session(Protocol):
+    """One emitted program, live. Arrays cross in canonical names and axes."""
+
+    def __init__(self, module: ModuleType, request: Mapping[str, Any]) -> None:
+        """Build the model and its optimizers. `request` has `updates` (name, loss function, networks of each), `networks`, `model`."""
+
+    def load(self, arrays: Arrays) -> None:
+        """Set every parameter and statistic. Raises where the program's tables and the live model disagree."""
+
+    def batch(self, inputs: Arrays, step: int) -> Any:  # noqa: ANN401 - the framework's own
+        """The emitted program's batch of a step, counted from 0, on the device."""
+
+    def arrays(self, batch: Any) -> Arrays:  # noqa: ANN401
+        """A batch back on the host, flat: `image`, `masks/classifier/dropout1`."""
+
+    def compile(self, batch: Any) -> None:  # noqa: ANN401
+        """Trace and compile the training step for such batches, where the framework does, without running it."""
+
+    def step(self, step: int, batch: Any) -> Any:  # noqa: ANN401
+        """One training step; does not wait for it."""
+
+    def wait(self, result: Any) -> dict[str, float]:  # noqa: ANN401
+        """The losses of a step by update, once they are there."""
+
+    def gradients(self, batch: Any) -> Arrays:  # noqa: ANN401
+        """The gradient of each update's loss at the present state, unclipped, as `update/parameter`; changes nothing."""
+
+    def state(self) -> Arrays:
+        """Copies of all parameters and statistics."""
+
+    def evaluate(self, expression: Any, fields: Arrays) -> Array:  # noqa: ANN401
+        """An expression in evaluation mode: ["field", name] or ["call", network, [arguments]]."""
+
+
+def flatten(batch: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, keys joined by slashes."""
+    flat: dict[str, Any] = {}
+    for key, value in batch.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}/")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def check_tables(module: ModuleType, parameters: Mapping[str, Any], statistics: Mapping[str, Any]) -> None:
+    """Raise unless PARAMETERS and STATISTICS name exactly what the live model has."""
+    for table, live in ((module.PARAMETERS, parameters), (module.STATISTICS, statistics)):
+        named = {path for path, _ in table.values()}
+        if named != set(live):
+            raise RuntimeError(
+                f"the program's tables and its model disagree: only in the tables {sorted(named - set(live))}, "
+                f"only in the model {sorted(set(live) - named)}"
+            )
+
+
+def to_canonical(array: Array, axes: tuple[int, ...], shape: tuple[int, ...]) -> Array:
+    """A framework's array in canonical axes; `shape` is the canonical one, where the framework splits an axis."""
+    moved = tuple(shape[axis] for axis in axes)
+    return np.ascontiguousarray(array.reshape(moved).transpose(np.argsort(axes)))

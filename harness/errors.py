@@ -1,0 +1,49 @@
+"""The errors that a user meets, one per audience. Each says where, what, and what instead."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class HarnessError(Exception):
+    """Anything that the command line prints as a sentence, without a traceback."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a spec, and where."""
+
+    message: str
+    where: str = ""
+    """A path through the spec: `networks.classifier.layers[3] conv2d`."""
+    line: int | None = None
+    column: int | None = None
+
+
+class SpecError(HarnessError):
+    """A spec that cannot be run: every problem that was found, with file, line and column. Fix your YAML."""
+
+    def __init__(self, source: Path | str, problems: list[Problem]) -> None:
+        self.source, self.problems = str(source), problems
+        super().__init__("\n".join(self._line(problem) for problem in problems))
+
+    def _line(self, problem: Problem) -> str:
+        place = self.source
+        if problem.line is not None:
+            place += f":{problem.line}:{problem.column}"
+        return ": ".join(part for part in (place, problem.where, problem.message) if part)
+
+
+class CallError(HarnessError):
+    """The call itself is wrong: an unknown backend, a missing directory. Fix the command."""
+
+
+class DataError(HarnessError):
+    """Data that cannot be trained on: a missing file, NaN, labels out of range. Fix the data."""
+
+
+class Unsupported(HarnessError):  # noqa: N818 - the name that its readers look for
+    """A backend cannot express what the spec asks for."""
+
+
+class WorkerFailed(HarnessError):  # noqa: N818
+    """A backend's process ended without a result. Read its log."""

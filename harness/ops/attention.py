@@ -1,0 +1,67 @@
+"""Multi-head scaled dot-product attention over sequences T × C."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.special import softmax
+
+from harness.initializers import GlorotUniform, Initializer, Zeros
+from harness.ops.base import Array, Count, Flag, Mode, Op, Parameter, Rate, Shape, need, need_rank
+
+
+class Attention(Op):
+    """`softmax(q kᵀ / sqrt(C / heads)) v`, heads side by side (Vaswani et al. 2017, arXiv:1706.03762).
+
+    q is made from the first input; k and v from the second, or from the first where there is only one.
+    `causal`: a position sees itself and those before it. `dropout` drops attention weights after the softmax.
+    """
+
+    kind = "attention"
+    shorthand = "heads"
+    arity = (1, 2)
+    heads: Count
+    causal: Flag = False
+    dropout: Rate = 0.0
+    bias: Flag = True
+    kernel_init: Initializer = GlorotUniform()
+    bias_init: Initializer = Zeros()
+
+    def output(self, *inputs: Shape) -> Shape:
+        for shape in inputs:
+            need_rank(shape, 2, "[time, channels]")
+        need(inputs[0][1] % self.heads == 0, f"{inputs[0][1]} channels cannot be split into {self.heads} heads")
+        if self.causal:
+            need(inputs[0][0] == inputs[-1][0], "causal attention needs queries and keys of one length")
+        return inputs[0]
+
+    def parameters(self, *inputs: Shape) -> tuple[Parameter, ...]:
+        channels, memory = inputs[0][1], inputs[-1][1]
+        parameters = []
+        for part, fan_in in (("query", channels), ("key", memory), ("value", memory), ("out", channels)):
+            fans = (fan_in, channels)
+            parameters.append(Parameter(f"{part}_kernel", fans, "IO", self.kernel_init, *fans))
+            if self.bias:
+                parameters.append(Parameter(f"{part}_bias", (channels,), "O", self.bias_init, *fans))
+        return tuple(parameters)
+
+    def mask(self, *inputs: Shape) -> tuple[Shape, float] | None:
+        return ((self.heads, inputs[0][0], inputs[-1][0]), self.dropout) if self.dropout else None
+
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
+        def project(x: Array, part: str) -> Array:
+            return x @ parameters[f"{part}_kernel"] + parameters.get(f"{part}_bias", 0.0)
+
+        def split(x: Array) -> Array:  # N T C -> N heads T C/heads
+            return x.reshape(*x.shape[:2], self.heads, -1).swapaxes(1, 2)
+
+        q, k, v = (split(project(x, part)) for x, part in
+                   ((inputs[0], "query"), (inputs[-1], "key"), (inputs[-1], "value")))  # fmt: skip
+        scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
+        if self.causal:
+            scores = np.where(np.tril(np.ones(scores.shape[-2:], dtype=bool)), scores, -np.inf)
+        weights = softmax(scores, axis=-1)
+        if mode.training and mode.mask is not None:
+            weights = weights * mode.mask
+        y = (weights @ v).swapaxes(1, 2)
+        return project(y.reshape(*y.shape[:2], -1), "out")

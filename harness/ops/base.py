@@ -1,0 +1,199 @@
+"""What every op of a spec has: fields, a shape rule, parameters, and a float64 reference.
+
+The reference *is* the definition: readable NumPy over a batch, axes channels-last. Backends are
+compared with it and never the other way round. Adding an op is one class in this package, one
+lowering of the same name per backend, and one row in `tests/cases.py`; a test names whichever is missing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from harness.initializers import InitializerKind
+from harness.record import Kind
+
+Shape = tuple[int, ...]
+"""The shape of one example: the batch axis is always left out."""
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Pads = tuple[tuple[int, int], ...]
+
+
+class ShapeError(ValueError):
+    """Shapes that do not fit an op; the message says which and what would."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """An array that a layer owns, in canonical axes.
+
+    `axes` spells the axes, channels last: "IO" dense, "HWIO" convolution, "IG" gates side by side.
+    `learned` is false for statistics (batch normalisation's running mean and variance).
+    """
+
+    name: str
+    shape: Shape
+    axes: str
+    init: InitializerKind
+    fan_in: int = 1
+    fan_out: int = 1
+    learned: bool = True
+
+
+@dataclass
+class Mode:
+    """How a reference is evaluated: training or not, with which dropout multiplier, noting new statistics."""
+
+    training: bool = False
+    mask: Array | None = None
+    statistics: dict[str, Array] = field(default_factory=dict)
+
+
+class Op(Kind):
+    """One layer of a network: a subclass's fields are what a spec may write, `kind` is its name there."""
+
+    arity: ClassVar[tuple[int, int | None]] = (1, 1)
+    """The least and the most inputs."""
+    dtype: ClassVar[Literal["float", "int"]] = "float"
+    """What its inputs must be."""
+    label: ClassVar[str] = ""
+    """The stem of an automatic name, where it is not the op's own: conv2d is called conv1, conv2, ..."""
+
+    def resolve(self, *_inputs: Shape) -> "Op":
+        """The same op with everything that depends on the input's shape made explicit."""
+        return self
+
+    def output(self, *inputs: Shape) -> Shape:
+        """The output's shape. Raises ShapeError."""
+        return inputs[0]
+
+    def parameters(self, *_inputs: Shape) -> tuple[Parameter, ...]:
+        """The op's parameters and statistics, in canonical order."""
+        return ()
+
+    def mask(self, *_inputs: Shape) -> tuple[Shape, float] | None:
+        """The shape (without the batch axis) and drop rate of this op's dropout mask, if it has one."""
+        return None
+
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
+        """The op on a batch, in float64. `parameters` are named as in `parameters()`."""
+        raise TypeError(f"{self.kind} has no reference")  # pragma: no cover
+
+
+def need(condition: bool, message: str) -> None:  # noqa: FBT001 - reads as a sentence
+    """Raise ShapeError unless the condition holds."""
+    if not condition:
+        raise ShapeError(message)
+
+
+def need_rank(shape: Shape, rank: int, axes: str) -> None:
+    """Raise ShapeError unless `shape` has `rank` axes."""
+    need(len(shape) == rank, f"needs an input of shape {axes}, got {spell(shape)}")
+
+
+def spell(shape: Shape) -> str:
+    """A shape as it is written in a spec.
+
+    >>> spell((8, 8, 1)), spell(())
+    ('[8, 8, 1]', '[]')
+    """
+    return "[" + ", ".join(map(str, shape)) + "]"
+
+
+def _pair(value: object) -> object:
+    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _pads(value: object) -> object:
+    """One number is all four sides, a list of two is (vertical, horizontal)."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return ((value, value), (value, value))
+    if isinstance(value, (list, tuple)):
+        return tuple((v, v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value)
+    return value
+
+
+def _pads_1d(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return ((value, value),)
+    if isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(v, int) for v in value):
+        return (tuple(value),)
+    return value
+
+
+def _rate(value: float) -> float:
+    if not 0 <= value < 1:
+        raise ValueError("the share to drop is at least 0 and below 1")
+    return value
+
+
+Count = Annotated[int, Field(gt=0, strict=True)]
+Size = Annotated[int, Field(ge=0, strict=True)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, AfterValidator(_rate)]
+Flag = Annotated[bool, Field(strict=True)]
+Pair = Annotated[tuple[Count, Count], BeforeValidator(_pair)]
+Single = Annotated[tuple[Count], BeforeValidator(lambda v: (v,) if isinstance(v, int) else v)]
+Side = tuple[Size, Size]
+Padding2d = Annotated[Literal["same", "valid"] | tuple[Side, Side], BeforeValidator(_pads)]
+Padding1d = Annotated[Literal["same", "valid"] | tuple[Side], BeforeValidator(_pads_1d)]
+
+
+def same_pads(size: int, window: int, stride: int, dilation: int = 1) -> tuple[int, int]:
+    """The zeros before and after one axis so that the output has ceil(size / stride).
+
+    The odd zero goes *after*, as in TensorFlow and XLA.
+
+    >>> same_pads(28, window=3, stride=1), same_pads(14, window=3, stride=2)
+    ((1, 1), (0, 1))
+    """
+    reach = (window - 1) * dilation + 1
+    total = max((-(-size // stride) - 1) * stride + reach - size, 0)
+    return total // 2, total - total // 2
+
+
+def explicit_pads(
+    padding: str | Pads, sizes: Shape, window: Shape, stride: Shape, dilation: Shape | None = None
+) -> Pads:
+    """`same` and `valid` as numbers of zeros: ((before, after) for each spatial axis)."""
+    if padding == "valid":
+        return tuple((0, 0) for _ in window)
+    if padding == "same":
+        dilation = dilation or tuple(1 for _ in window)
+        return tuple(same_pads(*axis) for axis in zip(sizes, window, stride, dilation, strict=True))
+    return tuple((before, after) for before, after in padding)  # type: ignore[misc]
+
+
+def window_counts(
+    sizes: Shape, window: Shape, stride: Shape, pads: Pads, dilation: Shape | None = None
+) -> Shape:
+    """How many windows fit on each spatial axis. Raises ShapeError if on one of them none does."""
+    dilation = dilation or tuple(1 for _ in window)
+    counts = []
+    for size, w, s, (before, after), d in zip(sizes, window, stride, pads, dilation, strict=True):
+        reach = (w - 1) * d + 1
+        need(
+            size + before + after >= reach,
+            f"a window of {reach} does not fit into {size} + {before + after} zeros of padding",
+        )
+        counts.append((size + before + after - reach) // s + 1)
+    return tuple(counts)
+
+
+def windows(
+    x: Array, window: Shape, stride: Shape, pads: Pads, dilation: Shape | None = None, fill: float = 0.0
+) -> Array:
+    """Every window of `x`: shape (N, *counts, *window, C)."""
+    spatial = len(window)
+    dilation = dilation or (1,) * spatial
+    reach = tuple((w - 1) * d + 1 for w, d in zip(window, dilation, strict=True))
+    x = np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=fill)
+    view = np.lib.stride_tricks.sliding_window_view(x, reach, axis=tuple(range(1, spatial + 1)))
+    view = view[(slice(None), *(slice(None, None, s) for s in stride))]
+    view = view[(..., *(slice(None, None, d) for d in dilation))]
+    return np.moveaxis(view, spatial + 1, -1)

@@ -1,0 +1,184 @@
+"""Convolutions, their transpose, and nearest-neighbour upsampling: sequences T × C, images H × W × C."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from harness.initializers import GlorotUniform, Initializer, Zeros
+from harness.ops.base import (
+    Array,
+    Count,
+    Flag,
+    Mode,
+    Op,
+    Padding1d,
+    Padding2d,
+    Pads,
+    Pair,
+    Parameter,
+    Shape,
+    Single,
+    explicit_pads,
+    need,
+    need_rank,
+    window_counts,
+    windows,
+)
+
+
+class Convolution(Op):
+    """Cross-correlation with zero padding, as all frameworks call convolution."""
+
+    label = "conv"
+    channels: Count
+    kernel: tuple[Count, ...]
+    stride: tuple[Count, ...]
+    dilation: tuple[Count, ...]
+    padding: str | Pads
+    groups: Count = 1
+    bias: Flag = True
+    kernel_init: Initializer = GlorotUniform()
+    bias_init: Initializer = Zeros()
+
+    def resolve(self, *inputs: Shape) -> "Convolution":
+        rank = len(self.kernel)
+        need_rank(inputs[0], rank + 1, "[time, channels]" if rank == 1 else "[height, width, channels]")
+        pads = explicit_pads(self.padding, inputs[0][:-1], self.kernel, self.stride, self.dilation)
+        return self.model_copy(update={"padding": pads})
+
+    def output(self, *inputs: Shape) -> Shape:
+        *sizes, channels = inputs[0]
+        for what, n in (("input channels", channels), ("channels", self.channels)):
+            need(n % self.groups == 0, f"{n} {what} cannot be split into {self.groups} groups")
+        counts = window_counts(tuple(sizes), self.kernel, self.stride, self.pads, self.dilation)
+        return (*counts, self.channels)
+
+    @property
+    def pads(self) -> Pads:
+        """The zeros before and after each spatial axis; known once the op is resolved."""
+        if isinstance(self.padding, str):
+            raise TypeError("the op is not resolved")  # pragma: no cover
+        return self.padding
+
+    def parameters(self, *inputs: Shape) -> tuple[Parameter, ...]:
+        taps, channels = math.prod(self.kernel), inputs[0][-1] // self.groups
+        fans = taps * channels, taps * self.channels // self.groups
+        shape = (*self.kernel, channels, self.channels)
+        kernel = Parameter("kernel", shape, "HWIO"[-len(shape) :], self.kernel_init, *fans)
+        bias = Parameter("bias", (self.channels,), "O", self.bias_init, *fans)
+        return (kernel, bias) if self.bias else (kernel,)
+
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+        view = windows(inputs[0], self.kernel, self.stride, self.pads, self.dilation)
+        spatial = "hw"[: len(self.kernel)]
+        taps = "ij"[: len(self.kernel)]
+        # Group g sees the g-th slice of the input channels and makes the g-th slice of the output's.
+        parts = zip(
+            np.split(view, self.groups, axis=-1), np.split(parameters["kernel"], self.groups, axis=-1), strict=True
+        )
+        rule = f"n{spatial}{taps}c,{taps}co->n{spatial}o"
+        y = np.concatenate([np.einsum(rule, x, k, optimize=True) for x, k in parts], axis=-1)
+        return y + parameters["bias"] if self.bias else y
+
+
+class Conv1d(Convolution):
+    """Convolution over time: T × C -> T' × channels. The kernel's axes are W, I / groups, O."""
+
+    kind = "conv1d"
+    kernel: Single
+    stride: Single = (1,)
+    dilation: Single = (1,)
+    padding: Padding1d = "valid"
+
+
+class Conv2d(Convolution):
+    """Convolution over an image: H × W × C -> H' × W' × channels. The kernel's axes are H, W, I / groups, O."""
+
+    kind = "conv2d"
+    kernel: Pair
+    stride: Pair = (1, 1)
+    dilation: Pair = (1, 1)
+    padding: Padding2d = "valid"
+
+
+class ConvTranspose2d(Op):
+    """The gradient of a convolution with respect to its input: H × W × C -> about stride·H × stride·W × channels.
+
+    `valid` gives (H - 1)·stride + kernel; `same` gives H·stride, cropping kernel - stride, the odd one after.
+    The kernel's axes are H, W, O, I: those of the convolution that it transposes.
+    """
+
+    kind = "conv_transpose2d"
+    label = "deconv"
+    channels: Count
+    kernel: Pair
+    stride: Pair = (1, 1)
+    padding: Padding2d = "valid"
+    """`same`, `valid`, or how much of each side is cropped."""
+    bias: Flag = True
+    kernel_init: Initializer = GlorotUniform()
+    bias_init: Initializer = Zeros()
+
+    def resolve(self, *inputs: Shape) -> "ConvTranspose2d":
+        need_rank(inputs[0], 3, "[height, width, channels]")
+        if self.padding == "same":
+            for k, s in zip(self.kernel, self.stride, strict=True):
+                need(k >= s, f"'same' needs a kernel of at least the stride, got {k} and {s}")
+            crop = tuple(((k - s) // 2, (k - s) - (k - s) // 2) for k, s in zip(self.kernel, self.stride, strict=True))
+            return self.model_copy(update={"padding": crop})
+        return self.model_copy(update={"padding": explicit_pads(self.padding, (), self.kernel, self.stride)})
+
+    @property
+    def crop(self) -> Pads:
+        """How much of each side is cut off; known once the op is resolved."""
+        if isinstance(self.padding, str):
+            raise TypeError("the op is not resolved")  # pragma: no cover
+        return self.padding
+
+    def output(self, *inputs: Shape) -> Shape:
+        sizes = []
+        for n, k, s, (before, after) in zip(inputs[0], self.kernel, self.stride, self.crop, strict=False):
+            need(max(before, after) < k, f"cropping {max(before, after)} of a kernel of {k} leaves nothing of it")
+            size = (n - 1) * s + k - before - after
+            need(size > 0, f"cropping {before + after} leaves nothing of {(n - 1) * s + k}")
+            sizes.append(size)
+        return (*sizes, self.channels)
+
+    def parameters(self, *inputs: Shape) -> tuple[Parameter, ...]:
+        taps, channels = math.prod(self.kernel), inputs[0][-1]
+        fans = taps * channels, taps * self.channels
+        kernel = Parameter("kernel", (*self.kernel, self.channels, channels), "HWOI", self.kernel_init, *fans)
+        bias = Parameter("bias", (self.channels,), "O", self.bias_init, *fans)
+        return (kernel, bias) if self.bias else (kernel,)
+
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+        (x,), kernel = inputs, parameters["kernel"]
+        (kh, kw), (sh, sw) = self.kernel, self.stride
+        n, height, width, _ = x.shape
+        full = np.zeros((n, (height - 1) * sh + kh, (width - 1) * sw + kw, self.channels))
+        for i in range(height):
+            for j in range(width):
+                # Every input pixel stamps the kernel, scaled by its value, onto the output.
+                stamp = np.einsum("nc,hwoc->nhwo", x[:, i, j], kernel)
+                full[:, i * sh : i * sh + kh, j * sw : j * sw + kw] += stamp
+        (top, bottom), (left, right) = self.crop
+        y = full[:, top : full.shape[1] - bottom, left : full.shape[2] - right]
+        return y + parameters["bias"] if self.bias else y
+
+
+class Upsample2d(Op):
+    """Every pixel repeated `factor` times in both directions (nearest neighbour)."""
+
+    kind = "upsample2d"
+    label = "upsample"
+    shorthand = "factor"
+    factor: Pair
+
+    def output(self, *inputs: Shape) -> Shape:
+        need_rank(inputs[0], 3, "[height, width, channels]")
+        height, width, channels = inputs[0]
+        return (height * self.factor[0], width * self.factor[1], channels)
+
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+        return inputs[0].repeat(self.factor[0], axis=1).repeat(self.factor[1], axis=2)

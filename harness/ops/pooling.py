@@ -1,0 +1,147 @@
+"""Pooling over time or over an image, windowed and global."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from harness.ops.base import (
+    Array,
+    Count,
+    Flag,
+    Mode,
+    Op,
+    Padding1d,
+    Padding2d,
+    Pads,
+    Pair,
+    Shape,
+    Single,
+    explicit_pads,
+    need,
+    need_rank,
+    window_counts,
+    windows,
+)
+
+
+class Pool(Op):
+    """A window that slides over the spatial axes, each channel by itself."""
+
+    label = "pool"
+    shorthand = "window"
+    window: tuple[Count, ...]
+    stride: tuple[Count, ...] | None
+    """Left out, the window: the windows tile the input."""
+    padding: str | Pads
+
+    def resolve(self, *inputs: Shape) -> "Pool":
+        rank = len(self.window)
+        need_rank(inputs[0], rank + 1, "[time, channels]" if rank == 1 else "[height, width, channels]")
+        stride = self.stride or self.window
+        pads = explicit_pads(self.padding, inputs[0][:-1], self.window, stride)
+        for w, side in zip(self.window, pads, strict=True):
+            need(max(side) < w, f"a padding of {max(side)} makes a window of {w} that sees only padding")
+        return self.model_copy(update={"stride": stride, "padding": pads})
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The stride, known once the op is resolved."""
+        return self.stride or self.window
+
+    @property
+    def pads(self) -> Pads:
+        """The padding before and after each spatial axis, known once the op is resolved."""
+        if isinstance(self.padding, str):
+            raise TypeError("the op is not resolved")  # pragma: no cover
+        return self.padding
+
+    def output(self, *inputs: Shape) -> Shape:
+        *sizes, channels = inputs[0]
+        return (*window_counts(tuple(sizes), self.window, self.steps, self.pads), channels)
+
+
+class MaxPool(Pool):
+    """The greatest value of each window; padding never wins. At a tie the first takes the gradient, row by row."""
+
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+        view = windows(inputs[0], self.window, self.steps, self.pads, fill=-np.inf)
+        rank = len(self.window)
+        return view.max(axis=tuple(range(rank + 1, 2 * rank + 1)))
+
+
+class AvgPool(Pool):
+    """The mean of each window, over its real values, or with `count_padding` over the zeros beside them too."""
+
+    count_padding: Flag = False
+
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+        rank = len(self.window)
+        axes = tuple(range(rank + 1, 2 * rank + 1))
+        total = windows(inputs[0], self.window, self.steps, self.pads).sum(axis=axes)
+        real = np.ones_like(inputs[0][:1, ..., :1])
+        count = windows(real, self.window, self.steps, self.pads, fill=float(self.count_padding)).sum(axis=axes)
+        return total / count
+
+
+class MaxPool1d(MaxPool):
+    """The greatest value of each window of a sequence T × C."""
+
+    kind = "max_pool1d"
+    window: Single
+    stride: Single | None = None
+    padding: Padding1d = "valid"
+
+
+class MaxPool2d(MaxPool):
+    """The greatest value of each window of an image H × W × C."""
+
+    kind = "max_pool2d"
+    window: Pair
+    stride: Pair | None = None
+    padding: Padding2d = "valid"
+
+
+class AvgPool1d(AvgPool):
+    """The mean of each window of a sequence T × C."""
+
+    kind = "avg_pool1d"
+    window: Single
+    stride: Single | None = None
+    padding: Padding1d = "valid"
+
+
+class AvgPool2d(AvgPool):
+    """The mean of each window of an image H × W × C."""
+
+    kind = "avg_pool2d"
+    window: Pair
+    stride: Pair | None = None
+    padding: Padding2d = "valid"
+
+
+class GlobalPool(Op):
+    """Every axis but the last reduced: H × W × C or T × C -> C."""
+
+    label = "pool"
+
+    def output(self, *inputs: Shape) -> Shape:
+        need(len(inputs[0]) > 1, "needs at least one axis before the channels")
+        return (inputs[0][-1],)
+
+
+class GlobalAvgPool(GlobalPool):
+    """The mean over every position: H × W × C or T × C -> C."""
+
+    kind = "global_avg_pool"
+
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+        return inputs[0].mean(axis=tuple(range(1, inputs[0].ndim - 1)))
+
+
+class GlobalMaxPool(GlobalPool):
+    """The greatest value over every position: H × W × C or T × C -> C. Ties share the gradient evenly."""
+
+    kind = "global_max_pool"
+
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+        return inputs[0].max(axis=tuple(range(1, inputs[0].ndim - 1)))

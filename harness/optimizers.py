@@ -1,0 +1,155 @@
+"""Optimizers, learning-rate schedules and gradient clipping: the rules, with their sources.
+
+t counts updates from 0. The learning rate of update t is `learning_rate · schedule(t)`.
+Order within an update: clip the raw gradient, then the optimizer; weight decay never meets the clipping.
+"""
+
+import math
+from fnmatch import fnmatchcase
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from harness.ops.base import Count, Flag, Fraction, NotNegative, Positive, Size
+from harness.record import Kind, OneOf
+
+
+class Optimizer(Kind):
+    """A rule that turns gradients into new parameters."""
+
+    learning_rate: NotNegative
+
+
+class Sgd(Optimizer):
+    """Gradient descent with momentum (Sutskever et al. 2013, ICML).
+
+    `v = momentum · v + g;  p -= lr · v`, with Nesterov `p -= lr · (g + momentum · v)`. The learning rate stays
+    outside the velocity, so a schedule acts at once (Keras' own rule has it inside).
+    """
+
+    kind = "sgd"
+    momentum: Fraction = 0.0
+    nesterov: Flag = False
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> "Sgd":
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+
+class Adam(Optimizer):
+    """Adam (Kingma and Ba 2015, arXiv:1412.6980, algorithm 1).
+
+    `m = b1·m + (1-b1)·g;  v = b2·v + (1-b2)·g²;  p -= lr · (m / (1-b1^(t+1))) / (sqrt(v / (1-b2^(t+1))) + epsilon)`.
+    Epsilon is added after the bias correction (Keras' own rule adds it before).
+    """
+
+    kind = "adam"
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    epsilon: Positive = 1e-8
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay, `p -= lr · weight_decay · p` (Loshchilov and Hutter 2019, arXiv:1711.05101).
+
+    `no_decay` lists the parameters that are spared: kinds ("bias") or patterns of full names ("*.norm1.*").
+    """
+
+    kind = "adamw"
+    weight_decay: NotNegative = 0.01
+    no_decay: tuple[str, ...] = ("bias", "scale")
+
+    def decays(self, parameter: str) -> bool:
+        """Whether a parameter of this canonical name shrinks.
+
+        >>> adamw = AdamW(learning_rate=0.1)
+        >>> adamw.decays("dense1.kernel"), adamw.decays("dense1.bias"), adamw.decays("attention1.query_bias")
+        (True, False, False)
+        """
+        leaf = parameter.rpartition(".")[2]
+        kind = leaf.rpartition("_")[2]
+        return not any(fnmatchcase(parameter, p) or p in (leaf, kind) for p in self.no_decay)
+
+
+OPTIMIZERS: tuple[type[Optimizer], ...] = (Sgd, Adam, AdamW)
+OptimizerChoice = Annotated[Optimizer, OneOf("optimizer", lambda: OPTIMIZERS)]
+
+
+class Schedule(Kind):
+    """A factor on the learning rate: a linear warm-up, then the schedule's own rule counted from its end."""
+
+    warmup: Size = 0
+    """For update t < warmup the factor is `warmup_start + (1 - warmup_start) · t / warmup`."""
+    warmup_start: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    def after(self, t: int) -> float:
+        """The factor t updates after the warm-up."""
+        raise TypeError(self.kind)  # pragma: no cover
+
+    def factor(self, t: int) -> float:
+        """The factor of update t, in float64."""
+        if t < self.warmup:
+            return self.warmup_start + (1 - self.warmup_start) * t / self.warmup
+        return self.after(t - self.warmup)
+
+
+class Constant(Schedule):
+    """1, always."""
+
+    kind = "constant"
+
+    def after(self, t: int) -> float:  # noqa: ARG002
+        return 1.0
+
+
+class Step(Schedule):
+    """`multiply_by ** (t // every)`."""
+
+    kind = "step"
+    every: Count
+    multiply_by: Positive = 0.1
+
+    def after(self, t: int) -> float:
+        return self.multiply_by ** (t // self.every)
+
+
+class Cosine(Schedule):
+    """`final + (1 - final) · (1 + cos(pi · min(t, steps) / steps)) / 2` (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
+
+    kind = "cosine"
+    steps: Count | None = None
+    """The updates of the descent, warm-up not counted; left out, what remains of the training."""
+    final: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    def after(self, t: int) -> float:
+        steps = self.steps or 1
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(t, steps) / steps))
+
+
+SCHEDULES: tuple[type[Schedule], ...] = (Constant, Step, Cosine)
+ScheduleChoice = Annotated[Schedule, OneOf("schedule", lambda: SCHEDULES)]
+
+
+class Clip(Kind):
+    """A bound on gradients."""
+
+    shorthand = "limit"
+    limit: Positive
+
+
+class GlobalNorm(Clip):
+    """All gradients times `min(1, limit / norm)`, norm that of them all together (Pascanu et al. 2013, ICML)."""
+
+    kind = "global_norm"
+
+
+class ClipValue(Clip):
+    """Each value of each gradient into [-limit, limit]."""
+
+    kind = "value"
+
+
+CLIPS: tuple[type[Clip], ...] = (GlobalNorm, ClipValue)
+ClipChoice = Annotated[Clip, OneOf("clipping rule", lambda: CLIPS)]

@@ -1,0 +1,127 @@
+"""Frozen records and the op-first way of writing them: `- conv2d: {channels: 8, kernel: 3}`, `- relu`."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+
+class Record(BaseModel):
+    """A frozen piece of a spec: unknown fields, NaN and silent conversions are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Kind(Record):
+    """A record that is written by its own name first, one of a family of alternatives."""
+
+    kind: ClassVar[str]
+    """Its name in a spec."""
+    shorthand: ClassVar[str | None] = None
+    """The field that a bare value sets: `dense: 10` means `dense: {units: 10}`."""
+
+
+class OneOf:
+    """Annotates a field that takes one kind of a family, written op first.
+
+    `families` is called when a schema is built, so that a family may contain records that contain the family.
+    """
+
+    def __init__(self, what: str, family: Callable[[], Sequence[type[Kind]]]) -> None:
+        self.what, self.family = what, family
+
+    def split(self, value: object) -> tuple[str, object]:
+        """`relu`, `{relu: null}`, `{dense: 10}` and `{dense: {units: 10}}` as (kind, arguments)."""
+        if isinstance(value, Kind):
+            return value.kind, value
+        kinds = {cls.kind: cls for cls in self.family()}
+        if isinstance(value, str):
+            name, arguments = value, None
+        elif isinstance(value, Mapping) and len(value) == 1:
+            ((name, arguments),) = value.items()
+        else:
+            example = next(iter(kinds))
+            raise PydanticCustomError(
+                "one_of",
+                "{what} is written as its name with its fields below, like '{example}: {{...}}', got {got}",
+                {
+                    "what": self.what,
+                    "example": example,
+                    "got": "several keys: " + ", ".join(map(str, value))
+                    if isinstance(value, Mapping)
+                    else repr(value),
+                },
+            )
+        if name not in kinds:
+            raise unknown(self.what, str(name), list(kinds))
+        cls = kinds[str(name)]
+        if arguments is None:
+            arguments = {}
+        elif not isinstance(arguments, Mapping) and cls.shorthand:
+            arguments = {cls.shorthand: arguments}
+        return str(name), arguments
+
+    def __get_pydantic_core_schema__(self, _source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        choices = {
+            cls.kind: core_schema.no_info_before_validator_function(_arguments, handler.generate_schema(cls))
+            for cls in self.family()
+        }
+        union = core_schema.tagged_union_schema(choices, discriminator=_kind)
+        return core_schema.no_info_before_validator_function(self.split, union)
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        union = schema["schema"]  # type: ignore[typeddict-item]
+        alternatives: list[dict[str, Any]] = []
+        bare = [cls.kind for cls in self.family() if not any(f.is_required() for f in cls.model_fields.values())]
+        if bare:
+            alternatives.append({"enum": bare})
+        for cls in self.family():
+            reference = handler(union["choices"][cls.kind])
+            value: dict[str, Any] = reference
+            if cls.shorthand:
+                value = {"anyOf": [reference, {"not": {"type": "object"}}]}
+            elif cls.kind in bare:
+                value = {"anyOf": [reference, {"type": "null"}]}
+            alternatives.append(
+                {
+                    "type": "object",
+                    "properties": {cls.kind: value},
+                    "required": [cls.kind],
+                    "additionalProperties": False,
+                }
+            )
+        return {"anyOf": alternatives}
+
+
+def _kind(value: tuple[str, object]) -> str:
+    return value[0]
+
+
+def _arguments(value: tuple[str, object]) -> object:
+    return value[1]
+
+
+def unknown(what: str, name: str, known: Sequence[str]) -> PydanticCustomError:
+    """The error for a name that nobody declared, with the nearest one that somebody did."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    return PydanticCustomError(
+        "unknown", "{message}", {"message": f"unknown {what} '{name}'{hint} (known: {', '.join(known)})"}
+    )
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401 - any record's field
+    """A record as it would be written in YAML, every default spelled out."""
+    if isinstance(value, Kind):
+        return {value.kind: {k: plain(getattr(value, k)) for k in type(value).model_fields}}
+    if isinstance(value, BaseModel):
+        return {k: plain(getattr(value, k)) for k in type(value).model_fields}
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

@@ -1,0 +1,274 @@
+"""The spec: one YAML file that says what is trained, on what, how, and how it is judged."""
+
+import keyword
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic_core import PydanticCustomError
+
+from harness import source
+from harness.data.datasets import Data
+from harness.errors import Problem, SpecError
+from harness.expressions import Value
+from harness.losses import LossTerm
+from harness.metrics import MetricChoice
+from harness.names import RESERVED
+from harness.ops import OPS
+from harness.ops.base import Count, Size
+from harness.optimizers import ClipChoice, Constant, OptimizerChoice, ScheduleChoice
+from harness.record import Kind, OneOf, Record
+
+
+def _identifier(name: str) -> str:
+    if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name) or name.startswith("_"):
+        raise PydanticCustomError(
+            "identifier",
+            "a name has letters, digits and underscores, starts with a letter and is no Python keyword; got {name}",
+            {"name": repr(name)},
+        )
+    if name in RESERVED:
+        raise PydanticCustomError(
+            "reserved", "the name '{name}' means something to a framework's modules; choose another", {"name": name}
+        )
+    return name
+
+
+Identifier = Annotated[str, AfterValidator(_identifier)]
+
+
+class Residual(Kind):
+    """Adds its input to what its layers make of it (He et al. 2016, arXiv:1512.03385)."""
+
+    kind = "residual"
+    shorthand = "layers"
+    layers: "tuple[LayerItem, ...]"
+    shortcut: "tuple[LayerItem, ...]" = ()
+    """Layers on the way around, where the shapes differ."""
+
+
+class Repeat(Kind):
+    """The same layers several times over, each time with parameters of their own."""
+
+    kind = "repeat"
+    times: Count
+    layers: "tuple[LayerItem, ...]"
+
+
+class Block(Kind):
+    """Layers that are a module of their own. The spec's own `blocks:` become this."""
+
+    kind = "block"
+    layers: "tuple[LayerItem, ...]"
+    class_name: Identifier = "block"
+
+
+LAYERS: tuple[type[Kind], ...] = (*OPS.values(), Residual, Repeat, Block)
+
+
+class Layer(Record):
+    """An op or a container, with its optional name and inputs."""
+
+    op: Annotated[Kind, OneOf("op", lambda: LAYERS)]
+    name: Identifier | None = None
+    inputs: tuple[str, ...] | None = None
+
+    known: ClassVar[tuple[str, ...]] = tuple(cls.kind for cls in LAYERS)
+
+
+def _layer(value: object) -> object:
+    """`conv2d: {channels: 8, name: conv1}` -> op, name and inputs apart."""
+    if isinstance(value, dict) and len(value) == 1:
+        ((kind, arguments),) = value.items()
+        if isinstance(arguments, dict):
+            own = {key: arguments[key] for key in ("name", "inputs") if key in arguments}
+            if isinstance(own.get("inputs"), str):
+                own["inputs"] = (own["inputs"],)
+            rest = {key: item for key, item in arguments.items() if key not in own}
+            return {"op": {kind: rest or None}, **own}
+        return {"op": value}
+    return value if isinstance(value, Layer) else {"op": value}
+
+
+LayerItem = Annotated[Layer, BeforeValidator(_layer)]
+for _cls in (Residual, Repeat, Block):
+    _cls.model_rebuild()
+
+
+class Network(Record):
+    """Layers, sequential unless they say otherwise."""
+
+    inputs: tuple[Identifier, ...] = ("x",)
+    layers: Annotated[tuple[LayerItem, ...], Field(min_length=1)]
+    output: str | None = None
+    """The layer whose value is the network's; left out, the last."""
+
+
+class UpdateSpec(Record):
+    """One minimisation of a training step."""
+
+    name: Identifier | None = None
+    values: dict[Identifier, Value] = {}
+    """Names for values that several terms use."""
+    loss: Annotated[tuple[LossTerm, ...], Field(min_length=1), BeforeValidator(lambda v: v if isinstance(v, (list, tuple)) else (v,))]
+    over: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] | None = None
+    """The networks whose parameters it moves; needed where there is more than one network."""
+    optimizer: OptimizerChoice
+    schedule: ScheduleChoice = Constant()
+    clip: ClipChoice | None = None
+
+
+class Training(Record):
+    """How long, and by which updates, in order, each step."""
+
+    steps: Annotated[int, Field(gt=0, le=10_000_000, strict=True)]
+    updates: Annotated[tuple[UpdateSpec, ...], Field(min_length=1)]
+
+
+class Prediction(Record):
+    """What the trained network says about given inputs."""
+
+    name: Identifier = "prediction"
+    value: Value
+    inputs: dict[str, Any] = {}
+
+
+class TextSample(Record):
+    """Text written by greedy decoding: the likeliest next character, again and again."""
+
+    logits: Value
+    prompt: Annotated[str, Field(min_length=1)]
+    length: Count = 200
+
+
+class ImageSample(Record):
+    """Images made from fresh noise, for the report."""
+
+    images: Value
+    count: Annotated[int, Field(gt=0, le=400)] = 32
+
+
+class Evaluation(Record):
+    """What is measured on the held-out data (or on the training data, where nothing is held out)."""
+
+    metrics: tuple[MetricChoice, ...] = ()
+    predictions: tuple[Prediction, ...] = ()
+    text: TextSample | None = None
+    images: ImageSample | None = None
+
+
+class Spec(Record):
+    """A whole experiment."""
+
+    name: Identifier
+    about: str = ""
+    seed: Size = 0
+    data: Data
+    blocks: dict[Identifier, Any] = {}
+    networks: Annotated[dict[Identifier, Network], Field(min_length=1)]
+    training: Training
+    evaluation: Evaluation = Evaluation()
+
+
+def load(path: str | Path) -> tuple[Spec, source.Source]:
+    """A spec and its text. Raises SpecError with every problem found."""
+    return validate(source.read(Path(path)))
+
+
+def loads(text: str, name: str = "spec") -> tuple[Spec, source.Source]:
+    """A spec from text. Raises SpecError with every problem found."""
+    return validate(source.parse(text, name))
+
+
+def validate(text: source.Source) -> tuple[Spec, source.Source]:
+    """Located YAML -> Spec. Raises SpecError with every problem found."""
+    try:
+        return Spec.model_validate(text.root.plain()), text
+    except ValidationError as error:
+        raise SpecError(text.name, [_problem(text, e) for e in _distinct(error.errors())]) from None
+
+
+def _distinct(errors: Sequence[Any]) -> list[Any]:
+    """One error a place: a union reports each of its alternatives."""
+    first: dict[tuple[Any, ...], Any] = {}
+    for error in errors:
+        place = tuple(step for step in error["loc"] if not str(step).startswith(("tuple[", "literal[", "function-")))
+        first.setdefault(place, {**error, "loc": place})
+    return list(first.values())
+
+
+def _problem(text: source.Source, error: Any) -> Problem:  # noqa: ANN401 - pydantic's error record
+    path, kind = error["loc"], error["type"]
+    if kind == "extra_forbidden":
+        *above, name = path
+        known = _fields(above)
+        hint = source.get_close_matches(str(name), known, n=1)
+        message = f"unknown field '{name}'"
+        message += f"; did you mean '{hint[0]}'?" if hint else ""
+        message += f" (fields: {', '.join(known)})" if known else ""
+        return text.problem(path, message)
+    if kind == "missing":
+        message = f"needs '{path[-1]}'"
+        return text.problem(path[:-1], message)
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:] if message.startswith(("Input", "Field", "Tuple")) else message
+    if kind not in {"unknown", "one_of", "expression", "identifier", "reserved", "value_error"}:
+        got = error.get("input")
+        message += f", got {got!r}" if isinstance(got, (str, int, float, bool, type(None))) else ""
+    return text.problem(path, message)
+
+
+def _fields(path: Sequence[str | int]) -> list[str]:
+    """The fields of the record at a path, for a hint."""
+    cls: Any = Spec
+    families: dict[str, Any] = {c.kind: c for c in LAYERS}
+    extra: list[str] = []
+    for step in path:
+        if isinstance(step, int):
+            continue
+        field = cls.model_fields.get(step) if hasattr(cls, "model_fields") else None
+        found = families.get(step) if field is None else _record(field.annotation, field.metadata, families)
+        if found is not None:
+            extra = ["name", "inputs"] if found in LAYERS else []
+            cls = found
+    return [*cls.model_fields, *extra]
+
+
+def _record(annotation: Any, metadata: Sequence[Any], families: dict[str, Any]) -> Any:  # noqa: ANN401
+    """The record inside an annotation: a tuple's, a dict's, an optional's; a family's kinds are noted."""
+    for item in metadata:
+        if isinstance(item, OneOf):
+            families.update({c.kind: c for c in item.family()})
+            return None
+    if isinstance(annotation, type) and issubclass(annotation, Record):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _record(argument, getattr(argument, "__metadata__", ()), families)
+        if found is not None:
+            return found
+    origin = getattr(annotation, "__origin__", None)
+    return _record(origin, (), families) if isinstance(origin, type) and issubclass(origin, Record) else None
+
+
+def find(name: str) -> Path:
+    """A spec by path or by the bare name of one that comes with the harness."""
+    path = Path(name)
+    if path.exists() or path.suffix in {".yaml", ".yml"} or "/" in name:
+        return path
+    bundled = directory() / f"{name}.yaml"
+    if bundled.exists():
+        return bundled
+    near = source.get_close_matches(name, [p.stem for p in directory().glob("*.yaml")], n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else " (`harness list specs` lists those that come with it)"
+    raise SpecError(name, [Problem(f"no such spec{hint}")])
+
+
+def directory() -> Path:
+    """Where the specs that come with the harness are."""
+    here = Path(__file__).parent
+    beside = here.parent / "specs"
+    return beside if beside.is_dir() else here / "specs"
+
+
+_ = Literal  # used by pydantic's forward references

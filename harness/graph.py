@@ -12,6 +12,7 @@ from typing import Any
 from harness.data.datasets import Column, Text
 from harness.errors import DataError, Problem, SpecError
 from harness.expressions import Call, Expression, Name, Number, walk
+from harness.initializers import Values
 from harness.losses import Loss, arguments
 from harness.metrics import Metric
 from harness.ops.base import Array, Mode, Op, Parameter, Shape, ShapeError, spell
@@ -602,8 +603,10 @@ class _Builder:
         try:
             op = op.resolve(*shapes)
             shape = op.output(*shapes)
-            op.parameters(*shapes)
-        except ShapeError as error:
+            for parameter in op.parameters(*shapes):
+                if isinstance(parameter.init, Values):
+                    parameter.init.check(parameter.shape)
+        except ValueError as error:  # a ShapeError, or given values that do not fit
             self.fail(path, str(error))
             return name
         self.nodes.append(Node(name, op, inputs, shapes, shape))

@@ -64,16 +64,20 @@ class Values(InitializerKind):
     shorthand = "values"
     values: Any
 
-    def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:  # noqa: ARG002
+    def check(self, shape: Shape) -> Array:
+        """The values as an array. Raises ValueError where they are not finite numbers of that shape."""
         try:
             array = np.asarray(self.values, dtype=np.float64)
         except (TypeError, ValueError):
-            raise ValueError("values must be numbers in nested lists of equal lengths") from None
+            raise ValueError("initial values must be numbers in nested lists of equal lengths") from None
         if array.shape != shape:
-            raise ValueError(f"values of shape {list(array.shape)} were given for a parameter of shape {list(shape)}")
+            raise ValueError(f"initial values of shape {list(array.shape)} for a parameter of shape {list(shape)}")
         if not np.isfinite(array).all():
-            raise ValueError("values must be finite")
+            raise ValueError("initial values must be finite")
         return array
+
+    def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:  # noqa: ARG002
+        return self.check(shape)
 
 
 class Uniform(InitializerKind):

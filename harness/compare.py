@@ -1,0 +1,177 @@
+"""Are two trainings the same? Differences measured at every step, judged against a stated tolerance.
+
+Measuring returns records; `Comparison.require` raises. Same names first, then shapes, then values; NaN never passes.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from harness.errors import HarnessError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Mismatch(HarnessError):  # noqa: N818 - the name that its readers look for
+    """Two trainings differ: what, where, by how much, and how much was allowed."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far two values may lie apart: `relative` times the tensor's largest magnitude, or times `floor` where that is larger."""
+
+    relative: float
+    floor: float = 1.0
+
+    def allowed(self, a: Array, b: Array) -> float:
+        """The largest difference that passes for these tensors."""
+        magnitude = max((float(np.max(np.abs(x))) for x in (a, b) if x.size), default=0.0)
+        return self.relative * max(magnitude, self.floor)
+
+
+FLOAT64 = 1e-10
+TOLERANCES: dict[str, dict[str, Tolerance]] = {
+    # The proof: nothing semantic hides below this; agreement near 1e-15 is what is measured.
+    "float64": {what: Tolerance(FLOAT64) for what in ("forward", "gradients", "loss", "state", "outputs")},
+    # The practice: losses at every step relative to themselves; tensors drift further than losses do.
+    "float32": {
+        "forward": Tolerance(1e-5),
+        "gradients": Tolerance(1e-4),
+        "loss": Tolerance(1e-5, floor=0.0),
+        "state": Tolerance(1e-2),
+        "outputs": Tolerance(1e-2),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest difference between two tensors of one name."""
+
+    name: str
+    step: int | None
+    """Counted from 1; None outside training."""
+    difference: float
+    """The largest |a - b|; NaN where a value is NaN or infinite in either."""
+    allowed: float
+    index: tuple[int, ...] = ()
+    a: float = 0.0
+    b: float = 0.0
+
+    @property
+    def ratio(self) -> float:
+        """The difference as a share of what is allowed; infinite where it is no number."""
+        if not np.isfinite(self.difference):
+            return float("inf")
+        return self.difference / self.allowed if self.allowed else (0.0 if self.difference == 0 else float("inf"))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One kind of value of two trainings, judged."""
+
+    what: str
+    """`forward`, `gradients`, `loss`, `state` or `outputs`."""
+    a: str
+    b: str
+    worst: Difference | None
+    """The tensor that lies furthest from what is allowed; None where there was nothing to compare."""
+    compared: int
+    """How many tensors."""
+    missing: tuple[str, ...] = ()
+    """Names or shapes that only one of them has."""
+
+    @property
+    def same(self) -> bool:
+        """Whether everything is there and within its tolerance; nothing compared is not the same."""
+        return not self.missing and self.compared > 0 and self.worst is not None and self.worst.ratio <= 1
+
+    def require(self) -> None:
+        """Raise Mismatch unless they are the same."""
+        if not self.same:
+            raise Mismatch(str(self))
+
+    def __str__(self) -> str:
+        head = f"{self.what}: {self.a} and {self.b}"
+        if self.missing:
+            return f"{head} do not have the same tensors: {', '.join(self.missing[:5])}"
+        if self.worst is None:
+            return f"{head}: there was nothing to compare"
+        w = self.worst
+        where = f"step {w.step}, " if w.step is not None else ""
+        at = f"{list(w.index)}" if w.index else ""
+        verdict = "agree" if self.same else "differ"
+        return f"{head} {verdict}: {where}{w.name}{at}: {w.a!r} and {w.b!r}, {w.difference:.3g} apart, {w.allowed:.3g} allowed"
+
+    def record(self) -> dict[str, Any]:
+        """The comparison as JSON."""
+        w = self.worst
+        return {
+            "what": self.what, "a": self.a, "b": self.b, "same": self.same, "compared": self.compared,
+            "missing": list(self.missing),
+            "worst": None if w is None else {
+                "name": w.name, "step": w.step, "index": list(w.index), "difference": w.difference,
+                "allowed": w.allowed, "a": w.a, "b": w.b,
+            },
+        }  # fmt: skip
+
+
+def measure(name: str, a: Array, b: Array, tolerance: Tolerance, step: int | None = None) -> Difference:
+    """The largest difference of two tensors of one shape."""
+    if a.shape != b.shape:
+        raise ValueError(f"{name}: shapes {a.shape} and {b.shape}")
+    if a.size == 0:
+        return Difference(name, step, 0.0, tolerance.allowed(a, b))
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    finite = np.isfinite(x) & np.isfinite(y)
+    if not finite.all():
+        index = tuple(int(i) for i in np.argwhere(~finite)[0])
+        return Difference(name, step, float("nan"), tolerance.relative, index, float(x[index]), float(y[index]))
+    gap = np.abs(x - y)
+    index = tuple(int(i) for i in np.unravel_index(int(gap.argmax()), gap.shape))
+    return Difference(name, step, float(gap[index]), tolerance.allowed(x, y), index, float(x[index]), float(y[index]))
+
+
+def compare(
+    what: str, names: tuple[str, str], a: Mapping[str, Array], b: Mapping[str, Array], tolerance: Tolerance,
+    step: int | None = None,
+) -> Comparison:  # fmt: skip
+    """Two sets of tensors: the same names and shapes first, then values."""
+    missing = [f"only {names[0]} has {name}" for name in sorted(a.keys() - b.keys())]
+    missing += [f"only {names[1]} has {name}" for name in sorted(b.keys() - a.keys())]
+    differences = []
+    for name in sorted(a.keys() & b.keys()):
+        if a[name].shape != b[name].shape:
+            missing.append(f"{name} has shape {a[name].shape} and {b[name].shape}")
+        else:
+            differences.append(measure(name, a[name], b[name], tolerance, step))
+    return Comparison(what, *names, _worst(differences), len(differences), tuple(missing))
+
+
+def compare_losses(
+    names: tuple[str, str], a: Mapping[str, list[float]], b: Mapping[str, list[float]], tolerance: Tolerance
+) -> Comparison:
+    """The losses of every update at every step; different numbers of steps are a mismatch."""
+    missing = [f"only one has losses of '{name}'" for name in sorted(a.keys() ^ b.keys())]
+    differences = []
+    for name in sorted(a.keys() & b.keys()):
+        if len(a[name]) != len(b[name]):
+            missing.append(f"'{name}' has {len(a[name])} and {len(b[name])} steps")
+        for step, (x, y) in enumerate(zip(a[name], b[name], strict=False), start=1):
+            differences.append(measure(name, np.array(x), np.array(y), tolerance, step))
+    return Comparison("loss", *names, _worst(differences), len(differences), tuple(missing))
+
+
+def join(comparisons: Iterable[Comparison]) -> Comparison:
+    """The same comparison over several steps as one."""
+    parts = list(comparisons)
+    first = parts[0]
+    worst = _worst([part.worst for part in parts if part.worst is not None])
+    missing = tuple(dict.fromkeys(m for part in parts for m in part.missing))
+    return Comparison(first.what, first.a, first.b, worst, sum(part.compared for part in parts), missing)
+
+
+def _worst(differences: list[Difference]) -> Difference | None:
+    return max(differences, key=lambda d: d.ratio, default=None)

@@ -1,0 +1,142 @@
+"""Which interpreter runs each backend, and under which environment variables."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.backend import BACKENDS, PACKAGES
+from harness.errors import CallError
+
+ROOT = Path(__file__).resolve().parent.parent
+"""Where `harness` and `backends` are importable from."""
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """The Python that runs a backend's worker."""
+
+    path: str
+    origin: str
+    """`this environment`, `--python`, an environment variable's name or a file's."""
+
+
+def backends(names: str | None) -> tuple[str, ...]:
+    """`torch,jax` as backends. Raises CallError."""
+    if names is None:
+        return BACKENDS
+    chosen = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    unknown = [name for name in chosen if name not in BACKENDS]
+    if unknown or not chosen:
+        what = f"unknown backend '{unknown[0]}'" if unknown else "no backend given"
+        raise CallError(f"{what} (backends: {', '.join(BACKENDS)})")
+    return chosen
+
+
+def interpreters(given: tuple[str, ...] = ()) -> dict[str, Interpreter]:
+    """Each backend's interpreter: `--python`, then HARNESS_PYTHON_<BACKEND>, then pyproject.toml, then this one."""
+    found = {name: Interpreter(sys.executable, "this environment") for name in BACKENDS}
+    project = Path("pyproject.toml")
+    if project.is_file():
+        try:
+            table = tomllib.loads(project.read_text(encoding="utf-8")).get("tool", {}).get("harness", {}).get("python", {})
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise CallError(f"pyproject.toml: {error}") from None
+        for name, path in table.items():
+            found[_backend(name, "pyproject.toml, [tool.harness.python]")] = Interpreter(str(path), "pyproject.toml")
+    for name in BACKENDS:
+        variable = f"HARNESS_PYTHON_{name.upper()}"
+        if path := os.environ.get(variable):
+            found[name] = Interpreter(path, variable)
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or not path:
+            raise CallError(f"--python takes BACKEND=PATH, like torch=/usr/bin/python3; got '{text}'")
+        found[_backend(name, "--python")] = Interpreter(str(Path(path).expanduser()), "--python")
+    for name, interpreter in found.items():
+        if not Path(interpreter.path).exists():
+            raise CallError(f"{interpreter.origin}: the interpreter of {name}, {interpreter.path}, does not exist")
+    return found
+
+
+def _backend(name: str, where: str) -> str:
+    if name not in BACKENDS:
+        raise CallError(f"{where}: unknown backend '{name}' (backends: {', '.join(BACKENDS)})")
+    return name
+
+
+def importable(backend: str, interpreter: Interpreter) -> bool:
+    """Whether this interpreter has the backend's framework; another one is asked when its worker starts."""
+    if interpreter.path != sys.executable:
+        return True
+    return all(importlib.util.find_spec(name) is not None for name in PACKAGES[backend])
+
+
+def worker_environment(device: str, threads: int) -> dict[str, str]:
+    """A worker's environment variables: this process's, with device and threads pinned."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHONSTARTUP", "PYTHONINSPECT"))}
+    own |= {
+        "PYTHONPATH": str(ROOT),
+        "PYTHONHASHSEED": "0",
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OPENBLAS_NUM_THREADS": str(threads),
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "KERAS_BACKEND": "tensorflow",
+    }
+    # Settings that would change numbers behind a program's back.
+    for name in ("ONEDNN_DEFAULT_FPMATH_MODE", "TF_SET_ONEDNN_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE", "JAX_ENABLE_X64",
+                 "JAX_DEFAULT_MATMUL_PRECISION", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"):  # fmt: skip
+        own.pop(name, None)
+    if device == "cpu":
+        own |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+    else:
+        own.setdefault("JAX_PLATFORMS", "cuda")
+        # JAX takes three quarters of the memory at once unless told not to.
+        own.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    return own
+
+
+def cores(threads: int) -> list[int]:
+    """The cores that a worker is pinned to: the last ones, which the operating system uses least."""
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    return sorted(os.sched_getaffinity(0))[-threads:]
+
+
+PROBE = """
+import importlib, importlib.metadata, json, sys
+out = {"python": sys.version.split()[0], "versions": {}}
+try:
+    for name in sys.argv[2].split(","):
+        module = importlib.import_module(name)
+        out["versions"][name] = getattr(module, "__version__", None) or importlib.metadata.version(name)
+    out |= importlib.import_module(f"backends.{sys.argv[1]}.session").environment()
+except BaseException as error:
+    out["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+print("\\n" + json.dumps(out))
+"""
+
+
+def examine(backend: str, interpreter: Interpreter, device: str = "cpu", timeout: float = 180) -> dict[str, Any]:
+    """What `harness doctor` says of a backend: versions and devices, or why it cannot be imported."""
+    found: dict[str, Any] = {"interpreter": interpreter.path, "origin": interpreter.origin}
+    command = [interpreter.path, "-P", "-c", PROBE, backend, ",".join(PACKAGES[backend])]
+    try:
+        done = subprocess.run(  # noqa: S603 - the user's own interpreter
+            command, capture_output=True, text=True, timeout=timeout, check=False, env=worker_environment(device, 1)
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return found | {"error": str(error)}
+    lines = done.stdout.strip().splitlines()
+    try:
+        return found | json.loads(lines[-1])
+    except (IndexError, ValueError):
+        tail = done.stderr.strip().splitlines()
+        return found | {"error": f"exited with status {done.returncode}: {tail[-1] if tail else 'no output'}"}

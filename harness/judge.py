@@ -1,0 +1,252 @@
+"""Worker results -> metrics, comparisons, verdict. Every backend is held against the others and the reference."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from harness import initial, reference
+from harness.compare import TOLERANCES, Comparison, Tolerance, compare, compare_losses, join
+from harness.data.datasets import Text
+from harness.data.inputs import Inputs
+from harness.expressions import Expression
+from harness.graph import Program
+from harness.nullspace import zero_gradient
+from harness.results import BackendResult, RunResult
+
+if TYPE_CHECKING:
+    from harness.run import Options
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Arrays = dict[str, Array]
+ROWS = 256  # examples of the forward comparison, as many as a worker evaluates before training
+
+
+def judge(
+    program: Program, inputs: Inputs, directory: Path, results: Mapping[str, BackendResult], options: "Options"
+) -> RunResult:
+    """The run's result from its workers'."""
+    tolerances = TOLERANCES[options.precision]
+    notes: list[str] = []
+    backends = {name: finish(program, inputs, directory, result) for name, result in results.items()}
+    ok = {name: result for name, result in backends.items() if result.status == "ok"}
+    apart = zero_gradient(program)
+    comparisons = against_reference(program, directory, ok, tolerances)
+    series: dict[str, dict[str, Any]] = {}
+    drift: dict[str, float] = {}
+    for a, b in combinations(ok.values(), 2):
+        found, drawn, parted = pair(a, b, tolerances, apart)
+        comparisons += found
+        series[f"{a.backend}~{b.backend}"] = drawn
+        drift = {name: max(value, drift.get(name, 0.0)) for name, value in parted.items()}
+    same = all(c.same for c in comparisons)
+    for what in ("parameters", "batches", "masks"):
+        if len({result.digests[what] for result in ok.values()}) > 1:
+            same = False
+            notes.append(f"The backends did not start from the same {what}: their digests differ.")
+    if options.precision == "float64" and len({r.text for r in ok.values()}) > 1:
+        same = False
+        notes.append("The texts written by greedy decoding differ.")
+    notes += dead(ok, apart)
+    alive = not any(note.startswith("Dead") for note in notes)
+    failed = len(ok) < len(backends) or not alive
+    if len(ok) < 2 and not failed:  # noqa: PLR2004
+        notes.append("Only one backend was asked for: it is compared with the reference alone.")
+    metrics = {metric.kind: metric.better for metric in program.spec.evaluation.metrics}
+    return RunResult(
+        spec=program.name, about=program.about, directory=directory,
+        verdict="failed" if failed else "same" if same else "differs",
+        steps=program.steps, seed=program.seed, precision=options.precision, threads=options.threads,
+        device=options.device, backends=backends, comparisons=[c.record() for c in comparisons], series=series,
+        notes=notes, zero_gradient=apart, drift=drift, better=metrics,
+    )  # fmt: skip
+
+
+def finish(program: Program, inputs: Inputs, directory: Path, result: BackendResult) -> BackendResult:
+    """A worker's result with metrics, predictions and text; or where its loss stopped being a number."""
+    if result.status == "diverged":
+        return replace(result, error=locate(program, directory, result))
+    if result.status != "ok":
+        return result
+    outputs = result.outputs()
+    evaluation = program.spec.evaluation
+    metrics = {}
+    for metric in evaluation.metrics:
+        said = outputs[f"final/{getattr(metric, metric.roles[0])}"]
+        name = metric.kind if metric.kind != "top_k" else f"top_{metric.k}"  # type: ignore[attr-defined]
+        metrics[name] = metric.compute(said.astype(np.float64), inputs.test[str(getattr(metric, metric.roles[1]))])
+    predictions = {p.name: outputs[f"final/prediction/{p.name}"].tolist() for p in evaluation.predictions}
+    text = None
+    if "text" in outputs and isinstance(program.spec.data, Text):
+        text = program.spec.data.decode(outputs["text"])
+    return replace(result, metrics=metrics, predictions=predictions, text=text)
+
+
+def against_reference(
+    program: Program, directory: Path, results: Mapping[str, BackendResult], tolerances: Mapping[str, Tolerance]
+) -> list[Comparison]:
+    """Outputs before training, and the loss of the first step, against float64 NumPy."""
+    if not results:
+        return []
+    folder = directory / "inputs"
+    parameters = _wide(load_file(folder / "parameters.safetensors"))
+    data, batches = _wide(load_file(folder / "data.safetensors")), _wide(load_file(folder / "batches.safetensors"))
+    some = next(iter(results.values()))
+    forward: Arrays = {}
+    for name, expression in expressions(program).items():
+        if f"initial/{name}" in some.outputs():
+            fields = _fields(program, name, data)
+            forward[name] = reference.evaluate(program, expression, parameters, fields)
+    batch, masks = first_batch(program, data, batches, 0)
+    losses = _first_losses(program, parameters, batch, masks)
+    found = []
+    for backend, result in results.items():
+        said = {name.removeprefix("initial/"): a for name, a in result.outputs().items() if name.startswith("initial/")}
+        found.append(compare("forward", ("reference", backend), forward, said, tolerances["forward"]))
+        # Later updates of a step see what the earlier ones moved: the reference knows the first alone.
+        first = program.updates[0].name
+        mine = {first: np.array(losses)}
+        theirs = {first: np.array(result.losses[first][0])}
+        found.append(compare("loss", ("reference", backend), mine, theirs, tolerances["loss"], step=1))
+    return found
+
+
+def expressions(program: Program) -> dict[str, Expression]:
+    """What workers evaluate, by the name under which they write it."""
+    from harness.expressions import Call, Name  # noqa: PLC0415
+
+    evaluation = program.spec.evaluation
+    found: dict[str, Expression] = {}
+    for metric in evaluation.metrics:
+        expression = getattr(metric, metric.roles[0])
+        found[str(expression)] = expression
+    found |= {f"prediction/{p.name}": p.value for p in evaluation.predictions}
+    if evaluation.images:
+        found["images"] = evaluation.images.images
+    for update in program.updates:
+        for site in update.calls:
+            if all(a.kind == "field" for a in site.arguments):
+                call = Call(site.network, tuple(Name(a.name) for a in site.arguments))
+                found.setdefault(str(call), call)
+    return found
+
+
+def _fields(program: Program, name: str, data: Mapping[str, Array]) -> Arrays:
+    part = "test" if any(key.startswith("test.") for key in data) else "train"
+    if name == "images":
+        part = "images"
+    for i, prediction in enumerate(program.spec.evaluation.predictions):
+        if name == f"prediction/{prediction.name}":
+            part = f"prediction{i}"
+    return {key.removeprefix(f"{part}."): a[:ROWS] for key, a in data.items() if key.startswith(f"{part}.")}
+
+
+def first_batch(
+    program: Program, data: Mapping[str, Array], batches: Mapping[str, Array], step: int
+) -> tuple[Arrays, dict[str, Arrays]]:
+    """The batch of a step and its masks, as the reference reads them."""
+    rows = batches["order"][step].astype(int)
+    rows = rows[rows >= 0]
+    batch = {key.removeprefix("train."): a[rows] for key, a in data.items() if key.startswith("train.")}
+    batch |= {name: a[step][: len(rows)] for name, a in batches.items() if name != "order"}
+    return batch, initial.masks(program, step, len(rows))
+
+
+def _first_losses(program: Program, parameters: Arrays, batch: Arrays, masks: Mapping[str, Arrays]) -> float:
+    return reference.loss(program, program.updates[0], parameters, batch, masks)
+
+
+def pair(
+    a: BackendResult, b: BackendResult, tolerances: Mapping[str, Tolerance], apart: Mapping[str, str]
+) -> tuple[list[Comparison], dict[str, Any], dict[str, float]]:
+    """Two backends at every step: comparisons, the series that the report draws, and the drift of what is judged apart."""
+    names = (a.backend, b.backend)
+    mine, theirs = a.outputs(), b.outputs()
+    found = [compare("forward", names, _part(mine, "initial/"), _part(theirs, "initial/"), tolerances["forward"])]
+    found.append(compare_losses(names, a.losses, b.losses, tolerances["loss"]))
+    gradients_a, gradients_b = a.gradients(), b.gradients()
+    parts = [
+        compare("gradients", names, gradients_a[step], gradients_b.get(step, {}), tolerances["gradients"], step + 1)
+        for step in gradients_a
+    ]
+    if parts:
+        found.append(join(parts))
+    states, drawn, parted = [], [], {}
+    for step in sorted({*a.recorded, *b.recorded}):
+        left = a.state(step) if step in a.recorded else {}
+        right = b.state(step) if step in b.recorded else {}
+        judged = compare("state", names, _without(left, apart), _without(right, apart), tolerances["state"], step + 1)
+        states.append(judged)
+        if judged.worst is not None:
+            drawn.append([step + 1, judged.worst.difference / max(1.0, judged.worst.allowed / tolerances["state"].relative)])
+        for name in apart:
+            if name in left and name in right:
+                parted[name] = max(parted.get(name, 0.0), float(np.max(np.abs(left[name] - right[name]))))
+    if states:
+        found.append(join(states))
+    final = {n: v for n, v in _part(mine, "final/").items() if n.startswith("prediction/")}
+    if final:
+        other = {n: v for n, v in _part(theirs, "final/").items() if n.startswith("prediction/")}
+        found.append(compare("outputs", names, final, other, tolerances["outputs"]))
+    gaps = {u: [abs(x - y) for x, y in zip(a.losses[u], b.losses[u], strict=False)] for u in a.losses}
+    return found, {"loss": gaps, "state": drawn}, parted
+
+
+def dead(results: Mapping[str, BackendResult], apart: Mapping[str, str]) -> list[str]:
+    """Notes on trainings in which nothing happens: equal results prove nothing there."""
+    notes = []
+    for backend, result in results.items():
+        gradients = result.gradients()
+        if not gradients:
+            continue
+        updates = {name.partition("/")[0] for name in next(iter(gradients.values()))}
+        for update in sorted(updates):
+            moved = any(
+                np.any(g) for found in gradients.values() for name, g in found.items()
+                if name.startswith(f"{update}/") and name.partition("/")[2] not in apart
+            )  # fmt: skip
+            if not moved:
+                notes.append(f"Dead: in {backend} every recorded gradient of update '{update}' is zero.")
+        if all(len(set(losses)) == 1 and len(losses) > 1 for losses in result.losses.values()):
+            notes.append(f"Dead: in {backend} the loss is the same at every step.")
+    return notes
+
+
+def locate(program: Program, directory: Path, result: BackendResult) -> str:
+    """Where a loss stopped being a number: step, update, and the first node whose value is none."""
+    step = result.stopped_at or 0
+    update = next(u for u in program.updates if not np.isfinite(result.losses[u.name][-1]))
+    head = f"the loss of '{update.name}' became {result.losses[update.name][-1]} at step {step + 1}"
+    before = {n.removeprefix("before/"): a for n, a in result.outputs().items() if n.startswith("before/")}
+    for name, array in before.items():
+        if not np.isfinite(array).all():
+            return f"{head}; parameter {name} was no number any more after step {step}: its update overflowed"
+    folder = directory / "inputs"
+    batch, masks = first_batch(program, load_file(folder / "data.safetensors"), load_file(folder / "batches.safetensors"), step)
+    first: list[str] = []
+    biggest = float(np.finfo(next(a.dtype for a in before.values() if a.dtype.kind == "f")).max)
+
+    def observe(node: str, value: Array) -> None:
+        if not first and (not np.isfinite(value).all() or np.abs(value).max(initial=0.0) > biggest):
+            first.append(node)
+
+    with np.errstate(all="ignore"):
+        reference.loss(program, update, _wide(before), _wide(batch), masks, observe)
+    where = f"the first value that is no number is that of {first[0]}" if first else "every node's value is still a number: it is the loss itself"
+    return f"{head}; {where}"
+
+
+def _wide(arrays: Mapping[str, Array]) -> Arrays:
+    return {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in arrays.items()}
+
+
+def _part(arrays: Mapping[str, Array], prefix: str) -> Arrays:
+    return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+
+
+def _without(arrays: Mapping[str, Array], names: Mapping[str, str]) -> Arrays:
+    return {n: a for n, a in arrays.items() if n not in names}

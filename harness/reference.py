@@ -1,0 +1,94 @@
+"""Evaluate a program in float64 NumPy, node by node: the definition that every backend is held against."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from harness.expressions import Call, Expression, Name, Number
+from harness.graph import BlockOp, Graph, Program, Ref, Update
+from harness.ops.base import Array, Mode
+from harness.ops.linear import Unembed
+
+Arrays = dict[str, Array]
+Observer = Callable[[str, Array], None]
+
+
+def forward(
+    graph: Graph, inputs: tuple[Array, ...], parameters: Mapping[str, Array], *, training: bool = False,
+    masks: Mapping[str, Array] | None = None, observe: Observer | None = None,
+) -> tuple[Array, Arrays]:  # fmt: skip
+    """A network's value on a batch, and its new running statistics (training only).
+
+    `parameters` by the graph's own canonical names; `masks` by layer; `observe` sees every node's value by name.
+    """
+    values = dict(zip(graph.inputs, inputs, strict=True))
+    statistics: Arrays = {}
+    for node in graph.nodes:
+        given = tuple(values[name] for name in node.inputs)
+        own = _below(parameters, node.name)
+        if isinstance(node.op, BlockOp):
+            inner = _below(masks, node.name) if masks else None
+            see = None if observe is None else _prefixed(observe, node.name)
+            values[node.name], new = forward(node.op.graph, given, own, training=training, masks=inner, observe=see)
+            statistics |= {f"{node.name}.{name}": value for name, value in new.items()}
+        else:
+            if isinstance(node.op, Unembed):
+                own = _below(parameters, node.op.embedding)
+            mode = Mode(training, masks.get(node.name) if masks else None)
+            values[node.name] = node.op.reference(given, own, mode)
+            statistics |= {f"{node.name}.{name}": value for name, value in mode.statistics.items()}
+        if observe is not None:
+            observe(node.name, values[node.name])
+    return values[graph.output], statistics
+
+
+def loss(
+    program: Program, update: Update, parameters: Mapping[str, Array], batch: Mapping[str, Array],
+    masks: Mapping[str, Mapping[str, Array]] | None = None, observe: Observer | None = None,
+) -> float:  # fmt: skip
+    """An update's loss in training mode. `batch` by field; `masks` by call and layer."""
+    values: Arrays = {}
+
+    def get(ref: Ref) -> Array:
+        if ref.kind == "number":
+            return np.asarray(ref.number)
+        return values[ref.name] if ref.kind == "value" else batch[ref.name]
+
+    for site in update.calls:
+        own = network_parameters(program, site.network, parameters)
+        see = None if observe is None else _prefixed(observe, site.variable)
+        values[site.variable], _ = forward(
+            program.networks[site.network], tuple(get(a) for a in site.arguments), own, training=True,
+            masks=(masks or {}).get(site.scope), observe=see,
+        )  # fmt: skip
+    total = sum(term.loss.weight * term.loss.reference(get(term.outputs), get(term.targets)) for term in update.terms)
+    return float(total)
+
+
+def evaluate(
+    program: Program, expression: Expression, parameters: Mapping[str, Array], fields: Mapping[str, Array]
+) -> Array:
+    """An expression in evaluation mode."""
+    match expression:
+        case Name(name):
+            return fields[name]
+        case Number(value):
+            return np.asarray(value)
+        case Call(network, arguments):
+            given = tuple(evaluate(program, argument, parameters, fields) for argument in arguments)
+            return forward(program.networks[network], given, network_parameters(program, network, parameters))[0]
+
+
+def network_parameters(program: Program, network: str, parameters: Mapping[str, Array]) -> Mapping[str, Array]:
+    """One network's parameters by its own names."""
+    return parameters if len(program.networks) == 1 else _below(parameters, network)
+
+
+def _below(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+
+
+def _prefixed(observe: Observer, name: str) -> Observer:
+    return lambda node, value: observe(f"{name}.{node}", value)

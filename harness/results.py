@@ -1,0 +1,202 @@
+"""What a run found: one record a backend, the comparisons, the verdict; as JSON, and as a notebook shows it.
+
+`SCHEMA` counts changes that break a reader of the JSON. Additions do not.
+"""
+
+import html
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+import harness
+from harness.errors import CallError
+
+SCHEMA = 1
+Array = np.ndarray[Any, np.dtype[Any]]
+
+EXITS = {"same": 0, "differs": 1, "failed": 3}
+
+
+@dataclass(frozen=True)
+class BackendResult:
+    """One backend's training, or what became of it."""
+
+    backend: str
+    status: str
+    """`ok`, `diverged` (a loss that is no number) or `failed`."""
+    error: str = ""
+    log: str = ""
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    """By update, of every step."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    predictions: dict[str, Any] = field(default_factory=dict)
+    text: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By phase: import, build, compile, first_step, steady, data, evaluate, wall."""
+    step_seconds: list[float] = field(default_factory=list)
+    digests: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    recorded: list[int] = field(default_factory=list)
+    """The steps (from 0) whose state lies in `trajectory/`."""
+    stopped_at: int | None = None
+    folder: Path | None = field(default=None, compare=False)
+
+    @classmethod
+    def from_worker(cls, backend: str, result: Mapping[str, Any], folder: Path) -> "BackendResult":
+        """A worker's own result.json."""
+        kept = ("losses", "seconds", "step_seconds", "digests", "versions", "environment", "recorded", "stopped_at")
+        status = "ok" if result["stopped_at"] is None else "diverged"
+        return cls(backend, status, folder=folder, **{name: result[name] for name in kept})
+
+    @property
+    def steps_per_second(self) -> float | None:
+        """The steady rate: the reciprocal of the median step, the first one left out."""
+        steady = self.step_seconds[1:]
+        return 1 / float(np.median(steady)) if steady else None
+
+    def outputs(self) -> dict[str, Array]:
+        """What the worker wrote: `initial/...`, `final/...`, `state/...`, `text`."""
+        return load_file(self.folder / "outputs.safetensors") if self.folder else {}
+
+    def state(self, step: int) -> dict[str, Array]:
+        """Parameters and statistics after a step, counted from 0."""
+        return load_file(self.folder / "trajectory" / f"state-{step + 1:08}.safetensors") if self.folder else {}
+
+    def gradients(self) -> dict[int, dict[str, Array]]:
+        """Recorded gradients by step, counted from 0."""
+        files = sorted((self.folder / "trajectory").glob("gradients-*.safetensors")) if self.folder else []
+        return {int(file.stem.rpartition("-")[2]) - 1: load_file(file) for file in files}
+
+    def to_json(self) -> dict[str, Any]:
+        """The record without its arrays."""
+        names = ("status", "error", "log", "losses", "metrics", "predictions", "text", "seconds", "digests",
+                 "versions", "environment", "recorded", "stopped_at", "step_seconds")  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A whole run."""
+
+    spec: str
+    about: str
+    directory: Path
+    verdict: str
+    """`same`, `differs` or `failed`."""
+    steps: int
+    seed: int
+    precision: str
+    threads: int
+    device: str
+    backends: dict[str, BackendResult]
+    comparisons: list[dict[str, Any]]
+    series: dict[str, dict[str, Any]]
+    """By pair `a~b`: `loss` (|difference| by update and step), `state` ([step, worst drift])."""
+    notes: list[str]
+    zero_gradient: dict[str, str]
+    """Parameters that are judged apart, and why."""
+    drift: dict[str, float]
+    """How far those drifted apart, by parameter."""
+    evidence: dict[str, Any] | None = None
+    better: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def exit(self) -> int:
+        """The exit status: 0 the same, 1 they differ, 3 a backend failed."""
+        return EXITS[self.verdict]
+
+    def with_evidence(self, exact: "RunResult") -> "RunResult":
+        """This float32 run judged in the light of the same run in float64."""
+        evidence = {"verdict": exact.verdict, "directory": exact.directory.name, "comparisons": exact.comparisons}
+        if exact.verdict != "same":
+            note = "The same programs in float64 do not agree either: this is not rounding."
+            return replace(self, evidence=evidence, notes=[*self.notes, note])
+        worst = max((c["worst"]["difference"] for c in exact.comparisons if c["what"] == "loss" and c["worst"]), default=0.0)
+        note = (
+            f"In float32 the trainings part by more than their tolerance; the same programs in float64 agree at every "
+            f"step (losses within {worst:.1e}): it is rounding that grew, not a difference in meaning."
+        )
+        return replace(self, verdict="same", evidence=evidence, notes=[*self.notes, note])
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented JSON object."""
+        return {
+            "schema": SCHEMA, "harness": harness.__version__, "spec": self.spec, "about": self.about,
+            "verdict": self.verdict, "exit": self.exit, "directory": str(self.directory),
+            "steps": self.steps, "seed": self.seed, "precision": self.precision, "threads": self.threads,
+            "device": self.device,
+            "backends": {name: clean(result.to_json()) for name, result in self.backends.items()},
+            "comparisons": clean(self.comparisons), "series": clean(self.series), "notes": self.notes,
+            "zero_gradient": self.zero_gradient, "drift": clean(self.drift), "evidence": clean(self.evidence),
+            "better": self.better,
+        }  # fmt: skip
+
+    @classmethod
+    def read(cls, directory: Path) -> "RunResult":
+        """A run from its directory alone. Raises CallError where it is not a finished run."""
+        try:
+            data = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            what = "has no result.json: it did not finish" if directory.is_dir() else "does not exist"
+            raise CallError(f"run directory {directory} {what}") from None
+        except (OSError, ValueError) as error:
+            raise CallError(f"{directory / 'result.json'} cannot be read: {error}") from None
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            have = data.get("schema") if isinstance(data, dict) else None
+            raise CallError(f"{directory / 'result.json'} has schema {have}, this version reads {SCHEMA}")
+        try:
+            backends = {
+                name: BackendResult(name, folder=directory / name, **numbers(record))
+                for name, record in data["backends"].items()
+            }
+            kept = ("spec", "about", "verdict", "steps", "seed", "precision", "threads", "device", "comparisons",
+                    "series", "notes", "zero_gradient", "drift", "evidence", "better")  # fmt: skip
+            return cls(directory=directory, backends=backends, **numbers({name: data[name] for name in kept}))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CallError(f"{directory / 'result.json'} is not complete: {error}") from None
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it: the verdict and a row a backend."""
+        rows = "".join(
+            f"<tr><td>{html.escape(name)}</td><td>{html.escape(r.status)}</td><td>{_last(r)}</td>"
+            + "".join(f"<td>{value:.4g}</td>" for value in r.metrics.values())
+            + f"<td>{f'{r.steps_per_second:,.0f}' if r.steps_per_second else ''}</td></tr>"
+            for name, r in self.backends.items()
+        )
+        metrics = next((r.metrics for r in self.backends.values() if r.metrics), {})
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in ("backend", "status", "last loss", *metrics, "steps/s"))
+        title = f"{html.escape(self.spec)}: <b>{self.verdict}</b> ({self.steps} steps, {self.precision})"
+        return f"<div><p>{title}</p><table><tr>{head}</tr>{rows}</table></div>"
+
+
+def _last(result: BackendResult) -> str:
+    return ", ".join(f"{losses[-1]:.6g}" for losses in result.losses.values() if losses)
+
+
+def clean(value: Any) -> Any:  # noqa: ANN401 - JSON
+    """A value as strict JSON: numbers that are none become their names, `NaN`, `Infinity`, `-Infinity`."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    if isinstance(value, Mapping):
+        return {str(key): clean(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [clean(item) for item in value]
+    return value
+
+
+def numbers(value: Any) -> Any:  # noqa: ANN401 - JSON
+    """The other way round: `NaN`, `Infinity` and `-Infinity` as the numbers that they name."""
+    if isinstance(value, str) and value in ("NaN", "Infinity", "-Infinity"):
+        return float(value)
+    if isinstance(value, dict):
+        return {key: numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [numbers(item) for item in value]
+    return value

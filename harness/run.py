@@ -1,0 +1,373 @@
+"""Train a spec on every backend, each in a process of its own, and compare: the main job.
+
+A run directory is self-contained: request, inputs, emitted programs, logs, outputs, result.json (written last).
+"""
+
+import hashlib
+import importlib
+import json
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+import harness
+from harness import initial, spec
+from harness.backend import BACKENDS, PACKAGES
+from harness.data.datasets import Text, to_array
+from harness.data.inputs import Inputs, cast, prepare
+from harness.emit import container, loss_name
+from harness.environment import Interpreter, cores, importable, interpreters, worker_environment
+from harness.errors import CallError, DataError, Problem, SpecError
+from harness.expressions import Call, Expression, Name, walk
+from harness.graph import Program, compile_spec
+from harness.judge import judge
+from harness.record import plain
+from harness.results import BackendResult, RunResult
+from harness.source import Source
+from harness.worker import digest, write_last
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Arrays = dict[str, Array]
+Listener = Callable[[str, Mapping[str, Any]], None]
+"""Told of a backend's events: {"phase": ...}, {"step": n, "losses": {...}}, {"exit": status}."""
+
+BUDGET = 300_000_000  # bytes of recorded states a backend: beyond it they are recorded at fewer steps
+EVIDENCE = "float64-evidence"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a call may change about a run."""
+
+    backends: tuple[str, ...] = BACKENDS
+    steps: int | None = None
+    seed: int | None = None
+    precision: str = "float32"
+    threads: int = 1
+    device: str = "cpu"
+    pythons: tuple[str, ...] = ()
+    out: Path | None = None
+    timeout: float = 600.0
+    """Seconds without a sign of life after which a worker is stopped."""
+    evidence: bool = True
+    """Whether a float32 run that parts is run again in float64, to tell rounding from meaning."""
+
+
+def run(path: str | Path, options: Options | None = None, listen: Listener | None = None) -> RunResult:
+    """Train and compare. Raises SpecError, DataError or CallError before any worker starts."""
+    loaded, text = spec.load(spec.find(str(path)))
+    return run_spec(loaded, text, options or Options(), listen or (lambda _backend, _event: None))
+
+
+def run_spec(loaded: spec.Spec, text: Source, options: Options, listen: Listener) -> RunResult:
+    """See `run`."""
+    _check(options)
+    program = compile_spec(loaded, text, options.steps, options.seed)
+    pythons = interpreters(options.pythons)
+    inputs = prepared(program, text)
+    directory = make_directory(program, options)
+    write_inputs(directory, program, inputs, text, options)
+    results = {}
+    for name in options.backends:
+        request = write_request(directory, program, inputs, name, options)
+        results[name] = train(directory, name, request, pythons[name], options, listen)
+    result = judge(program, inputs, directory, results, options)
+    if options.evidence and options.precision == "float32" and result.verdict == "differs":
+        exact = replace(options, precision="float64", out=directory / EVIDENCE, evidence=False)
+        result = result.with_evidence(run_spec(loaded, text, exact, listen))
+    write_last(directory / "result.json", result.to_json())
+    return result
+
+
+def _check(options: Options) -> None:
+    for name, value, least in (("--threads", options.threads, 1), ("--steps", options.steps, 1), ("--seed", options.seed, 0)):
+        if value is not None and value < least:
+            raise CallError(f"{name} is at least {least}, got {value}")
+    if options.precision not in ("float32", "float64"):
+        raise CallError(f"--precision is float32 or float64, got '{options.precision}'")
+    if options.device not in ("cpu", "gpu"):
+        raise CallError(f"--device is cpu or gpu, got '{options.device}'")
+    if options.timeout <= 0:
+        raise CallError(f"--timeout is above 0 seconds, got {options.timeout:g}")
+    have = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if options.threads > have:
+        raise CallError(f"--threads {options.threads}: this machine gives {have} cores")
+
+
+def prepared(program: Program, text: Source) -> Inputs:
+    """The run's data; what is wrong with it is reported at the spec's `data`."""
+    try:
+        return prepare(program)
+    except DataError as error:
+        raise SpecError(text.name, [text.problem(("data",), str(error))]) from None
+
+
+def make_directory(program: Program, options: Options) -> Path:
+    """A new, empty directory. Raises CallError where it would overwrite something."""
+    if options.out is not None:
+        directory = options.out
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise CallError(f"--out {directory}: exists and is not an empty directory; a run never overwrites another")
+    else:
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        directory, number = Path("runs") / f"{program.name}-{stamp}", 1
+        while directory.exists():
+            number += 1
+            directory = Path("runs") / f"{program.name}-{stamp}-{number}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CallError(f"cannot make the run directory {directory}: {error.strerror}") from None
+    return directory.resolve()
+
+
+def write_inputs(directory: Path, program: Program, inputs: Inputs, text: Source, options: Options) -> None:
+    """Everything that the programs train on, and the spec, as written and as resolved."""
+    (directory / "spec.yaml").write_text(text.text, encoding="utf-8")
+    resolved = {"name": program.name, "seed": program.seed, "steps": program.steps, "spec": plain(program.spec)}
+    resolved["updates"] = [
+        {"name": u.name, "over": list(u.over), "optimizer": plain(u.optimizer), "schedule": plain(u.schedule), "clip": plain(u.clip)}
+        for u in program.updates
+    ]
+    resolved["nodes"] = {
+        network: [{"name": n.name, "op": "block" if n.op.kind == "block" else plain(n.op), "inputs": list(n.inputs), "shape": list(n.shape)} for n in graph.nodes]
+        for network, graph in program.networks.items()
+    }  # fmt: skip
+    write_last(directory / "resolved.json", resolved)
+    folder = directory / "inputs"
+    folder.mkdir()
+    save_file(cast(initial.parameters(program), options.precision), folder / "parameters.safetensors")
+    data = {f"train.{name}": array for name, array in inputs.train.items()}
+    if inputs.held_out:
+        data |= {f"test.{name}": array for name, array in inputs.test.items()}
+    evaluation = program.spec.evaluation
+    for i, prediction in enumerate(evaluation.predictions):
+        for name, value in prediction.inputs.items():
+            data[f"prediction{i}.{name}"] = to_array(name, value)
+    if evaluation.images:
+        drawn = initial.noise(program, "evaluation", count=evaluation.images.count)
+        data |= {f"images.{name}": array for name, array in drawn.items()}
+    save_file(cast(data, options.precision), folder / "data.safetensors")
+    save_file(cast({"order": inputs.order, **inputs.noise}, options.precision), folder / "batches.safetensors")
+
+
+def write_request(directory: Path, program: Program, inputs: Inputs, backend: str, options: Options) -> dict[str, Any]:
+    """A backend's folder: the emitted program and what the worker is asked."""
+    folder = directory / backend
+    folder.mkdir()
+    emitter = importlib.import_module(f"backends.{backend}.emit")
+    name = f"{program.name}_{backend}.py"
+    source = emitter.emit(program, options.precision, options.threads)
+    (folder / name).write_text(source, encoding="utf-8")
+    single = len(program.networks) == 1
+    states, gradients = recorded_steps(program, options)
+    request = {
+        "backend": backend,
+        "program": name,
+        "model": container(program),
+        "networks": list(program.networks),
+        "updates": [
+            {"name": u.name, "loss": loss_name(program, u), "networks": None if single else list(u.over)} for u in program.updates
+        ],
+        "steps": program.steps,
+        "precision": options.precision,
+        "threads": options.threads,
+        "device": options.device,
+        "cores": cores(options.threads) if options.device == "cpu" else [],
+        "record_states": states,
+        "record_gradients": gradients,
+        "evaluate": evaluations(program, inputs),
+        "text": _text_request(program),
+    }
+    files = [folder / name, *sorted((directory / "inputs").iterdir())]
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    request["digest"] = hashlib.sha256(json.dumps([request, digests], sort_keys=True).encode()).hexdigest()
+    write_last(folder / "request.json", request)
+    return request
+
+
+def recorded_steps(program: Program, options: Options) -> tuple[list[int], list[int]]:
+    """The steps (from 0) whose state is recorded, every one where that fits BUDGET, and whose gradients are."""
+    width = 8 if options.precision == "float64" else 4
+    size = width * sum(int(np.prod(p.shape)) for p in program.parameters.values())
+    every = max(1, -(-size * program.steps // BUDGET))
+    states = sorted({*range(0, program.steps, every), program.steps - 1})
+    gradients = sorted({step for step in (0, 1, 9, 49, 99, 199) if step < program.steps})
+    return states, gradients
+
+
+def evaluations(program: Program, inputs: Inputs) -> dict[str, Any]:
+    """Every expression that a worker evaluates, and where its fields are found in the inputs."""
+    part = "test" if inputs.held_out else "train"
+    evaluation = program.spec.evaluation
+    wanted = {}
+    for metric in evaluation.metrics:
+        expression = getattr(metric, metric.roles[0])
+        wanted[str(expression)] = _evaluation(expression, part)
+    for i, prediction in enumerate(evaluation.predictions):
+        wanted[f"prediction/{prediction.name}"] = _evaluation(prediction.value, f"prediction{i}")
+    if evaluation.images:
+        wanted["images"] = _evaluation(evaluation.images.images, "images")
+    if not wanted:
+        # Something of the network's is always compared before training: the first call of the first update.
+        site = next((s for u in program.updates for s in u.calls if all(a.kind == "field" and a.name in inputs.train for a in s.arguments)), None)
+        if site is not None:
+            expression = Call(site.network, tuple(Name(a.name) for a in site.arguments))
+            wanted[str(expression)] = _evaluation(expression, part)
+    return wanted
+
+
+def _evaluation(expression: Expression, part: str) -> dict[str, Any]:
+    names = {e.name for e in walk(expression) if isinstance(e, Name)}
+    return {"expression": to_json(expression), "fields": {name: f"{part}.{name}" for name in sorted(names)}}
+
+
+def to_json(expression: Expression) -> list[Any]:
+    """An expression as a worker reads it."""
+    if isinstance(expression, Call):
+        return ["call", expression.network, [to_json(argument) for argument in expression.arguments]]
+    return ["field", str(expression)]
+
+
+def _text_request(program: Program) -> dict[str, Any] | None:
+    sample, data = program.spec.evaluation.text, program.spec.data
+    if sample is None or not isinstance(data, Text):
+        return None
+    return {
+        "expression": to_json(sample.logits),
+        "prompt": data.encode(sample.prompt).tolist(),
+        "length": sample.length,
+        "window": data.length,
+    }
+
+
+def train(
+    directory: Path, backend: str, request: Mapping[str, Any], python: Interpreter, options: Options, listen: Listener
+) -> BackendResult:
+    """Run one worker to its end, whatever end that is."""
+    folder = directory / backend
+    if not importable(backend, python):
+        extra = f"pip install 'framework-harness[{backend}]', or name an interpreter that has it: --python {backend}=PATH"
+        return BackendResult(backend, "failed", error=f"{PACKAGES[backend][0]} is not installed here; {extra}")
+    listen(backend, {"phase": "start"})
+    started = time.perf_counter()
+    try:
+        status, why = _supervise(directory, backend, python, options, listen)
+    except OSError as error:
+        return BackendResult(backend, "failed", error=f"{python.path} cannot be run: {error.strerror}")
+    wall = time.perf_counter() - started
+    listen(backend, {"exit": status})
+    try:
+        result = json.loads((folder / "result.json").read_text())
+    except FileNotFoundError:
+        error = why or f"exited with {_spell_status(status)} before writing result.json"
+        return BackendResult(backend, "failed", error=error, log=tail(folder / "log.txt"), seconds={"wall": wall})
+    if result["request"] != request["digest"]:
+        return BackendResult(backend, "failed", error="its result belongs to another request", log=tail(folder / "log.txt"))
+    result["seconds"]["wall"] = wall
+    return BackendResult.from_worker(backend, result, folder)
+
+
+def _supervise(
+    directory: Path, backend: str, python: Interpreter, options: Options, listen: Listener
+) -> tuple[int, str | None]:
+    """Start the worker, pass its events on, and stop it when it is silent for too long."""
+    folder = directory / backend
+    reader, writer = os.pipe()
+    with (folder / "log.txt").open("wb") as log:
+        process = subprocess.Popen(  # noqa: S603 - our own module, the user's own interpreter
+            [python.path, "-P", "-m", "harness.worker", str(folder), str(writer)],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(writer,), start_new_session=True,
+            cwd=folder, env=worker_environment(options.device, options.threads),
+        )  # fmt: skip
+    os.close(writer)
+    with _killed_at_exit(process), os.fdopen(reader, "rb", buffering=0) as pipe:
+        heard, rest = time.monotonic(), b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(pipe, selectors.EVENT_READ)
+            while True:
+                if selector.select(timeout=0.2):
+                    chunk = pipe.read(65536)
+                    if not chunk:
+                        break  # every copy of the pipe is closed: the worker has ended
+                    heard = time.monotonic()
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
+                        listen(backend, json.loads(line))
+                elif process.poll() is not None:
+                    break  # the worker has ended; a stray child of it may hold the pipe
+                if time.monotonic() - heard > options.timeout:
+                    _kill(process)
+                    return process.wait(), f"gave no sign of life for {options.timeout:g} seconds and was stopped"
+        try:
+            return process.wait(timeout=max(options.timeout, 10)), None
+        except subprocess.TimeoutExpired:
+            _kill(process)
+            return process.wait(), "did not end after its work and was stopped"
+
+
+@contextmanager
+def _killed_at_exit(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """No worker outlives its parent's interest: not an error, not Ctrl-C, not a termination."""
+
+    def stop(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = None
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:
+        before = None  # not the main thread: signals are its business
+    try:
+        yield
+    finally:
+        _kill(process)
+        process.wait()
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        process.poll()  # it is gone already
+
+
+def _spell_status(status: int) -> str:
+    if status < 0:
+        try:
+            name = signal.Signals(-status).name
+        except ValueError:
+            name = f"signal {-status}"
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        return f"{name}{hint}"
+    return f"status {status}"
+
+
+def tail(path: Path, lines: int = 20) -> str:
+    """The last lines of a log."""
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return ""
+
+
+def remove(directory: Path) -> None:
+    """Delete a run directory."""
+    shutil.rmtree(directory, ignore_errors=True)
+
+

@@ -1,0 +1,281 @@
+"""Train one backend's program once: `python -P -m harness.worker RUN/BACKEND EVENTS_FD`, in that backend's environment.
+
+The directory holds request.json and the emitted program; beside it lie the run's inputs. This writes
+outputs.safetensors and trajectory/, and result.json last: a directory without it is a run that did not finish.
+Imports NumPy, safetensors and one framework, nothing else.
+"""
+
+import ctypes
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from harness.backend import PACKAGES, Array, Arrays, Session
+
+CHUNK = 256  # examples evaluated at once
+
+
+def main(directory: Path, events: int) -> None:
+    """Do what request.json asks."""
+    _die_with_parent()
+    request = json.loads((directory / "request.json").read_text())
+    if request["cores"]:
+        os.sched_setaffinity(0, request["cores"])
+    tell = _Teller(events)
+    seconds: dict[str, float] = {}
+
+    start = tell.phase("import")
+    importlib.import_module(PACKAGES[request["backend"]][0])
+    backend = importlib.import_module(f"backends.{request['backend']}.session")
+    backend.configure(request)
+    program = _load(directory / request["program"])
+    seconds["import"] = time.perf_counter() - start
+
+    inputs = load_file(directory.parent / "inputs" / "data.safetensors")
+    inputs |= load_file(directory.parent / "inputs" / "batches.safetensors")
+    parameters = load_file(directory.parent / "inputs" / "parameters.safetensors")
+    start = tell.phase("build")
+    session: Session = backend.Session(program, request)
+    session.load(parameters)
+    seconds["build"] = time.perf_counter() - start
+    digests = {"parameters": digest(session.state())}
+
+    run = _Run(session, request, inputs, directory, tell)
+    tell.phase("forward")
+    outputs = {f"initial/{name}": value for name, value in run.evaluate(limit=CHUNK).items()}
+    start = tell.phase("compile")
+    session.compile(session.batch(inputs, 0))
+    seconds["compile"] = time.perf_counter() - start
+    tell.phase("train")
+    run.train()
+    seconds |= run.seconds()
+    digests |= run.digests()
+    if run.stopped_at is not None:
+        # The parameters just before the loss left the numbers, found again: training is reproducible.
+        outputs |= {f"before/{name}": value for name, value in _replay(backend, program, request, inputs, parameters, run.stopped_at).items()}
+    start = tell.phase("evaluate")
+    if run.stopped_at is None:
+        outputs |= {f"final/{name}": value for name, value in run.evaluate().items()}
+        if request["text"]:
+            outputs["text"] = run.generate(request["text"])
+    outputs |= {f"state/{name}": value for name, value in session.state().items()}
+    seconds["evaluate"] = time.perf_counter() - start
+
+    save_file({name: np.ascontiguousarray(value) for name, value in outputs.items()}, directory / "outputs.safetensors")
+    result = {
+        "request": request["digest"],
+        "losses": run.losses,
+        "stopped_at": run.stopped_at,
+        "recorded": run.recorded,
+        "seconds": seconds,
+        "step_seconds": run.step_seconds,
+        "digests": digests,
+        "versions": {name: importlib.metadata.version(name) for name in _installed(request["backend"])}
+        | {"python": sys.version.split()[0], "numpy": np.__version__},
+        "environment": backend.environment() | _process(),
+    }
+    write_last(directory / "result.json", result)
+
+
+class _Run:
+    """A training under way: what is recorded, how long it takes."""
+
+    def __init__(self, session: Session, request: Mapping[str, Any], inputs: Arrays, directory: Path, tell: "_Teller") -> None:
+        self.session, self.request, self.inputs, self.directory, self.tell = session, request, inputs, directory, tell
+        self.losses: dict[str, list[float]] = {update["name"]: [] for update in request["updates"]}
+        self.recorded: list[int] = []
+        self.step_seconds: list[float] = []
+        self.data_seconds = 0.0
+        self.stopped_at: int | None = None
+        self.batches, self.masks = hashlib.sha256(), hashlib.sha256()
+
+    def train(self) -> None:
+        states, gradients = set(self.request["record_states"]), set(self.request["record_gradients"])
+        (self.directory / "trajectory").mkdir(exist_ok=True)
+        for step in range(self.request["steps"]):
+            start = time.perf_counter()
+            batch = self.session.batch(self.inputs, step)
+            self.data_seconds += time.perf_counter() - start
+            self.note(batch, step)
+            if step in gradients:
+                found = self.session.gradients(batch)
+                save_file(found, self.directory / "trajectory" / f"gradients-{step + 1:08}.safetensors")
+            start = time.perf_counter()
+            losses = self.session.wait(self.session.step(step, batch))
+            self.step_seconds.append(time.perf_counter() - start)
+            for name, loss in losses.items():
+                self.losses[name].append(loss)
+            if not all(math.isfinite(loss) for loss in losses.values()):
+                self.stopped_at = step
+                break
+            if step in states:
+                save_file(self.session.state(), self.directory / "trajectory" / f"state-{step + 1:08}.safetensors")
+                self.recorded.append(step)
+            self.tell.step(step + 1, losses)
+
+    def note(self, batch: Any, step: int) -> None:  # noqa: ANN401 - the framework's own
+        """Digest what the framework was given: fields whole, masks by what they keep (whole at the first step)."""
+        for name, array in sorted(self.session.arrays(batch).items()):
+            mask = name.startswith("masks/")
+            if mask and step:
+                array = np.packbits(array != 0)  # noqa: PLW2901
+            into = self.masks if mask else self.batches
+            into.update(name.encode())
+            into.update(_canonical(array))
+
+    def digests(self) -> dict[str, str]:
+        return {"batches": self.batches.hexdigest(), "masks": self.masks.hexdigest()}
+
+    def seconds(self) -> dict[str, float]:
+        steady = self.step_seconds[1:]
+        return {
+            "first_step": self.step_seconds[0],
+            "steady": float(np.sum(steady)),
+            "data": self.data_seconds,
+        }
+
+    def evaluate(self, limit: int | None = None) -> Arrays:
+        """Every expression that the request names, on its fields, a chunk of examples at a time."""
+        found = {}
+        for name, wanted in self.request["evaluate"].items():
+            fields = {field: self.inputs[key][:limit] for field, key in wanted["fields"].items()}
+            count = len(next(iter(fields.values())))
+            chunks = []
+            for at in range(0, count, CHUNK):
+                chunk = {field: array[at : at + CHUNK] for field, array in fields.items()}
+                have = len(next(iter(chunk.values())))
+                if at and have < CHUNK:  # one shape, so one compilation
+                    chunk = {f: np.concatenate([a, np.repeat(a[-1:], CHUNK - have, axis=0)]) for f, a in chunk.items()}
+                chunks.append(self.session.evaluate(wanted["expression"], chunk)[:have])
+                self.tell.beat()
+            found[name] = np.concatenate(chunks)
+        return found
+
+    def generate(self, wanted: Mapping[str, Any]) -> Array:
+        """Ids by greedy decoding: the likeliest next one, its first at a tie, over a window of the last `window`."""
+        ids, window = list(wanted["prompt"]), wanted["window"]
+        for _ in range(wanted["length"]):
+            seen = ids[-window:]
+            # What comes after a causal position cannot reach it: the padding does not matter.
+            tokens = np.array([seen + [0] * (window - len(seen))], dtype=np.int32)
+            logits = self.session.evaluate(wanted["expression"], {"tokens": tokens})
+            ids.append(int(np.argmax(logits[0, len(seen) - 1])))
+            self.tell.beat()
+        return np.array(ids, dtype=np.int32)
+
+
+class _Teller:
+    """JSON lines to the parent, at most twenty a second; the pipe is its own, not standard output."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd, self.last = fd, 0.0
+
+    def phase(self, name: str) -> float:
+        self.write({"phase": name})
+        return time.perf_counter()
+
+    def step(self, step: int, losses: Mapping[str, float]) -> None:
+        if time.monotonic() - self.last > 0.05:  # noqa: PLR2004
+            self.write({"step": step, "losses": dict(losses)})
+
+    def beat(self) -> None:
+        if time.monotonic() - self.last > 1:
+            self.write({})
+
+    def write(self, event: Mapping[str, Any]) -> None:
+        self.last = time.monotonic()
+        os.write(self.fd, (json.dumps(event) + "\n").encode())
+
+
+def _replay(
+    backend: ModuleType, program: ModuleType, request: Mapping[str, Any], inputs: Arrays, parameters: Arrays, steps: int
+) -> Arrays:
+    session: Session = backend.Session(program, request)
+    session.load(parameters)
+    for step in range(steps):
+        session.wait(session.step(step, session.batch(inputs, step)))
+    return session.state()
+
+
+def digest(arrays: Mapping[str, Array]) -> str:
+    """SHA-256 over names, shapes and values, in the order of the names."""
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        total.update(f"{name} {arrays[name].shape}".encode())
+        total.update(_canonical(arrays[name]))
+    return total.hexdigest()
+
+
+def _canonical(array: Array) -> bytes:
+    """Values as bytes, integers of whatever width as int64."""
+    wide = array.astype(np.int64) if array.dtype.kind in "iu" and array.dtype != np.uint8 else array
+    return np.ascontiguousarray(wide).tobytes()
+
+
+def write_last(path: Path, value: Any) -> None:  # noqa: ANN401 - JSON
+    """JSON, complete or not at all."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(value, indent=1, allow_nan=True))
+    temporary.replace(path)
+
+
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _installed(backend: str) -> list[str]:
+    names = {"tensorflow": ("tensorflow", "tensorflow-cpu", "keras")}.get(backend, PACKAGES[backend])
+    return [name for name in (*names, "safetensors") if importlib.util.find_spec(name.partition("-")[0]) and _has(name)]
+
+
+def _has(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _process() -> dict[str, Any]:
+    import resource  # noqa: PLC0415 - POSIX only
+
+    names = ("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS", "OMP_NUM_THREADS", "TF_ENABLE_ONEDNN_OPTS", "XLA_FLAGS")
+    return {
+        "cores": sorted(os.sched_getaffinity(0)),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "flags": {name: os.environ[name] for name in names if name in os.environ},
+    }
+
+
+def _die_with_parent() -> None:
+    """Linux: be killed when the parent is, whatever killed it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve(), int(sys.argv[2]))
+    # A framework's own clean-up at exit can hang; everything is on disk.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

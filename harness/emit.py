@@ -4,6 +4,7 @@ Emitted text is built from small functions, one per op; what depends on the spec
 condition in the emitted program. Text from a spec reaches it only as a checked identifier or as the `repr` of a literal.
 """
 
+import ast
 import hashlib
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -249,6 +250,16 @@ def schedule_summary(update: Update) -> str:
     if schedule.warmup:
         text = f"linear warm-up from {rate * schedule.warmup_start:g} over {schedule.warmup} updates, then {text}"
     return f'"""{text[0].upper()}{text[1:]}; `step` counts from 0."""'
+
+
+def primary(text: str) -> str:
+    """An expression that a method can be called on, in parentheses where it needs them.
+
+    >>> primary("F.relu(x)"), primary("x + y")
+    ('F.relu(x)', '(x + y)')
+    """
+    body = ast.parse(text, mode="eval").body
+    return text if isinstance(body, (ast.Name, ast.Call, ast.Attribute, ast.Subscript)) else f"({text})"
 
 
 def indented(lines: Iterable[str], by: int = 8) -> str:

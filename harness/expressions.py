@@ -54,8 +54,9 @@ def parse(text: object) -> Expression:
     try:
         return _expression(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, RecursionError, MemoryError, ValueError):
+        comma = "; inside {...} a call with a comma needs quotes" if text.count("(") > text.count(")") else ""
         raise ValueError(
-            f"an expression is a field or a network's call, like 'classifier(image)', not {text!r}"
+            f"an expression is a field or a network's call, like 'classifier(image)', not {text!r}{comma}"
         ) from None
 
 

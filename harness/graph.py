@@ -14,6 +14,7 @@ from harness.errors import DataError, Problem, SpecError
 from harness.expressions import Call, Expression, Name, Number, walk
 from harness.initializers import Values
 from harness.losses import Loss, arguments
+from harness.names import CLASSES, FIELDS
 from harness.metrics import Metric
 from harness.ops.base import Array, Mode, Op, Parameter, Shape, ShapeError, spell
 from harness.ops.linear import Add, Embedding, Unembed
@@ -217,9 +218,14 @@ class _Compiler:
         for name in self.spec.networks:
             if name in self.columns:
                 self.note(("networks", name), f"the name '{name}' is a field of the data too; choose another")
+        for name in self.spec.data.noise:
+            if name in self.spec.data.fields():
+                self.note(("data", "noise", name), f"the field '{name}' is the data set's own; choose another name")
         for name in self.columns:
             if not name.isidentifier() or not name.isascii():
                 self.note(("data",), f"the field {name!r} needs a name of letters, digits and underscores")
+            if name in FIELDS:
+                self.note(("data",), f"a field cannot be called '{name}': batches use that name for something else")
         self.stop()
         updates = [self.update(i) for i in range(len(self.spec.training.updates))]
         self.stop()
@@ -312,11 +318,18 @@ class _Compiler:
         over = spec.over or (tuple(self.spec.networks) if len(self.spec.networks) == 1 else ())
         if not over:
             self.note(path, f"several networks are declared: say 'over:' which ones this update moves ({', '.join(touched)})")
+        calls = _Calls(values, over)
+        terms = [self.term(i, term, calls, values, (*path, "loss", i)) for i, term in enumerate(spec.loss)]
+        if len(self.problems) > before:
+            return None
         for name in over:
             if name not in touched:
                 self.note((*path, "over"), f"the loss does not depend on '{name}' (it depends on: {', '.join(touched)})")
-        calls = _Calls(values, over)
-        terms = [self.term(i, term, calls, values, (*path, "loss", i)) for i, term in enumerate(spec.loss)]
+        for name in values:
+            if name not in {n.name for t in spec.loss for v in arguments(t).values() for n in walk(v) if isinstance(n, Name)} | {
+                n.name for v in values.values() for n in walk(v) if isinstance(n, Name)
+            }:
+                self.note((*path, "values", name), f"the value '{name}' is used by no term of the loss")
         if len(self.problems) > before:
             return None
         schedule = spec.schedule
@@ -663,7 +676,8 @@ def _reachable(nodes: list[Node], output: str) -> set[str]:
 
 
 def _camel(name: str) -> str:
-    return "".join(part[:1].upper() + part[1:] for part in name.split("_")) or "Model"
+    text = "".join(part[:1].upper() + part[1:] for part in name.split("_"))
+    return f"{text}Network" if text in CLASSES or not text else text
 
 
 def _distinct_classes(networks: dict[str, Graph]) -> dict[str, Graph]:

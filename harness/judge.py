@@ -19,7 +19,7 @@ from harness.nullspace import zero_gradient
 from harness.results import BackendResult, RunResult
 
 if TYPE_CHECKING:
-    from harness.run import Options
+    from harness.runs import Options
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = dict[str, Array]

@@ -43,17 +43,10 @@ class OneOf:
             ((name, arguments),) = value.items()
         else:
             example = next(iter(kinds))
-            raise PydanticCustomError(
-                "one_of",
-                "{what} is written as its name with its fields below, like '{example}: {{...}}', got {got}",
-                {
-                    "what": self.what,
-                    "example": example,
-                    "got": "several keys: " + ", ".join(map(str, value))
-                    if isinstance(value, Mapping)
-                    else repr(value),
-                },
-            )
+            got = "the keys " + ", ".join(map(str, value)) if isinstance(value, Mapping) else repr(value)
+            article = "an" if self.what[0] in "aeiou" else "a"
+            message = f"{article} {self.what} is one key with its fields below it, like '{next(iter(kinds))}: {{...}}'; got {got}"
+            raise PydanticCustomError("one_of", "{message}", {"message": message})
         if name not in kinds:
             raise unknown(self.what, str(name), list(kinds))
         cls = kinds[str(name)]
@@ -95,6 +88,32 @@ class OneOf:
                 }
             )
         return {"anyOf": alternatives}
+
+
+class Also:
+    """Annotates a field that may also be written in a shorter form: `convert` makes the long one of it."""
+
+    def __init__(self, convert: Callable[[Any], Any], form: dict[str, Any]) -> None:
+        self.convert, self.form = convert, form
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self.convert, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        long = handler(schema)
+        short = long.get("items", {}) if self.form == {"items": True} else self.form
+        return {"anyOf": [long, short]}
+
+
+def many(value: object) -> object:
+    """One item as a list of one."""
+    return value if isinstance(value, (list, tuple)) else (value,)
+
+
+MANY = Also(many, {"items": True})
+"""A list, or its only item."""
 
 
 def _kind(value: tuple[str, object]) -> str:

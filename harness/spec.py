@@ -1,7 +1,9 @@
 """The spec: one YAML file that says what is trained, on what, how, and how it is judged."""
 
+import builtins
 import keyword
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,28 +16,31 @@ from harness.errors import Problem, SpecError
 from harness.expressions import Value
 from harness.losses import LossTerm
 from harness.metrics import MetricChoice
-from harness.names import RESERVED
+from harness.names import ATTRIBUTES, VARIABLES
 from harness.ops import OPS
 from harness.ops.base import Count, Size
 from harness.optimizers import ClipChoice, Constant, OptimizerChoice, ScheduleChoice
-from harness.record import Kind, OneOf, Record
+from harness.record import MANY, Kind, OneOf, Record, unknown
 
 
-def _identifier(name: str) -> str:
-    if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name) or name.startswith("_"):
-        raise PydanticCustomError(
-            "identifier",
-            "a name has letters, digits and underscores, starts with a letter and is no Python keyword; got {name}",
-            {"name": repr(name)},
-        )
-    if name in RESERVED:
-        raise PydanticCustomError(
-            "reserved", "the name '{name}' means something to a framework's modules; choose another", {"name": name}
-        )
-    return name
+def _identifier(taken: Set[str]) -> AfterValidator:
+    """A Python identifier that is no keyword and not among the names that emitted programs need."""
+
+    def check(name: str) -> str:
+        if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name) or name.startswith("_"):
+            message = f"a name has letters, digits and underscores, starts with a letter and is no Python keyword; got {name!r}"
+            raise PydanticCustomError("identifier", "{message}", {"message": message})
+        if name in taken:
+            message = f"the name '{name}' means something else in emitted programs; choose another"
+            raise PydanticCustomError("identifier", "{message}", {"message": message})
+        return name
+
+    return AfterValidator(check)
 
 
-Identifier = Annotated[str, AfterValidator(_identifier)]
+PlainName = Annotated[str, _identifier(frozenset())]
+LayerName = Annotated[str, _identifier(ATTRIBUTES | {"masks", "rngs", "self"})]
+VariableName = Annotated[str, _identifier(VARIABLES | set(dir(builtins)))]
 
 
 class Residual(Kind):
@@ -61,7 +66,7 @@ class Block(Kind):
 
     kind = "block"
     layers: "tuple[LayerItem, ...]"
-    class_name: Identifier = "block"
+    class_name: PlainName = "block"
 
 
 LAYERS: tuple[type[Kind], ...] = (*OPS.values(), Residual, Repeat, Block)
@@ -71,7 +76,7 @@ class Layer(Record):
     """An op or a container, with its optional name and inputs."""
 
     op: Annotated[Kind, OneOf("op", lambda: LAYERS)]
-    name: Identifier | None = None
+    name: LayerName | None = None
     inputs: tuple[str, ...] | None = None
 
     known: ClassVar[tuple[str, ...]] = tuple(cls.kind for cls in LAYERS)
@@ -99,7 +104,7 @@ for _cls in (Residual, Repeat, Block):
 class Network(Record):
     """Layers, sequential unless they say otherwise."""
 
-    inputs: tuple[Identifier, ...] = ("x",)
+    inputs: tuple[VariableName, ...] = ("x",)
     layers: Annotated[tuple[LayerItem, ...], Field(min_length=1)]
     output: str | None = None
     """The layer whose value is the network's; left out, the last."""
@@ -108,11 +113,11 @@ class Network(Record):
 class UpdateSpec(Record):
     """One minimisation of a training step."""
 
-    name: Identifier | None = None
-    values: dict[Identifier, Value] = {}
+    name: PlainName | None = None
+    values: dict[VariableName, Value] = {}
     """Names for values that several terms use."""
-    loss: Annotated[tuple[LossTerm, ...], Field(min_length=1), BeforeValidator(lambda v: v if isinstance(v, (list, tuple)) else (v,))]
-    over: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] | None = None
+    loss: Annotated[tuple[LossTerm, ...], Field(min_length=1), MANY]
+    over: Annotated[tuple[str, ...], MANY] | None = None
     """The networks whose parameters it moves; needed where there is more than one network."""
     optimizer: OptimizerChoice
     schedule: ScheduleChoice = Constant()
@@ -129,7 +134,7 @@ class Training(Record):
 class Prediction(Record):
     """What the trained network says about given inputs."""
 
-    name: Identifier = "prediction"
+    name: PlainName = "prediction"
     value: Value
     inputs: dict[str, Any] = {}
 
@@ -161,12 +166,12 @@ class Evaluation(Record):
 class Spec(Record):
     """A whole experiment."""
 
-    name: Identifier
+    name: PlainName
     about: str = ""
     seed: Size = 0
     data: Data
-    blocks: dict[Identifier, Any] = {}
-    networks: Annotated[dict[Identifier, Network], Field(min_length=1)]
+    blocks: dict[PlainName, Any] = {}
+    networks: Annotated[dict[LayerName, Network], Field(min_length=1)]
     training: Training
     evaluation: Evaluation = Evaluation()
 
@@ -195,7 +200,12 @@ def _distinct(errors: Sequence[Any]) -> list[Any]:
     for error in errors:
         place = tuple(step for step in error["loc"] if not str(step).startswith(("tuple[", "literal[", "function-")))
         first.setdefault(place, {**error, "loc": place})
-    return list(first.values())
+    # A list whose items are wrong counts as too short as well.
+    return [e for place, e in first.items() if e["type"] != "too_short" or not _beneath(place, first)]
+
+
+def _beneath(place: tuple[Any, ...], places: Iterable[tuple[Any, ...]]) -> bool:
+    return any(other != place and other[: len(place)] == place for other in places)
 
 
 def _problem(text: source.Source, error: Any) -> Problem:  # noqa: ANN401 - pydantic's error record
@@ -208,12 +218,18 @@ def _problem(text: source.Source, error: Any) -> Problem:  # noqa: ANN401 - pyda
         message += f"; did you mean '{hint[0]}'?" if hint else ""
         message += f" (fields: {', '.join(known)})" if known else ""
         return text.problem(path, message)
+    if kind == "union_tag_invalid":
+        known = re.findall(r"'(\w+)'", error["ctx"]["expected_tags"])
+        wrong = unknown("data set", str(error["ctx"]["tag"]), known)
+        return text.problem((*path, "dataset"), wrong.message())
+    if kind == "union_tag_not_found":
+        return text.problem(path, "needs 'dataset' (`harness list datasets` lists them)")
     if kind == "missing":
         message = f"needs '{path[-1]}'"
         return text.problem(path[:-1], message)
-    message = error["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:] if message.startswith(("Input", "Field", "Tuple")) else message
-    if kind not in {"unknown", "one_of", "expression", "identifier", "reserved", "value_error"}:
+    message = error["msg"].removeprefix("Value error, ").replace("tuple", "list").replace("dictionary", "mapping")
+    message = message[0].lower() + message[1:] if message.startswith(("Input", "Field", "List")) else message
+    if kind not in {"unknown", "one_of", "expression", "identifier", "value_error"}:
         got = error.get("input")
         message += f", got {got!r}" if isinstance(got, (str, int, float, bool, type(None))) else ""
     return text.problem(path, message)

@@ -105,6 +105,7 @@ def convert(x: str, rank: int, have: str, want: str) -> str:
     """An expression in another layout; a vector has only one."""
     if have == want or rank == 1 or want == ANY:
         return x
+    x = shared.primary(x)
     if rank == 2:  # time and channels
         return f"{x}.transpose(1, 2)"
     return f"{x}.permute(0, 3, 1, 2)" if want == FIRST else f"{x}.permute(0, 2, 3, 1)"

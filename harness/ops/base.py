@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field
 
 from harness.initializers import InitializerKind
-from harness.record import Kind
+from harness.record import Also, Kind
 
 Shape = tuple[int, ...]
 """The shape of one example: the batch axis is always left out."""
@@ -137,11 +137,13 @@ NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, AfterValidator(_rate)]
 Flag = Annotated[bool, Field(strict=True)]
-Pair = Annotated[tuple[Count, Count], BeforeValidator(_pair)]
-Single = Annotated[tuple[Count], BeforeValidator(lambda v: (v,) if isinstance(v, int) else v)]
+WHOLE = {"type": "integer"}
+Pair = Annotated[tuple[Count, Count], Also(_pair, WHOLE)]
+Single = Annotated[tuple[Count], Also(lambda v: (v,) if isinstance(v, int) else v, WHOLE)]
 Side = tuple[Size, Size]
-Padding2d = Annotated[Literal["same", "valid"] | tuple[Side, Side], BeforeValidator(_pads)]
-Padding1d = Annotated[Literal["same", "valid"] | tuple[Side], BeforeValidator(_pads_1d)]
+SIDES = {"anyOf": [WHOLE, {"type": "array", "items": WHOLE}]}
+Padding2d = Annotated[Literal["same", "valid"] | tuple[Side, Side], Also(_pads, SIDES)]
+Padding1d = Annotated[Literal["same", "valid"] | tuple[Side], Also(_pads_1d, SIDES)]
 
 
 def same_pads(size: int, window: int, stride: int, dilation: int = 1) -> tuple[int, int]:

@@ -172,16 +172,11 @@ def write_request(directory: Path, program: Program, inputs: Inputs, backend: st
     name = f"{program.name}_{backend}.py"
     source = emitter.emit(program, options.precision, options.threads)
     (folder / name).write_text(source, encoding="utf-8")
-    single = len(program.networks) == 1
     states, gradients = recorded_steps(program, options)
     request = {
         "backend": backend,
         "program": name,
-        "model": container(program),
-        "networks": list(program.networks),
-        "updates": [
-            {"name": u.name, "loss": loss_name(program, u), "networks": None if single else list(u.over)} for u in program.updates
-        ],
+        **describe(program),
         "steps": program.steps,
         "precision": options.precision,
         "threads": options.threads,
@@ -197,6 +192,18 @@ def write_request(directory: Path, program: Program, inputs: Inputs, backend: st
     request["digest"] = hashlib.sha256(json.dumps([request, digests], sort_keys=True).encode()).hexdigest()
     write_last(folder / "request.json", request)
     return request
+
+
+def describe(program: Program) -> dict[str, Any]:
+    """What a session needs to know of a program: the model's class, its networks, the updates and their losses."""
+    single = len(program.networks) == 1
+    return {
+        "model": container(program),
+        "networks": list(program.networks),
+        "updates": [
+            {"name": u.name, "loss": loss_name(program, u), "networks": None if single else list(u.over)} for u in program.updates
+        ],
+    }
 
 
 def recorded_steps(program: Program, options: Options) -> tuple[list[int], list[int]]:
@@ -262,7 +269,7 @@ def train(
     if not importable(backend, python):
         extra = f"pip install 'framework-harness[{backend}]', or name an interpreter that has it: --python {backend}=PATH"
         return BackendResult(backend, "failed", error=f"{PACKAGES[backend][0]} is not installed here; {extra}")
-    listen(backend, {"phase": "start"})
+    listen(backend, {"phase": "start", "total": request["steps"]})
     started = time.perf_counter()
     try:
         status, why = _supervise(directory, backend, python, options, listen)

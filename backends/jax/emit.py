@@ -1,0 +1,310 @@
+"""Program -> one JAX file: Flax NNX modules, Optax updates. Imports no framework: it runs, and is tested, without JAX."""
+
+from backends.jax import layers, training
+from harness import emit as shared
+from harness.emit import Code, Slot, graphs, indented, masked
+from harness.graph import Graph, Program, Update
+
+FRAMEWORK = "JAX (Flax NNX and Optax)"
+HELPERS = layers.HELPERS | training.HELPERS
+
+
+def emit(program: Program, precision: str = "float32", threads: int = 1) -> str:
+    """The program as a file that runs by itself."""
+    classes, helpers = [], []
+    for graph in graphs(program):
+        text, used = module(graph, precision)
+        classes.append(text)
+        helpers += used
+    functions, used = step(program)
+    helpers += used
+    parts = [
+        header(program, precision),
+        *(HELPERS[name] for name in dict.fromkeys(helpers)),
+        *classes,
+        *([networks(program)] if len(program.networks) > 1 else []),
+        functions,
+        tables(program),
+        shared.masks_text(program, precision) if program.masks else "",
+        running(program, threads),
+    ]
+    return shared.formatted("\n\n".join(parts))
+
+
+def header(program: Program, precision: str) -> str:
+    """Docstring, imports, and what changes numbers for the whole program."""
+    double = 'jax.config.update("jax_enable_x64", True)\n' if precision == "float64" else ""
+    return f'''{shared.docstring(program, FRAMEWORK, "jax")}
+
+import math
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from flax.traverse_util import unflatten_dict
+from jax import Array
+from safetensors.numpy import load_file
+
+{double}# Full float32 products on GPUs and TPUs too: JAX uses TF32 or bfloat16 unless told not to.
+jax.config.update("jax_default_matmul_precision", "highest")
+'''
+
+
+def module(graph: Graph, precision: str) -> tuple[str, list[str]]:
+    """A network or block as a class."""
+    inits, lines, helpers = [], [], []
+    for line, code, name in lower(graph):
+        if code and code.init:
+            inits += [f"self.{name} = {code.init}", *code.setup]
+        helpers += code.helpers if code else []
+        lines.append(line)
+    body = indented(inits or ["pass"])
+    if precision == "float64":
+        # Flax's parameters are float32 unless told otherwise, x64 or not.
+        body = body.replace("rngs=rngs)", "param_dtype=jnp.float64, rngs=rngs)")
+    given = ", ".join(f"{name}: Array" for name in graph.inputs)
+    given += ", masks: dict | None = None" if masked(graph) else ""
+    return f"""
+class {graph.class_name}(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+{body}
+
+    def __call__(self, {given}) -> Array:
+{indented(lines)}
+""", helpers  # fmt: skip
+
+
+def lower(graph: Graph) -> list[tuple[str, Code | None, str]]:
+    """The forward pass, a line a node."""
+    names = shared.variables(graph)
+    out: list[tuple[str, Code | None, str]] = []
+    for node in graph.nodes:
+        code: Code = getattr(layers, node.op.kind)(node, *(names[name] for name in node.inputs))
+        line = f"return {code.call}" if node.name == graph.output else f"{names[node.name]} = {code.call}"
+        out.append((line, code, node.name))
+    if graph.nodes[-1].name != graph.output:
+        out.append((f"return {names[graph.output]}", None, ""))
+    return out
+
+
+def networks(program: Program) -> str:
+    """A class that holds several networks."""
+    inits = [f"self.{name} = {graph.class_name}(rngs)" for name, graph in program.networks.items()]
+    return f'''
+class {shared.container(program)}(nnx.Module):
+    """The networks that are trained together."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+{indented(inits)}
+'''
+
+
+def step(program: Program) -> tuple[str, list[str]]:
+    """Losses, learning rates, optimizers, state and the training step."""
+    helpers = [name for u in program.updates for t in u.terms for name in training.LOSS_HELPERS.get(t.loss.kind, ())]
+    parts = [loss(program, update) for update in program.updates]
+    for update in program.updates:
+        if not training.constant(update):
+            parts.append(f'''
+def {rate_name(program, update)}(step: Array) -> Array:
+    {shared.schedule_summary(update)}
+{indented(training.schedule(update.schedule, update.optimizer.learning_rate), 4)}
+''')
+    text, used = optimizers(program)
+    helpers += used
+    parts += [text, state(program)]
+    if len(program.updates) == 1:
+        (update,) = program.updates
+        parts.append(f'''
+@partial(jax.jit, donate_argnames="state")
+def train_step(state: State, batch: dict) -> tuple[State, Array]:
+    """One update; returns the new state and the loss before it."""
+{minimisation(program, shared.loss_name(program, update), "optimizer", "state.optimizer_state", moved(program, update))}
+    return State(parameters, statistics, optimizer_state), loss
+''')
+        return "\n\n".join(parts), helpers
+    several = len(program.networks) > 1
+    lines = [
+        f'state, losses["{u.name}"] = minimise(state, "{u.name}", {shared.loss_name(program, u)}, '
+        + (f"{tuple(u.over)}, batch)" if several else "batch)")
+        for u in program.updates
+    ]
+    parts.append(f'''
+def minimise(
+    state: State, name: str, loss_fn: Callable, {"networks: tuple[str, ...], " if several else ""}batch: dict
+) -> tuple[State, Array]:
+    """One update{" of these networks' parameters" if several else ""}; returns the new state and the loss before it."""
+{minimisation(program, "loss_fn", "optimizers[name]", "state.optimizer_states[name]", "networks" if several else None)}
+    optimizer_states = state.optimizer_states | {{name: optimizer_state}}
+    return State(parameters, statistics, optimizer_states), loss
+
+
+@partial(jax.jit, donate_argnames="state")
+def train_step(state: State, batch: dict) -> tuple[State, dict[str, Array]]:
+    """One update after another; returns the new state and the loss before each."""
+    losses = {{}}
+{indented(lines, 4)}
+    return state, losses
+''')
+    return "\n\n".join(parts), helpers
+
+
+def minimisation(program: Program, loss: str, optimizer: str, optimizer_state: str, networks: str | None) -> str:
+    """The statements from a state and a batch to new parameters, statistics and optimizer state."""
+    whole = networks is None
+    lines = [
+        "",
+        "def objective(parameters: dict) -> tuple[Array, dict]:",
+        f"    model = nnx.merge(GRAPHDEF, {'parameters' if whole else 'state.parameters | parameters'}, state.statistics)",
+        f"    return {loss}(model, batch), nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))",
+        "",
+        "parameters = state.parameters" if whole else f"parameters = {{name: state.parameters[name] for name in {networks}}}",
+        "(loss, statistics), gradients = jax.value_and_grad(objective, has_aux=True)(parameters)",
+        f"updates, optimizer_state = {optimizer}.update(gradients, {optimizer_state}, parameters)",
+        f"parameters = {'' if whole else 'state.parameters | '}optax.apply_updates(parameters, updates)",
+    ]
+    return indented(lines, 4)
+
+
+def loss(program: Program, update: Update) -> str:
+    """The function of one update's loss."""
+    lines: list[str] = []
+    for site in update.calls:
+        call = shared.call_site(program, site)
+        # Nothing that this update moves lies behind the value: no gradient goes there.
+        lines.append(f"{site.variable} = {call if site.moved else f'jax.lax.stop_gradient({call})'}")
+    terms = [(term.loss.weight, training.LOSSES[term.loss.kind](term)) for term in update.terms]
+    return f"""
+def {shared.loss_name(program, update)}(model: {shared.container(program)}, batch: dict) -> Array:
+{indented(lines, 4)}
+    return {shared.weighted(terms)}
+"""
+
+
+def optimizers(program: Program) -> tuple[str, list[str]]:
+    """The optimizer, or one for each update, and the helpers they use."""
+    single = len(program.updates) == 1
+    made: list[str] = []
+    tables: list[str] = []
+    helpers: list[str] = []
+    for update in program.updates:
+        rate = repr(update.optimizer.learning_rate) if training.constant(update) else rate_name(program, update)
+        table = "NO_DECAY" if single else f"NO_DECAY_{update.name.upper()}"
+        text, used = training.optimizer(program, update, rate, table)
+        helpers += used
+        if spared := training.no_decay(program, update):
+            where = slots(program)
+            names = ", ".join(f'"{where[name].path}"' for name in spared)
+            tables.append(f"# Weight decay spares these.\n{table} = {{{names}}}\n")
+        made.append(f"optimizer = {text}" if single else f'"{update.name}": {text},')
+    if not single:
+        made = ["optimizers = {", *made, "}"]
+    return "\n".join([*tables, *made]) + "\n", helpers
+
+
+def state(program: Program) -> str:
+    """What a training step changes, and the constant that makes a model of it."""
+    single = len(program.updates) == 1
+    field = "optimizer_state: optax.OptState" if single else "optimizer_states: dict[str, optax.OptState]"
+    return f'''
+# The model without its arrays: nothing is allocated.
+GRAPHDEF = nnx.graphdef(nnx.eval_shape(lambda: {shared.container(program)}(nnx.Rngs(0))))
+
+
+class State(NamedTuple):
+    """What a training step changes."""
+
+    parameters: dict
+    statistics: dict
+    {field}
+'''
+
+
+def moved(program: Program, update: Update) -> str | None:
+    """The networks whose parameters an update moves; None for all there is."""
+    return None if set(update.over) == set(program.networks) else repr(tuple(update.over))
+
+
+def rate_name(program: Program, update: Update) -> str:
+    """The function of one update's learning rate."""
+    return "learning_rate" if len(program.updates) == 1 else f"{update.name}_learning_rate"
+
+
+def slots(program: Program) -> dict[str, Slot]:
+    """Canonical name -> the path in the model's state, its keys joined by dots."""
+    return shared.slots(program, layers.parameters, ".")
+
+
+def tables(program: Program) -> str:
+    """PARAMETERS and STATISTICS."""
+    learned, running = shared.split_tables(program, slots(program))
+    axes = "the axes that take the canonical array to Flax's"
+    text = shared.table("PARAMETERS", learned, f"canonical name -> (Flax's path, {axes})")
+    return text + shared.table("STATISTICS", running, "the same for running statistics")
+
+
+def running(program: Program, threads: int) -> str:
+    """Loading parameters and batches, and `main`."""
+    del threads  # XLA takes the cores that its process is given
+    single = len(program.updates) == 1
+    rows = []
+    for name in program.fields:
+        per_step = name in program.spec.data.noise
+        source = f'inputs["{name}"][step][: len(rows)]' if per_step else f'inputs["train.{name}"][rows]'
+        rows.append(f'"{name}": {source},')
+    if program.masks:
+        rows.append('"masks": dropout_masks(step, len(rows)),')
+    rows_of = 'inputs["order"][step]'
+    if program.spec.data.last_batch == "keep":
+        rows_of += "\n    rows = rows[rows >= 0]  # an epoch's last batch may be smaller"
+    made = {u.name: f".init({_own(program, u)})" for u in program.updates}
+    each = ", ".join(f'"{name}": optimizers["{name}"]{init}' for name, init in made.items())
+    optimizer_state = f"optimizer{next(iter(made.values()))}" if single else f"{{{each}}}"
+    show = "float(loss)" if single else "*map(float, losses.values())"
+    return f'''
+def load_parameters(arrays: dict[str, np.ndarray]) -> State:
+    """The state before training, from the canonical array of every parameter and statistic."""
+
+    def load(table: dict) -> dict:
+        found = {{path: jnp.array(arrays[name].transpose(axes)) for name, (path, axes) in table.items()}}
+        return unflatten_dict(found, sep=".")
+
+    parameters = load(PARAMETERS)
+    return State(parameters, load(STATISTICS), {optimizer_state})
+
+
+def load_batch(inputs: dict[str, np.ndarray], step: int) -> dict:
+    """The batch of a step, counted from 0."""
+    rows = {rows_of}
+    return jax.device_put(
+        {{
+{indented(rows, 12)}
+        }}
+    )
+
+
+def main(run: Path) -> None:
+    inputs = load_file(run / "inputs" / "data.safetensors") | load_file(run / "inputs" / "batches.safetensors")
+    state = load_parameters(load_file(run / "inputs" / "parameters.safetensors"))
+    for step in range(len(inputs["order"])):
+        state, {"loss" if single else "losses"} = train_step(state, load_batch(inputs, step))
+        print(step + 1, {show})
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
+'''
+
+
+def _own(program: Program, update: Update) -> str:
+    """The parameters that an update moves, as its optimizer sees them."""
+    if len(program.networks) == 1 or (len(program.updates) == 1 and moved(program, update) is None):
+        return "parameters"
+    return "{" + ", ".join(f'"{name}": parameters["{name}"]' for name in update.over) + "}"

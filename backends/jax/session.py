@@ -1,0 +1,127 @@
+"""Drive an emitted JAX program. Imported only inside a worker."""
+
+import json
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from harness.backend import Array, Arrays, check_tables, flatten, to_canonical
+
+
+def environment() -> dict[str, Any]:
+    """What JAX says about itself."""
+    return {
+        "devices": [device.device_kind for device in jax.devices()],
+        "platform": jax.default_backend(),
+        "x64": jax.config.jax_enable_x64,
+        "matmul_precision": jax.config.jax_default_matmul_precision,
+    }
+
+
+def configure(request: Mapping[str, Any]) -> None:
+    """XLA has no reliable setting for its threads on CPUs: it takes the cores that the worker is pinned to."""
+
+
+class Session:
+    """See harness.backend.Session."""
+
+    def __init__(self, module: ModuleType, request: Mapping[str, Any]) -> None:
+        self.module, self.updates, self.networks = module, request["updates"], request["networks"]
+        self.single = len(self.updates) == 1
+        self.model = getattr(module, request["model"])
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.state_now: Any = None
+        self.compiled: tuple[Any, Callable[..., Any]] = (None, module.train_step)
+        self.evaluations: dict[str, Callable[..., Any]] = {}
+        self.losses_gradients = jax.jit(self._gradients)
+        _, learned, statistics = nnx.split(nnx.eval_shape(lambda: self.model(nnx.Rngs(0))), nnx.Param, ...)
+        self.live = _by_path(learned) | _by_path(statistics)
+        check_tables(module, _by_path(learned), _by_path(statistics))
+
+    def load(self, arrays: Arrays) -> None:
+        self.shapes = {name: array.shape for name, array in arrays.items()}
+        for name, (path, axes) in (self.module.PARAMETERS | self.module.STATISTICS).items():
+            if arrays[name].transpose(axes).shape != self.live[path]:
+                raise RuntimeError(f"{name} {arrays[name].shape} does not fit the model's {path} {self.live[path]}")
+        self.state_now = self.module.load_parameters(arrays)
+
+    def batch(self, inputs: Arrays, step: int) -> Any:
+        return self.module.load_batch(inputs, step)
+
+    def arrays(self, batch: Any) -> Arrays:
+        return {name: np.asarray(value) for name, value in flatten(batch).items()}
+
+    def compile(self, batch: Any) -> None:
+        self.compiled = (_shapes(batch), self.module.train_step.lower(self.state_now, batch).compile())
+
+    def step(self, step: int, batch: Any) -> Any:  # noqa: ARG002 - the optimizer's state counts
+        # The executable itself takes batches of one shape; an epoch's last, smaller one is traced again.
+        shapes, compiled = self.compiled
+        train_step = compiled if shapes == _shapes(batch) else self.module.train_step
+        self.state_now, result = train_step(self.state_now, batch)
+        return result
+
+    def wait(self, result: Any) -> dict[str, float]:
+        if self.single:
+            return {self.updates[0]["name"]: float(result)}
+        return {name: float(loss) for name, loss in result.items()}
+
+    def gradients(self, batch: Any) -> Arrays:
+        found = {}
+        gradients = self.losses_gradients(self.state_now.parameters, self.state_now.statistics, batch)
+        for update in self.updates:
+            own = flatten(gradients[update["name"]])
+            for name, (path, axes) in self.module.PARAMETERS.items():
+                if self._moves(update, name):
+                    array = np.array(own[path.replace(".", "/")])
+                    found[f"{update['name']}/{name}"] = to_canonical(array, axes, self.shapes[name])
+        return found
+
+    def _gradients(self, parameters: Any, statistics: Any, batch: Any) -> dict[str, Any]:
+        def objective(parameters: Any, loss: str) -> Any:
+            return getattr(self.module, loss)(nnx.merge(self.module.GRAPHDEF, parameters, statistics), batch)
+
+        return {update["name"]: jax.grad(objective)(parameters, update["loss"]) for update in self.updates}
+
+    def _moves(self, update: Mapping[str, Any], name: str) -> bool:
+        return update["networks"] is None or name.partition(".")[0] in update["networks"]
+
+    def state(self) -> Arrays:
+        # Copies: the next step takes the buffers over.
+        own = flatten(self.state_now.parameters) | flatten(self.state_now.statistics)
+        table = self.module.PARAMETERS | self.module.STATISTICS
+        return {
+            name: to_canonical(np.array(own[path.replace(".", "/")]), axes, self.shapes[name])
+            for name, (path, axes) in table.items()
+        }
+
+    def evaluate(self, expression: Any, fields: Arrays) -> Array:
+        key = json.dumps(expression)
+        if key not in self.evaluations:
+            self.evaluations[key] = jax.jit(lambda *given: self._evaluated(expression, *given))
+        return np.array(self.evaluations[key](self.state_now.parameters, self.state_now.statistics, fields))
+
+    def _evaluated(self, expression: Any, parameters: Any, statistics: Any, fields: Mapping[str, Any]) -> Any:
+        model = nnx.merge(self.module.GRAPHDEF, parameters, statistics)
+        model.eval()
+        return self._value(model, expression, fields)
+
+    def _value(self, model: Any, expression: Any, fields: Mapping[str, Any]) -> Any:
+        if expression[0] == "field":
+            return fields[expression[1]]
+        _, network, arguments = expression
+        target = model if len(self.networks) == 1 else getattr(model, network)
+        return target(*(self._value(model, argument, fields) for argument in arguments))
+
+
+def _by_path(state: nnx.State) -> dict[str, tuple[int, ...]]:
+    """The shape of every array by its path."""
+    return {".".join(map(str, path)): variable.shape for path, variable in nnx.to_flat_state(state)}
+
+
+def _shapes(batch: Any) -> Any:
+    return jax.tree.map(np.shape, batch)

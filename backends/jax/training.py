@@ -1,0 +1,139 @@
+"""Losses, optimizers, schedules and clipping as Optax. Imports no framework."""
+
+from harness.emit import ref, smoothed_number
+from harness.graph import Program, Term, Update
+from harness.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy
+from harness.optimizers import Adam, AdamW, ClipValue, Constant, Cosine, Schedule, Sgd, Step
+
+
+def mse(term: Term) -> str:
+    return f"optax.squared_error({ref(term.outputs)}, {_targets(term)}).mean()"
+
+
+def mae(term: Term) -> str:
+    return f"absolute_error({ref(term.outputs)}, {_targets(term)}).mean()"
+
+
+def softmax_cross_entropy(term: Term) -> str:
+    loss = term.loss
+    assert isinstance(loss, SoftmaxCrossEntropy)
+    logits, labels = ref(term.outputs), ref(term.targets)
+    if not loss.label_smoothing:
+        return f"optax.softmax_cross_entropy_with_integer_labels({logits}, {labels}).mean()"
+    one_hot = f"nnx.one_hot({labels}, {term.outputs_shape[-1]})"
+    return f"optax.softmax_cross_entropy({logits}, optax.smooth_labels({one_hot}, {loss.label_smoothing!r})).mean()"
+
+
+def sigmoid_cross_entropy(term: Term) -> str:
+    loss = term.loss
+    assert isinstance(loss, SigmoidCrossEntropy)
+    targets = _targets(term)
+    if term.targets.kind != "number" and loss.label_smoothing:
+        targets = f"{1 - loss.label_smoothing!r} * {targets} + {loss.label_smoothing / 2!r}"
+    return f"optax.sigmoid_binary_cross_entropy({ref(term.outputs)}, {targets}).mean()"
+
+
+LOSSES = {
+    "mse": mse,
+    "mae": mae,
+    "softmax_cross_entropy": softmax_cross_entropy,
+    "sigmoid_cross_entropy": sigmoid_cross_entropy,
+}
+LOSS_HELPERS = {"mae": ("absolute_error",)}
+
+
+def optimizer(program: Program, update: Update, rate: str, spared: str) -> tuple[str, tuple[str, ...]]:
+    """The optimizer's construction, clipping included, and the helpers it uses."""
+    rule = update.optimizer
+    helpers: tuple[str, ...] = ()
+    if isinstance(rule, Sgd):
+        momentum = f", momentum={rule.momentum!r}" if rule.momentum else ""
+        nesterov = ", nesterov=True" if rule.nesterov else ""
+        text = f"optax.sgd({rate}{momentum}{nesterov})"
+    else:
+        assert isinstance(rule, Adam)
+        settings = f"{rate}, b1={rule.beta1!r}, b2={rule.beta2!r}, eps={rule.epsilon!r}"
+        text = f"optax.adam({settings})"
+        if isinstance(rule, AdamW):
+            names = [name for name in _moved(program, update) if program.parameters[name].learned]
+            decay = rule.weight_decay if any(map(rule.decays, names)) else 0.0
+            mask = ""
+            if no_decay(program, update):
+                mask, helpers = f", mask=all_but({spared})", ("all_but",)
+            text = f"optax.adamw({settings}, weight_decay={decay!r}{mask})"
+    clipping = clip(update)
+    return (f"optax.chain({clipping}, {text})" if clipping else text), helpers
+
+
+def _moved(program: Program, update: Update) -> list[str]:
+    if len(program.networks) == 1:
+        return list(program.parameters)
+    return [name for name in program.parameters if name.partition(".")[0] in update.over]
+
+
+def no_decay(program: Program, update: Update) -> list[str]:
+    """The canonical names that weight decay spares, where it spares some and not all."""
+    rule = update.optimizer
+    if not isinstance(rule, AdamW):
+        return []
+    names = [name for name in _moved(program, update) if program.parameters[name].learned]
+    spared = [name for name in names if not rule.decays(name)]
+    return spared if len(spared) < len(names) else []
+
+
+def clip(update: Update) -> str:
+    """The transformation of gradients before the optimizer's, if any."""
+    if update.clip is None:
+        return ""
+    if isinstance(update.clip, ClipValue):
+        return f"optax.clip({update.clip.limit!r})"
+    return f"optax.clip_by_global_norm({update.clip.limit!r})"
+
+
+def constant(update: Update) -> bool:
+    """Whether the learning rate never changes: Optax takes a number or a function of the updates so far."""
+    return isinstance(update.schedule, Constant) and not update.schedule.warmup
+
+
+def schedule(rule: Schedule, rate: float) -> list[str]:
+    """The body of the learning-rate function of `step`."""
+    # Not Optax's own: in float64 its linear warm-up is float32, and under jit its staircase can fall a step late,
+    # because XLA divides by a constant as a product with the reciprocal and 41 * (1 / 41) is below 1.
+    t = f"(step - {rule.warmup})" if rule.warmup else "step"
+    if isinstance(rule, Cosine):
+        wave = f"(1 + jnp.cos(jnp.pi * jnp.minimum({t.strip('()')}, {rule.steps}) / {rule.steps}))"
+        factor = f"({rule.final!r} + {1 - rule.final!r} * 0.5 * {wave})" if rule.final else f"0.5 * {wave}"
+        after = f"{rate!r} * {factor}"
+    elif isinstance(rule, Step):
+        after = f"{rate!r} * {rule.multiply_by!r} ** ({t} // {rule.every})"
+    else:
+        after = repr(rate)
+    if not rule.warmup:
+        return [f"return {after}"]
+    start = rule.warmup_start
+    factor = f"({start!r} + {1 - start!r} * step / {rule.warmup})" if start else f"step / {rule.warmup}"
+    return [f"warm_up = {rate!r} * {factor}", f"after = {after}", f"return jnp.where(step < {rule.warmup}, warm_up, after)"]
+
+
+def _targets(term: Term) -> str:
+    if term.targets.kind == "number":
+        return f"jnp.full_like({ref(term.outputs)}, {smoothed_number(term)!r})"
+    return ref(term.targets)
+
+
+HELPERS = {
+    "absolute_error": '''
+def absolute_error(predictions: Array, targets: Array) -> Array:
+    """|predictions - targets|, with gradient 0 where they are equal; that of jnp.abs is 1."""
+    errors = predictions - targets
+    return errors * jnp.sign(errors)
+''',
+    "all_but": '''
+def all_but(spared: set[str]) -> Callable[[dict], dict]:
+    """A mask that is true for every parameter except those."""
+    return partial(
+        jax.tree.map_with_path,
+        lambda path, _: jax.tree_util.keystr(path, simple=True, separator=".") not in spared,
+    )
+''',
+}

@@ -1,0 +1,303 @@
+"""Program -> one file of Keras on TensorFlow. Imports no framework: it runs, and is tested, without either."""
+
+from backends.tensorflow import layers, training
+from harness import emit as shared
+from harness.emit import Code, Slot, graphs, indented, masked
+from harness.graph import BlockOp, Graph, Program, Update
+
+FRAMEWORK = "Keras on TensorFlow"
+HELPERS = layers.HELPERS | training.HELPERS
+
+
+def emit(program: Program, precision: str = "float32", threads: int = 1) -> str:
+    """The program as a file that runs by itself."""
+    classes, helpers = [], []
+    models = {graph.class_name for graph in program.networks.values()}
+    for graph in graphs(program):
+        text, used = module(graph, "keras.Model" if graph.class_name in models else "keras.layers.Layer")
+        classes.append(text)
+        helpers += used
+    functions, used = step(program)
+    helpers += used
+    parts = [
+        header(program, precision),
+        *(HELPERS[name] for name in dict.fromkeys(helpers)),
+        *classes,
+        *([networks(program)] if len(program.networks) > 1 else []),
+        functions,
+        tables(program),
+        shared.masks_text(program, precision) if program.masks else "",
+        running(program, threads),
+    ]
+    return shared.formatted("\n\n".join(parts))
+
+
+def header(program: Program, precision: str) -> str:
+    """Docstring, imports, and what changes numbers for the whole program."""
+    double = 'keras.config.set_floatx("float64")\n' if precision == "float64" else ""
+    return f'''{shared.docstring(program, FRAMEWORK, "tensorflow")}
+
+import math
+import os
+import sys
+from pathlib import Path
+
+os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras reads it when it is imported.
+
+import keras
+import numpy as np
+import tensorflow as tf
+from safetensors.numpy import load_file
+
+{double}# Full float32 products on GPUs too: TensorFlow uses TF32 unless told not to.
+tf.config.experimental.enable_tensor_float_32_execution(False)
+'''
+
+
+def module(graph: Graph, base: str) -> tuple[str, list[str]]:
+    """A network or block as a class."""
+    inits, lines, helpers = [], [], []
+    for line, code, name in lower(graph):
+        if code and code.init:
+            inits += [f"self.{name} = {code.init}", *code.setup]
+        helpers += code.helpers if code else []
+        lines.append(line)
+    given = ", ".join(f"{name}: tf.Tensor" for name in graph.inputs)
+    given += ", masks: dict | None = None" if masked(graph) else ""
+    given += ", training: bool = False" if layers.trains(graph) else ""
+    construct = f"def __init__(self, **kwargs) -> None:\n        super().__init__(**kwargs)\n{indented(inits)}\n\n    " if inits else ""
+    return f"""
+class {graph.class_name}({base}):
+    {construct}def call(self, {given}) -> tf.Tensor:
+{indented(lines)}
+""", helpers  # fmt: skip
+
+
+def lower(graph: Graph) -> list[tuple[str, Code | None, str]]:
+    """The forward pass, a line a node."""
+    names = shared.variables(graph)
+    out: list[tuple[str, Code | None, str]] = []
+    for node in graph.nodes:
+        args = [names[name] for name in node.inputs]
+        lowering = layers.block if isinstance(node.op, BlockOp) else getattr(layers, node.op.kind)
+        code: Code = lowering(node, *args)
+        if node.name == graph.output:
+            out.append((f"return {code.call}", code, node.name))
+        else:
+            out.append((f"{names[node.name]} = {code.call}", code, node.name))
+    if graph.nodes[-1].name != graph.output:
+        out.append((f"return {names[graph.output]}", None, ""))
+    return out
+
+
+def networks(program: Program) -> str:
+    """A class that holds several networks."""
+    inits = [f'self.{name} = {graph.class_name}(name="{name}")' for name, graph in program.networks.items()]
+    weights = " + ".join(f"self.{name}.weights" for name in program.networks)
+    return f'''
+class {shared.container(program)}:
+    """The networks that are trained together."""
+
+    def __init__(self) -> None:
+{indented(inits)}
+
+    @property
+    def weights(self) -> list[keras.Variable]:
+        return {weights}
+'''
+
+
+def step(program: Program) -> tuple[str, list[str]]:
+    """Losses, learning rates, optimizers and the training step."""
+    single = len(program.updates) == 1
+    helpers: list[str] = []
+    parts = [loss(program, update) for update in program.updates]
+    for update in program.updates:
+        if body := training.schedule(update.schedule, update.optimizer.learning_rate):
+            parts.append(f'''
+class {rate_name(program, update)}(keras.optimizers.schedules.LearningRateSchedule):
+    {shared.schedule_summary(update)}
+
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        step = tf.cast(step, tf.float64)  # Keras's own schedules round to float32.
+{indented(body)}
+''')
+    text, used = optimizers(program)
+    parts.append(text)
+    helpers += used
+    cls = shared.container(program)
+    lines: list[str] = []
+    for update in program.updates:
+        target, name = moved(program, update), shared.loss_name(program, update)
+        variable = "optimizer" if single else f'optimizers["{update.name}"]'
+        result = "loss" if single else f'losses["{update.name}"]'
+        densify = ["# An embedding's gradient comes as rows: repeated ones are summed before anything reads them.",
+                   "gradients = [tf.convert_to_tensor(g) for g in gradients]"]  # fmt: skip
+        lines += [
+            "with tf.GradientTape() as tape:",
+            f"    {result} = {name}(model, batch)",
+            f"gradients = tape.gradient({result}, {target})",
+            *(densify if training.sparse(program, update) else []),
+            *training.clip(update),
+            f"{variable}.apply(gradients, {target})",
+        ]
+    if single:
+        signature = f"model: {cls}, optimizer: keras.optimizers.Optimizer, batch: dict) -> tf.Tensor"
+        doc, lines = "One update; returns the loss before it.", [*lines, "return loss"]
+    else:
+        signature = f"model: {cls}, optimizers: dict[str, keras.optimizers.Optimizer], batch: dict) -> dict[str, tf.Tensor]"
+        doc, lines = "One update after another; returns the loss before each.", ["losses = {}", *lines, "return losses"]
+    parts.append(f'''
+@tf.function
+def train_step({signature}:
+    """{doc}"""
+{indented(lines, 4)}
+''')
+    return "\n\n".join(parts), helpers
+
+
+def loss(program: Program, update: Update) -> str:
+    """The function of one update's loss."""
+    lines: list[str] = []
+    for site in update.calls:
+        trains = layers.trains(program.networks[site.network])
+        call = shared.call_site(program, site, "training=True" if trains else "")
+        # Nothing that this update moves lies behind the value: no gradient goes there.
+        lines.append(f"{site.variable} = {call if site.moved else f'tf.stop_gradient({call})'}")
+    terms = [(term.loss.weight, training.LOSSES[term.loss.kind](term)) for term in update.terms]
+    return f"""
+def {shared.loss_name(program, update)}(model: {shared.container(program)}, batch: dict) -> tf.Tensor:
+{indented(lines, 4)}
+    return {shared.weighted(terms)}
+"""
+
+
+def optimizers(program: Program) -> tuple[str, list[str]]:
+    """The function that makes the optimizer, or one for each update."""
+    cls, single = shared.container(program), len(program.updates) == 1
+    made: list[str] = []
+    after: list[str] = []
+    tables: list[str] = []
+    helpers: list[str] = []
+    for update in program.updates:
+        changes = training.schedule(update.schedule, update.optimizer.learning_rate)
+        rate = f"{rate_name(program, update)}()" if changes else repr(update.optimizer.learning_rate)
+        before, text, used = training.optimizer(program, update, f"learning_rate={rate}")
+        helpers += used
+        target = moved(program, update)
+        variable = "optimizer" if single else f'optimizers["{update.name}"]'
+        if spared := training.no_decay(program, update):
+            where = slots(program)
+            names = ", ".join(f'"{where[name].path}"' for name in spared)
+            table = "NO_DECAY" if single else f"NO_DECAY_{update.name.upper()}"
+            tables.append(f"# Weight decay spares these.\n{table} = {{{names}}}\n")
+            after.append(f"{variable}.exclude_from_weight_decay([v for v in {target} if v.path in {table}])")
+        after.append(f"{variable}.build({target})")
+        made += [*before, f"optimizer = {text}" if single else f'"{update.name}": {text},']
+    if single:
+        name, kind, lines = "make_optimizer", "keras.optimizers.Optimizer", [*made, *after, "return optimizer"]
+    else:
+        name, kind = "make_optimizers", "dict[str, keras.optimizers.Optimizer]"
+        lines = ["optimizers = {", *made, "}", *after, "return optimizers"]
+    head = "\n\n".join(tables)
+    return f"{head}\n\ndef {name}(model: {cls}) -> {kind}:\n{indented(lines, 4)}\n", helpers
+
+
+def moved(program: Program, update: Update) -> str:
+    """The variables that an update moves."""
+    if len(program.networks) == 1:
+        return "model.trainable_weights"
+    return " + ".join(f"model.{name}.trainable_weights" for name in update.over)
+
+
+def rate_name(program: Program, update: Update) -> str:
+    """The class of one update's learning rate."""
+    stem = "" if len(program.updates) == 1 else "".join(part[:1].upper() + part[1:] for part in update.name.split("_"))
+    return f"{stem}LearningRate"
+
+
+def slots(program: Program) -> dict[str, Slot]:
+    """Canonical name -> the variable's path. A network's own name comes first, also where there is one only."""
+    found = shared.slots(program, layers.parameters, "/")
+    if len(program.networks) > 1:
+        return found
+    (network,) = program.networks
+    return {name: Slot(f"{network}/{slot.path}", slot.axes) for name, slot in found.items()}
+
+
+def tables(program: Program) -> str:
+    """PARAMETERS and STATISTICS."""
+    learned, running = shared.split_tables(program, slots(program))
+    axes = "the axes that take the canonical array to Keras's"
+    text = shared.table("PARAMETERS", learned, f"canonical name -> (the Keras variable's path, {axes})")
+    return text + shared.table("STATISTICS", running, "the same for running statistics")
+
+
+def running(program: Program, threads: int) -> str:
+    """Making the model, loading parameters and batches, and `main`."""
+    cls, single = shared.container(program), len(program.updates) == 1
+    rows = []
+    for name in program.fields:
+        per_step = name in program.spec.data.noise
+        source = f'inputs["{name}"][step][: len(rows)]' if per_step else f'inputs["train.{name}"][rows]'
+        rows.append(f'"{name}": {source},')
+    if program.masks:
+        rows.append('"masks": dropout_masks(step, len(rows)),')
+    rows_of = 'inputs["order"][step]'
+    if program.spec.data.last_batch == "keep":
+        rows_of += "\n    rows = rows[rows >= 0]  # an epoch's last batch may be smaller"
+    optimizer = "optimizer" if single else "optimizers"
+    show = "float(loss)" if single else "*map(float, losses.values())"
+    if len(program.networks) == 1:
+        ((network, graph),) = program.networks.items()
+        made = [f'model = {cls}(name="{network}")', "# Keras makes a layer's variables when it first sees an input.",
+                f"model({_zeros(graph)})"]  # fmt: skip
+    else:
+        made = [f"model = {cls}()", "# Keras makes a layer's variables when it first sees an input."]
+        made += [f"model.{network}({_zeros(graph)})" for network, graph in program.networks.items()]
+    return f'''
+def make_model() -> {cls}:
+{indented(made, 4)}
+    return model
+
+
+def load_parameters(model: {cls}, arrays: dict[str, np.ndarray]) -> None:
+    """Set every parameter and statistic from its canonical array."""
+    variables = {{v.path: v for v in model.weights}}
+    for name, (path, axes) in (PARAMETERS | STATISTICS).items():
+        variables[path].assign(arrays[name].transpose(axes))
+
+
+def load_batch(inputs: dict[str, np.ndarray], step: int) -> dict:
+    """The batch of a step, counted from 0."""
+    rows = {rows_of}
+    batch = {{
+{indented(rows)}
+    }}
+    return tf.nest.map_structure(tf.convert_to_tensor, batch)
+
+
+def main(run: Path) -> None:
+    tf.config.threading.set_intra_op_parallelism_threads({threads})
+    tf.config.threading.set_inter_op_parallelism_threads({threads})
+    inputs = load_file(run / "inputs" / "data.safetensors") | load_file(run / "inputs" / "batches.safetensors")
+    model = make_model()
+    load_parameters(model, load_file(run / "inputs" / "parameters.safetensors"))
+    {optimizer} = make_{optimizer}(model)
+    for step in range(len(inputs["order"])):
+        {"loss" if single else "losses"} = train_step(model, {optimizer}, load_batch(inputs, step))
+        print(step + 1, {show})
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
+'''
+
+
+def _zeros(graph: Graph) -> str:
+    """A batch of one for each of a network's inputs."""
+    given = []
+    for shape, dtype in zip(graph.input_shapes, graph.input_dtypes, strict=True):
+        kind = ', dtype="int32"' if dtype == "int" else ""
+        given.append(f"keras.ops.zeros({(1, *shape)!r}{kind})")
+    return ", ".join(given)

@@ -1,0 +1,125 @@
+"""Drive an emitted program of Keras on TensorFlow. Imported only inside a worker."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import tensorflow as tf
+
+from harness.backend import Array, Arrays, check_tables, flatten, to_canonical
+
+os.environ["KERAS_BACKEND"] = "tensorflow"
+
+
+def environment() -> dict[str, Any]:
+    """What TensorFlow says about itself."""
+    gpus = tf.config.list_physical_devices("GPU")
+    devices = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
+    build = tf.sysconfig.get_build_info()
+    return {
+        "devices": devices or ["cpu"],
+        "threads": tf.config.threading.get_intra_op_parallelism_threads(),
+        "tensor_float_32": tf.config.experimental.tensor_float_32_execution_enabled(),
+        "build": f"CUDA {build.get('cuda_version', '')}" if build["is_cuda_build"] else "CPU",
+    }
+
+
+def configure(request: Mapping[str, Any]) -> None:
+    """Threads, before TensorFlow starts its pools."""
+    tf.config.threading.set_intra_op_parallelism_threads(request["threads"])
+    tf.config.threading.set_inter_op_parallelism_threads(request["threads"])
+
+
+class Session:
+    """See harness.backend.Session."""
+
+    def __init__(self, module: ModuleType, request: Mapping[str, Any]) -> None:
+        self.module, self.updates, self.networks = module, request["updates"], request["networks"]
+        self.model = module.make_model()
+        self.single = len(self.updates) == 1
+        make = module.make_optimizer if self.single else module.make_optimizers
+        self.optimizers = make(self.model)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.variables = {v.path: v for v in self.model.weights}
+        learned = {path: v for path, v in self.variables.items() if v.trainable}
+        statistics = {path: v for path, v in self.variables.items() if not v.trainable}
+        check_tables(module, learned, statistics)
+        self.compiled: dict[str, Callable[..., Any]] = {}
+
+    def load(self, arrays: Arrays) -> None:
+        self.shapes = {name: array.shape for name, array in arrays.items()}
+        self.module.load_parameters(self.model, arrays)
+
+    def batch(self, inputs: Arrays, step: int) -> Any:
+        return self.module.load_batch(inputs, step)
+
+    def arrays(self, batch: Any) -> Arrays:
+        return {name: value.numpy() for name, value in flatten(batch).items()}
+
+    def compile(self, batch: Any) -> None:
+        self.module.train_step.get_concrete_function(self.model, self.optimizers, batch)
+
+    def step(self, step: int, batch: Any) -> Any:  # noqa: ARG002 - the optimizers count
+        return self.module.train_step(self.model, self.optimizers, batch)
+
+    def wait(self, result: Any) -> dict[str, float]:
+        if self.single:
+            return {self.updates[0]["name"]: float(result)}
+        return {name: float(loss) for name, loss in result.items()}
+
+    def gradients(self, batch: Any) -> Arrays:
+        found = {}
+        for update in self.updates:
+            # In training, batch normalisation assigns its statistics on the way.
+            statistics = [(v, v.numpy().copy()) for v in self.variables.values() if not v.trainable]
+            for name, gradient in self._gradient(update)(batch).items():
+                _, axes = self.module.PARAMETERS[name]
+                found[f"{update['name']}/{name}"] = to_canonical(gradient.numpy(), axes, self.shapes[name])
+            for variable, value in statistics:
+                variable.assign(value)
+        return found
+
+    def _gradient(self, update: Mapping[str, Any]) -> Callable[..., Any]:
+        names = [name for name in self.module.PARAMETERS if self._moves(update, name)]
+        moved = [self.variables[self.module.PARAMETERS[name][0]] for name in names]
+
+        def gradient(batch: Any) -> Any:
+            with tf.GradientTape() as tape:
+                loss = getattr(self.module, update["loss"])(self.model, batch)
+            # Rows for an embedding, and nothing for a parameter that the loss does not reach.
+            gradients = tape.gradient(loss, moved, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            return dict(zip(names, map(tf.convert_to_tensor, gradients), strict=True))
+
+        return self._compiled(f"gradient {update['name']}", gradient)
+
+    def _moves(self, update: Mapping[str, Any], name: str) -> bool:
+        return update["networks"] is None or name.partition(".")[0] in update["networks"]
+
+    def state(self) -> Arrays:
+        table = self.module.PARAMETERS | self.module.STATISTICS
+        return {
+            name: to_canonical(self.variables[path].numpy().copy(), axes, self.shapes[name])
+            for name, (path, axes) in table.items()
+        }
+
+    def evaluate(self, expression: Any, fields: Arrays) -> Array:
+        def evaluate(fields: Mapping[str, Any]) -> Any:
+            return self._value(expression, fields)
+
+        given = {name: tf.convert_to_tensor(array) for name, array in fields.items()}
+        return self._compiled(f"evaluate {json.dumps(expression)}", evaluate)(given).numpy()
+
+    def _value(self, expression: Any, fields: Mapping[str, Any]) -> Any:
+        if expression[0] == "field":
+            return fields[expression[1]]
+        _, network, arguments = expression
+        target = self.model if len(self.networks) == 1 else getattr(self.model, network)
+        return target(*(self._value(argument, fields) for argument in arguments))
+
+    def _compiled(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """One tf.function for each purpose; a new shape traces it again."""
+        if name not in self.compiled:
+            self.compiled[name] = tf.function(function)
+        return self.compiled[name]

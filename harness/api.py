@@ -1,0 +1,65 @@
+"""The same from Python: load a spec, read its programs, run it, look at the result in a notebook."""
+
+import html
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import runs, spec
+from harness.backend import BACKENDS
+from harness.errors import CallError
+from harness.graph import Program, compile_spec
+from harness.results import RunResult
+from harness.runs import Listener, Options
+from harness.source import Source
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A spec, validated, with the text it came from."""
+
+    spec: spec.Spec
+    source: Source
+
+    def compile(self, steps: int | None = None, seed: int | None = None) -> Program:
+        """The resolved program: shapes, pads, names. Raises SpecError."""
+        return compile_spec(self.spec, self.source, steps, seed)
+
+    def emit(
+        self, backend: str, precision: str = "float32", threads: int = 1, steps: int | None = None, seed: int | None = None
+    ) -> str:
+        """The program of one backend as text. Raises SpecError, CallError, Unsupported."""
+        if backend not in BACKENDS:
+            raise CallError(f"unknown backend '{backend}' (backends: {', '.join(BACKENDS)})")
+        emitter = importlib.import_module(f"backends.{backend}.emit")
+        return str(emitter.emit(self.compile(steps, seed), precision, threads))
+
+    def _repr_html_(self) -> str:
+        return f"<p><b>{html.escape(self.spec.name)}</b>: {html.escape(self.spec.about)}</p><pre>{html.escape(self.source.text)}</pre>"
+
+
+def load(path: str | Path) -> Experiment:
+    """A spec by path, or by the bare name of one that comes with the harness. Raises SpecError."""
+    return Experiment(*spec.load(spec.find(str(path))))
+
+
+def run(experiment: Experiment | str | Path, *, listen: Listener | None = None, **options: Any) -> RunResult:  # noqa: ANN401
+    """Train on every backend and compare; options are the fields of `harness.runs.Options`.
+
+    Raises SpecError, DataError or CallError before any worker starts. A backend that fails is a row of the result.
+    """
+    if not isinstance(experiment, Experiment):
+        experiment = load(experiment)
+    if isinstance(names := options.get("backends"), str):
+        options["backends"] = tuple(names.split(","))
+    known = Options.__dataclass_fields__
+    for name in options:
+        if name not in known:
+            raise CallError(f"run has no option '{name}' (options: {', '.join(known)})")
+    for name in options.get("backends", ()):
+        if name not in BACKENDS:
+            raise CallError(f"unknown backend '{name}' (backends: {', '.join(BACKENDS)})")
+    if isinstance(out := options.get("out"), str):
+        options["out"] = Path(out)
+    return runs.run_spec(experiment.spec, experiment.source, Options(**options), listen or (lambda _backend, _event: None))

@@ -1,0 +1,250 @@
+"""The `harness` command: thin. Results go to standard output, progress and errors to standard error."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import harness
+
+from harness.errors import CallError, HarnessError
+
+app = typer.Typer(
+    help="One network spec, compiled to PyTorch, TensorFlow/Keras and JAX, trained identically and compared.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+)  # fmt: skip
+
+SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A spec's file, or the name of one that comes with it.")]
+JsonOption = Annotated[
+    str | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - is standard output.")
+]
+PythonOption = Annotated[
+    list[str] | None,
+    typer.Option("--python", metavar="BACKEND=PATH", help="The interpreter of a backend, like torch=/opt/t/bin/python."),
+]
+SeedOption = Annotated[int | None, typer.Option(help="Instead of the spec's seed.")]
+StepsOption = Annotated[int | None, typer.Option(help="Instead of the spec's number of steps.")]
+PrecisionOption = Annotated[str, typer.Option(help="float32 or float64.")]
+
+
+def main() -> None:
+    """The entry point: errors become sentences and exit statuses (2: the spec or the call is wrong)."""
+    try:
+        status = app(standalone_mode=False)
+    except HarnessError as error:
+        _complain(str(error))
+        sys.exit(2)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        _complain("interrupted; no result was written")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: say nothing more
+        sys.exit(141)
+    except Exception as error:
+        # Usage errors of the command-line library know how to show themselves.
+        if not hasattr(error, "show") or not hasattr(error, "exit_code"):
+            raise
+        error.show()
+        sys.exit(error.exit_code)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+@app.command()
+def run(  # noqa: PLR0913 - each is an option of the command
+    spec: SpecArgument,
+    backends: Annotated[str | None, typer.Option(help="Which ones, like torch,jax; left out, all.")] = None,
+    steps: StepsOption = None,
+    seed: SeedOption = None,
+    precision: PrecisionOption = "float32",
+    threads: Annotated[int, typer.Option(help="Threads, and cores, of each worker.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
+    python: PythonOption = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory; it must be empty or new.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds of silence after which a worker is stopped.")] = 600.0,
+    json_file: JsonOption = None,
+) -> None:
+    """Train on every backend, compare, and report. Exit: 0 the same, 1 they differ, 2 a wrong spec or call, 3 a backend failed."""
+    from harness import report, runs  # noqa: PLC0415 - seconds of imports that other commands do without
+    from harness.environment import backends as chosen  # noqa: PLC0415
+
+    options = runs.Options(chosen(backends), steps, seed, precision, threads, device, tuple(python or ()), out, timeout)
+    _check_json(json_file)
+    with _progress() as listen:
+        result = runs.run(spec, options, listen)
+        listen("report", {"phase": "report"})
+        page = report.write(result.directory)
+    if json_file != "-":
+        report.print_result(result, Console())
+        print(f"report: {_short(page)}")  # noqa: T201
+    _write_json(json_file, result.to_json())
+    raise typer.Exit(result.exit)
+
+
+@app.command()
+def emit(  # noqa: PLR0913
+    spec: SpecArgument,
+    backend: Annotated[str, typer.Option(help="torch, tensorflow or jax.")],
+    out: Annotated[Path | None, typer.Option(help="A file; left out, standard output.")] = None,
+    precision: PrecisionOption = "float32",
+    threads: Annotated[int, typer.Option(help="Threads that the program's main asks for.")] = 1,
+    steps: StepsOption = None,
+    seed: SeedOption = None,
+) -> None:
+    """Write the program of one backend."""
+    if precision not in ("float32", "float64"):
+        raise CallError(f"--precision is float32 or float64, got '{precision}'")
+    text = harness.load(spec).emit(backend, precision, threads, steps, seed)
+    if out is None:
+        sys.stdout.write(text)
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CallError(f"cannot write {out}: {error.strerror}") from None
+
+
+@app.command(name="report")
+def report_(
+    directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")], json_file: JsonOption = None
+) -> None:
+    """Write a run's report again, from its directory alone."""
+    from harness import report  # noqa: PLC0415
+    from harness.results import RunResult  # noqa: PLC0415
+
+    _check_json(json_file)
+    result = RunResult.read(directory)
+    page = report.write(directory)
+    if json_file != "-":
+        report.print_result(result, Console())
+        print(f"report: {_short(page)}")  # noqa: T201
+    _write_json(json_file, result.to_json())
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="specs, ops, backends, datasets, losses, optimizers, ...")],
+    json_file: JsonOption = None,
+) -> None:
+    """List what there is, a line each."""
+    from harness import catalogue  # noqa: PLC0415
+
+    rows = catalogue.listing(what)
+    if json_file != "-":
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for name, about in rows.items():
+            table.add_row(name, about)
+        Console(soft_wrap=not sys.stdout.isatty()).print(table, markup=False)
+    _write_json(json_file, rows)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a spec, for editors."""
+    from harness import catalogue  # noqa: PLC0415
+
+    json.dump(catalogue.json_schema(), sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+@app.command()
+def doctor(python: PythonOption = None, device: str = "cpu", json_file: JsonOption = None) -> None:
+    """Look at each backend: interpreter, versions, devices, or why it cannot be imported. Exit 3 if one cannot."""
+    from harness.environment import examine, interpreters  # noqa: PLC0415
+
+    _check_json(json_file)
+    found: dict[str, Any] = {}
+    with _progress() as listen:
+        for name, interpreter in interpreters(tuple(python or ())).items():
+            listen(name, {"phase": "import"})
+            found[name] = examine(name, interpreter, device)
+    if json_file != "-":
+        console = Console()
+        console.print(f"harness {harness.__version__}, Python {sys.version.split()[0]}, {os.cpu_count()} cores", markup=False)
+        for name, facts in found.items():
+            versions = ", ".join(f"{k} {v}" for k, v in facts.get("versions", {}).items())
+            state = f"cannot be imported: {facts['error']}" if "error" in facts else f"{versions}; {', '.join(facts['devices'])}"
+            console.print(f"{name}: {state}", markup=False)
+            console.print(f"    {facts['interpreter']} ({facts['origin']}), Python {facts.get('python', '?')}", markup=False)
+    _write_json(json_file, found)
+    raise typer.Exit(3 if any("error" in facts for facts in found.values()) else 0)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:  # noqa: FBT002
+    if version:
+        print(harness.__version__)  # noqa: T201
+        raise typer.Exit
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A line a backend on standard error, where that is a terminal; else a listener that says nothing."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _backend, _event: None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.fields[backend]:<11}{task.fields[phase]:<9}"), BarColumn(),
+               MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[loss]}"))  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as progress:
+        tasks: dict[str, Any] = {}
+
+        def listen(backend: str, event: Mapping[str, Any]) -> None:
+            if backend not in tasks:
+                tasks[backend] = progress.add_task("", total=None, backend=backend, phase="", loss="")
+            if "phase" in event:
+                progress.update(tasks[backend], phase=event["phase"])
+            if "total" in event:
+                progress.update(tasks[backend], total=event["total"])
+            if "step" in event:
+                losses = " ".join(f"{loss:.4g}" for loss in event["losses"].values())
+                progress.update(tasks[backend], completed=event["step"], loss=f"loss {losses}")
+            if "exit" in event:
+                progress.update(tasks[backend], phase="done" if event["exit"] == 0 else "failed")
+                progress.stop_task(tasks[backend])
+
+        yield listen
+
+
+def _check_json(path: str | None) -> None:
+    """Before an hour of work: can the file be written?"""
+    if path in (None, "-"):
+        return
+    if not Path(str(path)).absolute().parent.is_dir():
+        raise CallError(f"--json {path}: there is no directory {Path(str(path)).parent}")
+
+
+def _write_json(path: str | None, value: Any) -> None:  # noqa: ANN401 - JSON
+    if path is None:
+        return
+    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    if path == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CallError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _complain(message: str) -> None:
+    prefix = "" if message.startswith(("interrupted",)) else "error: "
+    sys.stderr.write("\n".join(f"{prefix}{line}" for line in message.splitlines()) + "\n")
+
+
+def _short(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+

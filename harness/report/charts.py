@@ -1,0 +1,290 @@
+"""The charts of a run: losses, how far they part, how far the parameters part, and where the time went.
+
+Drawn by Altair and vl-convert, in this process and from inline data alone: nothing is fetched, no browser is started.
+"""
+
+import io
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+
+from harness.compare import TOLERANCES
+from harness.report.story import CAVEAT, PHASES, counted, listed, printable, seconds, small, title, updates
+from harness.results import RunResult
+
+# Okabe and Ito's colours, which the colour-blind can tell apart; each stands out from white and from near-black.
+COLOURS = {"torch": "#d55e00", "tensorflow": "#0072b2", "jax": "#009e73"}
+OTHERS = ("#cc79a7", "#a6761d", "#7570b3")
+PAIRS = ("#a35bb5", "#a8860b", "#6f7a86")
+DASHES = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3])
+PHASE_COLOURS = {
+    "import": "#4477aa", "build": "#66ccee", "compile": "#ee6677", "first_step": "#ccbb44", "steady": "#228833",
+    "data": "#aa3377", "evaluate": "#bbaa99", "rest": "#8a8f98",
+}  # fmt: skip
+INK, GRID = "#30343b", "#dadde2"
+"""Of the files; on the page they become the text's colour."""
+LONG = 2000  # points: a longer series is thinned
+Point = tuple[int, float]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart that can be drawn at any width, and what a reader is told about it."""
+
+    name: str
+    """Its file's name, without an ending."""
+    section: str
+    """`losses`, `drift` or `seconds`."""
+    title: str
+    caption: str
+    draw: Callable[[int], alt.Chart | alt.LayerChart]
+
+
+def figures(result: RunResult) -> list[Figure]:
+    """Every chart that the run has data for, in the report's order."""
+    found = []
+    for update in updates(result):
+        found += _losses(result, update)
+    return [*found, *_drift(result), *_seconds(result)]
+
+
+def svg(figure: Figure, width: int = 760) -> str:
+    """The chart as a file: dark on white."""
+    drawn = io.StringIO()
+    _styled(figure.draw(width), "white").save(drawn, format="svg")
+    return _tidy(drawn.getvalue(), figure.name)
+
+
+def inline_svg(figure: Figure, width: int) -> str:
+    """The chart as part of a page: its text has the page's colour, its background is the page's."""
+    drawn = io.StringIO()
+    _styled(figure.draw(width), "transparent").save(drawn, format="svg")
+    text = _tidy(drawn.getvalue(), f"{figure.name}-{width}")
+    text = text.replace(f'"{GRID}"', '"currentColor" stroke-opacity="0.18"').replace(f'"{INK}"', '"currentColor"')
+    label = re.sub(r"[<>&\"]", "", f"{figure.title}. {figure.caption}")
+    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+
+
+def png(figure: Figure, width: int = 760) -> bytes:
+    """The chart as a picture, twice as fine as it is wide."""
+    drawn = io.BytesIO()
+    _styled(figure.draw(width), "white").save(drawn, format="png", scale_factor=2)
+    return drawn.getvalue()
+
+
+def thin(points: Sequence[Point], most: int = LONG) -> list[Point]:
+    """A long series with fewer points: the least and the greatest of every stretch, the first and the last.
+
+    >>> thin([(step, 1.0 if step == 4321 else 0.0) for step in range(10_000)], most=8)
+    [(0, 0.0), (2500, 0.0), (4321, 1.0), (5000, 0.0), (7500, 0.0), (9999, 0.0)]
+    """
+    if len(points) <= most:
+        return list(points)
+    stretches = most // 2
+    kept = {0, len(points) - 1}
+    for at in range(stretches):
+        stretch = range(at * len(points) // stretches, (at + 1) * len(points) // stretches)
+        kept |= {min(stretch, key=lambda i: points[i][1]), max(stretch, key=lambda i: points[i][1])}
+    return [points[i] for i in sorted(kept)]
+
+
+def colour(name: str, place: int = 0) -> str:
+    """A backend's colour, the same in every chart and table."""
+    return COLOURS.get(name, OTHERS[place % len(OTHERS)])
+
+
+@dataclass(frozen=True)
+class _Line:
+    name: str
+    points: Sequence[Point]
+    colour: str
+    width: float
+    dash: Sequence[int]
+
+
+def _losses(result: RunResult, update: str) -> list[Figure]:
+    """An update's loss, and below it how far each two backends part."""
+    lines, gone = [], []
+    for place, (name, backend) in enumerate(result.backends.items()):
+        losses = backend.losses.get(update, [])
+        points = [(step, loss) for step, loss in enumerate(losses, start=1) if math.isfinite(loss)]
+        if len(points) < len(losses):
+            gone.append(name)
+        if points:
+            lines.append(_Line(title(name), points, colour(name, place), 1.6, DASHES[0]))
+    # Widest first, so that a curve shows on both sides of the one that covers it.
+    lines = [_Line(x.name, x.points, x.colour, 1.4 + 2.6 * (len(lines) - 1 - i), x.dash) for i, x in enumerate(lines)]
+    one = len(updates(result)) == 1
+    of = "" if one else f" of '{update}'"
+    found = []
+    if lines:
+        values = [value for line in lines for _, value in line.points]
+        log = min(values) > 0 and max(values) / min(values) > 1000  # noqa: PLR2004
+        caption = "Curves that coincide show as bands: the first backend's is drawn widest, the last one's thinnest, on top."
+        caption = caption if len(lines) > 1 else ""
+        if gone:
+            caption += f" The loss of {listed(gone)} stopped being a number; its curve ends before that."
+        scale = "loss (log scale)" if log else "loss"
+        draw = _drawer(lines, scale, height=260, log=log, steps=result.steps)
+        found.append(Figure(f"loss-{_file(update)}", "losses", f"Loss{of} at every step", caption.strip(), draw))
+    gaps = {
+        pair: [(step, gap) for step, gap in enumerate(series.get("loss", {}).get(update, []), start=1) if math.isfinite(gap)]
+        for pair, series in result.series.items()
+    }
+    tolerance = TOLERANCES.get(result.precision, {}).get("loss")
+    if any(gaps.values()):
+        allowed: list[Point] = []
+        if tolerance is not None:
+            ok = [backend.losses.get(update, []) for backend in result.backends.values() if backend.status == "ok"]
+            for step, at in enumerate(zip(*ok, strict=False), start=1):
+                allowed.append((step, tolerance.relative * max(tolerance.floor, *(abs(value) for value in at))))
+        allowed = [(step, value) for step, value in allowed if math.isfinite(value) and value > 0]
+        found.append(_parting(
+            result, gaps, allowed, f"loss-difference-{_file(update)}", "losses",
+            f"How far the losses{of} part", "|difference of losses| (log scale)",
+        ))  # fmt: skip
+    return found
+
+
+def _drift(result: RunResult) -> list[Figure]:
+    """How far the parameters and statistics of each two backends part."""
+    drift = {
+        pair: [(int(step), float(gap)) for step, gap in series.get("state", []) if math.isfinite(gap)]
+        for pair, series in result.series.items()
+    }
+    if not any(drift.values()):
+        return []
+    tolerance = TOLERANCES.get(result.precision, {}).get("state")
+    steps = sorted({step for points in drift.values() for step, _ in points})
+    allowed = [] if tolerance is None else [(step, tolerance.relative) for step in steps]
+    figure = _parting(
+        result, drift, allowed, "drift", "drift", "How far the parameters and statistics part", "worst relative difference (log scale)",
+    )  # fmt: skip
+    what = "Of all tensors the worst at each recorded step: the largest difference, relative to the tensor's largest value or to 1."
+    return [Figure(figure.name, figure.section, figure.title, f"{what} {figure.caption}", figure.draw)]
+
+
+def _parting(
+    result: RunResult, series: Mapping[str, Sequence[Point]], allowed: Sequence[Point], name: str, section: str, heading: str, axis: str
+) -> Figure:  # fmt: skip
+    """Differences of pairs on a log scale, zeros at its lower edge, with what is allowed."""
+    present = [value for points in series.values() for _, value in points if value > 0]
+    zeros = sum(value == 0 for points in series.values() for _, value in points)
+    total = sum(len(points) for points in series.values())
+    edge = min(present, default=1e-9 if result.precision == "float32" else 1e-17)
+    floor = 10.0 ** (math.floor(math.log10(edge)) - (1 if present and zeros else 0))
+    lines = [
+        _Line(listed(pair.split("~")), [(step, max(value, floor)) for step, value in points],
+              PAIRS[place % len(PAIRS)], 1.6, DASHES[place % len(DASHES)])
+        for place, (pair, points) in enumerate(series.items()) if points
+    ]  # fmt: skip
+    if allowed:
+        lines.append(_Line("allowed", allowed, INK, 1.0, [4, 4]))
+    caption = ""
+    if zeros:
+        caption = f"{zeros:,} of {counted(total, 'difference')} {'is' if zeros == 1 else 'are'} exactly zero: drawn at the lower edge, {small(floor)}."
+    return Figure(name, section, heading, caption, _drawer(lines, axis, height=200, log=True, steps=result.steps, low=floor))
+
+
+def _drawer(
+    lines: Sequence[_Line], axis: str, *, height: int, log: bool, steps: int, low: float | None = None
+) -> Callable[[int], alt.LayerChart]:
+    """A chart of lines over the steps, drawn when its width is known."""
+    names = [line.name for line in lines]
+    few = max(len(line.points) for line in lines) <= 40  # noqa: PLR2004
+    values = [value for line in lines for _, value in line.points]
+    domain: list[float] | None = None
+    if log:
+        low = low if low is not None else 10.0 ** math.floor(math.log10(min(values)))
+        domain = [low, 10.0 ** math.ceil(math.log10(max(*values, low * 10)))]
+    decades = round(math.log10(domain[1] / domain[0])) if domain else 0
+    every = max(1, -(-decades // 8))
+    ticks = [10.0**power for power in range(round(math.log10(domain[0])), round(math.log10(domain[1])) + 1, every)] if domain else None
+
+    def draw(width: int) -> alt.LayerChart:
+        inner = max(width - 90, 160)
+        x = alt.X("step:Q", title="step", scale=alt.Scale(domain=[1, max(steps, 2)], nice=False),
+                  axis=alt.Axis(tickMinStep=1, format=",d", tickCount=6))  # fmt: skip
+        y_axis = alt.Axis(values=ticks, format="~e") if ticks else alt.Axis(format="~g", tickCount=6)
+        y_scale = alt.Scale(type="log", domain=domain, nice=False, clamp=True) if domain else alt.Scale(zero=False)
+        legend = alt.Legend(orient="top", direction="horizontal", title=None, symbolType="stroke", symbolSize=500,
+                            columns=2 if width < 500 else 0, labelLimit=0)  # fmt: skip
+        encoding = {
+            "x": x,
+            "y": alt.Y("value:Q", title=axis, scale=y_scale, axis=y_axis),
+            "color": alt.Color("series:N", legend=legend, scale=alt.Scale(domain=names, range=[line.colour for line in lines])),
+        }
+        layers = []
+        for line in lines:
+            data = alt.Data(values=[{"step": s, "value": v, "series": line.name} for s, v in thin(line.points)])
+            mark = alt.Chart(data).mark_line(
+                strokeWidth=line.width, strokeDash=list(line.dash), strokeJoin="round",
+                point=alt.OverlayMarkDef(size=20 + 14 * line.width, filled=True) if few and line.name != "allowed" else False,
+            )  # fmt: skip
+            layers.append(mark.encode(**encoding))
+        widths = alt.StrokeWidth("series:N", legend=legend, scale=alt.Scale(domain=names, range=[line.width for line in lines]))
+        dashes = alt.StrokeDash("series:N", legend=legend, scale=alt.Scale(domain=names, range=[list(line.dash) for line in lines]))
+        layers = [layer.encode(strokeWidth=widths, strokeDash=dashes) for layer in layers]
+        return alt.layer(*layers).properties(width=inner, height=height)
+
+    return draw
+
+
+def _seconds(result: RunResult) -> list[Figure]:
+    """A bar a backend, a piece a phase."""
+    spent = {name: seconds(backend) for name, backend in result.backends.items()}
+    present = [phase for phase in PHASES if any(phase in of for of in spent.values())]
+    if not present:
+        return []
+    rows = [
+        {"backend": title(name), "phase": PHASES[phase], "seconds": value, "place": list(PHASES).index(phase)}
+        for name, of in spent.items() for phase, value in of.items()
+    ]  # fmt: skip
+    totals = [{"backend": title(name), "seconds": sum(of.values()), "label": f"{sum(of.values()):.1f} s"} for name, of in spent.items() if of]
+    order = [title(name) for name in spent]
+
+    def draw(width: int) -> alt.LayerChart:
+        y = alt.Y("backend:N", title=None, sort=order, axis=alt.Axis(labelFontSize=12))
+        longest = max(float(str(total["seconds"])) for total in totals)
+        scale = alt.Scale(domain=[0, longest * (1.12 if width > 500 else 1.2)], nice=False)  # noqa: PLR2004
+        legend = alt.Legend(orient="top", direction="horizontal", title=None, columns=3 if width < 500 else 0, labelLimit=0)  # noqa: PLR2004
+        colours = alt.Scale(domain=[PHASES[p] for p in present], range=[PHASE_COLOURS[p] for p in present])
+        bars = alt.Chart(alt.Data(values=rows)).mark_bar(height=22).encode(
+            x=alt.X("seconds:Q", title="seconds (one run, no benchmark)", scale=scale),
+            y=y,
+            color=alt.Color("phase:N", sort=[PHASES[p] for p in present], scale=colours, legend=legend),
+            order=alt.Order("place:Q"),
+        )  # fmt: skip
+        labels = alt.Chart(alt.Data(values=totals)).mark_text(align="left", dx=5, color=INK).encode(x=alt.X("seconds:Q", scale=scale), y=y, text="label:N")
+        return alt.layer(bars, labels).properties(width=max(width - 110, 160), height=36 * len(order))
+
+    return [Figure("seconds", "seconds", "Where the time went", CAVEAT, draw)]
+
+
+def _styled(chart: alt.Chart | alt.LayerChart, background: str) -> alt.Chart | alt.LayerChart:
+    axis = alt.AxisConfig(
+        labelColor=INK, titleColor=INK, domainColor=INK, tickColor=INK, gridColor=GRID, labelFontSize=11, titleFontSize=12,
+        titleFontWeight="normal", titlePadding=8,
+    )  # fmt: skip
+    return chart.configure(
+        font="Helvetica, Arial, DejaVu Sans, sans-serif", background=background, padding=6, aria=False, axis=axis,
+        legend=alt.LegendConfig(labelColor=INK, titleColor=INK, labelFontSize=12, symbolStrokeWidth=2),
+        view=alt.ViewConfig(stroke="transparent"),
+    )  # fmt: skip
+
+
+def _tidy(drawn: str, name: str) -> str:
+    """Ids of its own, numbered from one whatever was drawn before; coordinates at a hundredth of a pixel."""
+    ids = {old: f"{name}-{i}" for i, old in enumerate(dict.fromkeys(re.findall(r'\bid="([^"]+)"', drawn)), start=1)}
+    for old, new in ids.items():
+        drawn = drawn.replace(f'id="{old}"', f'id="{new}"').replace(f"url(#{old})", f"url(#{new})")
+    drawn = re.sub(r' (?:class|pointer-events|aria-hidden|aria-roledescription|role)="[^"]*"', "", drawn)
+    return re.sub(r"\d+\.\d{3,}", lambda match: f"{float(match[0]):.2f}".rstrip("0").rstrip("."), drawn)
+
+
+def _file(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_]+", "-", printable(name)).strip("-") or "update"

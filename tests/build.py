@@ -1,0 +1,65 @@
+"""Specs in memory -> programs and live sessions, for tests."""
+
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness import initial, spec
+from harness.backend import BACKENDS, PACKAGES, Session
+from harness.data.inputs import cast, prepare
+from harness.graph import Program, compile_spec
+from harness.runs import describe
+
+Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
+
+INSTALLED = tuple(b for b in BACKENDS if all(importlib.util.find_spec(name) for name in PACKAGES[b]))
+EACH = [
+    pytest.param(b, marks=() if b in INSTALLED else pytest.mark.skip(reason=f"{PACKAGES[b][0]} is not installed"))
+    for b in BACKENDS
+]
+"""Every backend; those whose framework is missing are skipped, and say so."""
+
+
+def program_of(text: Mapping[str, object] | str, **options: Any) -> Program:
+    """A spec as a mapping or as YAML, resolved."""
+    loaded, source = spec.loads(text if isinstance(text, str) else json.dumps(text))
+    return compile_spec(loaded, source, **options)
+
+
+@dataclass
+class Live:
+    """A session with the arrays that it was given."""
+
+    program: Program
+    session: Session
+    inputs: Arrays
+    parameters: Arrays
+
+
+def live(backend: str, program: Program, folder: Path, precision: str = "float64") -> Live:
+    """An emitted program imported into this process, its parameters loaded."""
+    emitter = importlib.import_module(f"backends.{backend}.emit")
+    name = f"{program.name}_{backend}_{folder.name.replace('-', '_')}"
+    path = folder / f"{name}.py"
+    path.write_text(emitter.emit(program, precision))
+    made = importlib.util.spec_from_file_location(name, path)
+    assert made is not None
+    assert made.loader is not None
+    module = importlib.util.module_from_spec(made)
+    sys.modules[name] = module
+    made.loader.exec_module(module)
+    session = importlib.import_module(f"backends.{backend}.session").Session(module, describe(program))
+    data = prepare(program)
+    inputs = cast({f"train.{n}": a for n, a in data.train.items()}, precision)
+    inputs |= cast({"order": data.order, **data.noise}, precision)
+    parameters = cast(initial.parameters(program), precision)
+    session.load(parameters)
+    return Live(program, session, inputs, parameters)

@@ -1,0 +1,147 @@
+"""Every op on every backend: forward, gradients and one training step against the float64 reference."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from build import EACH, Arrays, Live, live, program_of
+from cases import CASES, spec_of
+
+from harness import initial, reference
+from harness.judge import first_batch
+from harness.nullspace import zero_gradient
+from harness.runs import to_json
+from harness.expressions import Call, Name
+
+CLOSE = 1e-11
+"""Of a tensor's largest magnitude, or of 1: rounding in float64, with room for long sums."""
+
+
+@pytest.fixture(scope="module")
+def sessions(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Live]:
+    return {}
+
+
+def started(sessions: dict[tuple[str, str], Live], backend: str, name: str, tmp_path: Path) -> Live:
+    if (backend, name) not in sessions:
+        sessions[backend, name] = live(backend, program_of(spec_of(CASES[name])), tmp_path)
+    found = sessions[backend, name]
+    found.session.load(found.parameters)
+    return found
+
+
+def assert_near(a: np.ndarray, b: np.ndarray, what: str, close: float = CLOSE) -> None:
+    assert a.shape == b.shape, what
+    assert np.isfinite(a).all(), what
+    gap = np.max(np.abs(a - b), initial=0.0) / max(1.0, np.max(np.abs(b), initial=0.0))
+    assert gap <= close, f"{what}: {gap:.3g} apart"
+
+
+@pytest.mark.parametrize("backend", EACH)
+@pytest.mark.parametrize("name", CASES)
+def test_forward_in_evaluation_equals_the_reference(
+    backend: str, name: str, sessions: dict[tuple[str, str], Live], tmp_path: Path
+) -> None:
+    case = started(sessions, backend, name, tmp_path)
+    expression = Call("net", (Name("x"),))
+    fields = {"x": case.inputs["train.x"]}
+    expected = reference.evaluate(case.program, expression, case.parameters, fields)
+    assert_near(case.session.evaluate(to_json(expression), fields), expected, name)
+
+
+@pytest.mark.parametrize("backend", EACH)
+@pytest.mark.parametrize("name", CASES)
+def test_training_loss_and_statistics_equal_the_reference(
+    backend: str, name: str, sessions: dict[tuple[str, str], Live], tmp_path: Path
+) -> None:
+    case = started(sessions, backend, name, tmp_path)
+    batch, masks = first_batch(case.program, case.inputs, case.inputs, 0)
+    update = case.program.updates[0]
+    expected = reference.loss(case.program, update, case.parameters, batch, masks)
+    _, statistics = reference.forward(
+        case.program.networks["net"], (batch["x"],), case.parameters, training=True, masks=masks.get("net")
+    )
+    told = case.session.wait(case.session.step(0, case.session.batch(case.inputs, 0)))
+    assert_near(np.array(told["net"]), np.array(expected), name)
+    state = case.session.state()
+    assert {n for n, p in case.program.parameters.items() if not p.learned} == set(statistics)
+    for statistic, value in statistics.items():
+        assert_near(state[statistic], value, f"{name} {statistic}")
+
+
+@pytest.mark.parametrize("backend", EACH)
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.rounded])
+def test_gradients_equal_finite_differences_of_the_reference(
+    backend: str, name: str, sessions: dict[tuple[str, str], Live], tmp_path: Path
+) -> None:
+    case = started(sessions, backend, name, tmp_path)
+    gradients = case.session.gradients(case.session.batch(case.inputs, 0))
+    learned = [n for n, p in case.program.parameters.items() if p.learned]
+    assert set(gradients) == {f"net/{n}" for n in learned}
+    for parameter in learned:
+        assert gradients[f"net/{parameter}"].shape == case.parameters[parameter].shape
+        slope, expected = directional(case, parameter, gradients[f"net/{parameter}"])
+        assert abs(slope - expected) <= 2e-7 * max(1.0, abs(expected)), f"{name} {parameter}: {slope} and {expected}"
+    alive = [g for n, g in gradients.items() if n.partition("/")[2] not in zero_gradient(case.program)]
+    assert all(np.any(g) for g in alive), "a gradient that is zero everywhere checks nothing"
+
+
+def directional(case: Live, parameter: str, gradient: np.ndarray) -> tuple[float, float]:
+    """The gradient along a random direction, and the reference's slope there by central differences."""
+    batch, masks = first_batch(case.program, case.inputs, case.inputs, 0)
+    direction = initial.stream(1, parameter).standard_normal(gradient.shape)
+    width = 1e-5
+
+    def loss(shift: float) -> float:
+        moved = case.parameters | {parameter: case.parameters[parameter] + shift * direction}
+        return reference.loss(case.program, case.program.updates[0], moved, batch, masks)
+
+    return float(np.sum(gradient * direction)), (loss(width) - loss(-width)) / (2 * width)
+
+
+@pytest.mark.parametrize("backend", EACH)
+@pytest.mark.parametrize(
+    ("name", "slope"), [("relu", 0.0), ("leaky_relu", 0.3), ("elu", 0.5), ("selu", 1.6732632423543772 * 1.0507009873554805)]
+)
+def test_the_gradient_at_a_kink_is_the_documented_one(
+    backend: str, name: str, slope: float, sessions: dict[tuple[str, str], Live], tmp_path: Path
+) -> None:
+    case = started(sessions, backend, f"{name} at the kink", tmp_path)
+    x = case.inputs["train.x"]
+    assert (x == 0).any(), "the case does not meet the kink"
+    expression = Call("net", (Name("x"),))
+    y = reference.evaluate(case.program, expression, case.parameters, {"x": x})
+    above, below = {"relu": (1.0, 0.0), "leaky_relu": (1.0, 0.3), "elu": (1.0, 0.5), "selu": (1.0507009873554805, None)}[name]
+    local = np.where(x > 0, above, np.where(x == 0, slope, below if below is not None else 0.0))
+    if name == "elu":
+        local = np.where(x < 0, 0.5 * np.exp(x), local)
+    if name == "selu":
+        local = np.where(x < 0, slope * np.exp(x), local)
+    expected = (2 * (y - 0.25) / y.size * local).sum(axis=0)
+    gradients = case.session.gradients(case.session.batch(case.inputs, 0))
+    assert_near(gradients["net/dense1.bias"], expected, name)
+
+
+@pytest.mark.parametrize("backend", EACH)
+def test_measuring_gradients_and_evaluating_change_nothing(
+    backend: str, sessions: dict[tuple[str, str], Live], tmp_path: Path
+) -> None:
+    case = started(sessions, backend, "batch_norm", tmp_path)
+    before = case.session.state()
+    case.session.gradients(case.session.batch(case.inputs, 0))
+    case.session.evaluate(to_json(Call("net", (Name("x"),))), {"x": case.inputs["train.x"]})
+    after: Arrays = case.session.state()
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert np.array_equal(after[name], value), name
+
+
+@pytest.mark.parametrize("backend", EACH)
+def test_loading_a_table_that_the_model_does_not_have_is_refused(
+    backend: str, sessions: dict[tuple[str, str], Live], tmp_path: Path
+) -> None:
+    case = live(backend, program_of(spec_of(CASES["dense"])), tmp_path)
+    module = case.session.module  # type: ignore[attr-defined]
+    del module.PARAMETERS["dense1.bias"]
+    with pytest.raises(RuntimeError, match="disagree"):
+        type(case.session)(module, __import__("harness.runs", fromlist=["describe"]).describe(case.program))

@@ -1,0 +1,214 @@
+"""A wrong spec is told where it is wrong, what is allowed, and the nearest right spelling; several errors at once."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from build import program_of
+
+from harness import catalogue, spec
+from harness.errors import SpecError
+from harness.graph import compile_spec
+
+GOOD = """
+name: good
+data: {dataset: digits, batch: 64}
+networks:
+  net:
+    inputs: [image]
+    layers:
+      - flatten
+      - dense: 10
+training:
+  steps: 3
+  updates:
+    - loss: {softmax_cross_entropy: {logits: net(image), labels: label}}
+      optimizer: {sgd: {learning_rate: 0.1}}
+"""
+
+
+def problems(text: str) -> list[str]:
+    """Every problem of a spec, a line each; none raises anything but SpecError."""
+    try:
+        loaded, source = spec.loads(text, "x.yaml")
+        compile_spec(loaded, source)
+    except SpecError as error:
+        return str(error).splitlines()
+    return []
+
+
+def test_the_good_spec_is_good() -> None:
+    assert problems(GOOD) == []
+
+
+WRONG = [
+    ("- dense: 10", "- dnse: 10", r"x.yaml:9:9: networks.net.layers\[1\]: unknown op 'dnse'; did you mean 'dense'\? \(known: dense, relu"),
+    ("- dense: 10", "- dense: {units: 10, unit: 3}", r"x.yaml:9:34: .*dense.unit: unknown field 'unit'; did you mean 'units'\? \(fields: units, bias"),
+    ("- dense: 10", "- dense: {}", r"x.yaml:9:9: .*: needs 'units'"),
+    ("- dense: 10", "- dense: -1", r"x.yaml:9:16: .*greater than 0, got -1"),
+    ("- dense: 10", "- dense: 1.5", r"x.yaml:9:16: .*valid integer, got 1.5"),
+    ("- dense: 10", "- dense: true", r"x.yaml:9:16: .*valid integer, got True"),
+    ("- dense: 10", "- dense: 9", r"labels: 'label' has 10 classes, the logits only 9"),
+    ("- dense: 10", "- dense: {units: 10, kernel_init: he}", r"unknown initializer 'he'"),
+    ("- dense: 10", "- dense: {units: 10, name: 'a b'}", r"a name has letters, digits and underscores.*got 'a b'"),
+    ("- dense: 10", "- dense: {units: 10, name: forward}", r"'forward' means something else in emitted programs"),
+    ("- dense: 10", "- dense: {units: 10, name: class}", r"no Python keyword; got 'class'"),
+    ("- dense: 10", "- dense: {units: 10, inputs: [nobody]}", r"no layer or input 'nobody' before this one \(known: image, flatten1\)"),
+    ("- dense: 10", "- dense: {units: 10, name: a, inputs: b}\n      - dense: {units: 10, name: b}", r"reads 'b', which comes later: a cycle"),
+    ("- dense: 10", "- dense: {units: 10, name: a}\n      - dense: {units: 10, name: a}", r"the name 'a' is taken already"),
+    ("- dense: 10", "- dense: 10\n      - add: {inputs: [dense1]}", r"needs at least 2 inputs, got 1"),
+    ("- dense: 10", "- dense: 10\n      - dense: {units: 10, inputs: flatten1}", r"value of layer 'dense1' is read by nothing"),
+    ("- dense: 10", "- conv2d: {channels: 3, kernel: 3}", r"needs an input of shape \[height, width, channels\], got \[64\]"),
+    ("- dense: 10", "- reshape: [5, 5]", r"\[64\] holds 64 values, \[5, 5\] holds 25"),
+    ("- dense: 10", "- residual: [{dense: 3}]", r"needs inputs of one shape, got \[64\] and \[3\]"),
+    ("- dense: 10", "- embedding: {features: 3}", r"needs int values, 'flatten1' is float"),
+    ("- dense: 10", "- dropout: 1.0\n      - dense: 10", r"at least 0 and below 1"),
+    ("- dense: 10", "- dense: {units: 10, kernel_init: {values: [[1, 2], [3]]}}", r"nested lists of equal lengths"),
+    ("- dense: 10", "- dense: {units: 10, kernel_init: {values: [[1.0]]}}", r"initial values of shape \[1, 1\] for a parameter of shape \[64, 10\]"),
+    ("- flatten", "- conv2d: {channels: 4, kernel: 9}\n      - flatten", r"a window of 9 does not fit into 8 \+ 0"),
+    ("- flatten", "- conv2d: {channels: 4, kernel: 3, groups: 3}\n      - flatten", r"1 input channels cannot be split into 3 groups"),
+    ("- flatten", "- unembed: embed\n      - flatten", r"no embedding layer 'embed' before this one \(known: none\)"),
+    ("dataset: digits", "dataset: digit", r"x.yaml:3:17: data.dataset: unknown data set 'digit'; did you mean 'digits'\? \(known: digits, iris"),
+    ("batch: 64", "batch: 0", r"batch: input should be greater than 0, got 0"),
+    ("batch: 64", "batch: 64, test: 1.5", r"test: input should be less than 1, got 1.5"),
+    ("batch: 64", "batch: 64, noise: {image: {shape: [3]}}", r"the field 'image' is the data set's own"),
+    ("batch: 64", "batch: 64, noise: {masks: {shape: [3]}}", r"a field cannot be called 'masks'"),
+    ("steps: 3", "steps: 0", r"steps: input should be greater than 0, got 0"),
+    ("steps: 3", "steps: many", r"valid integer.*got 'many'"),
+    ("net(image)", "nett(image)", r"there is no network 'nett' \(known: net\)"),
+    ("net(image)", "net(imag)", r"there is no field or value 'imag' \(known: image, label\)"),
+    ("net(image)", "net(image, image)", r"a call with a comma needs quotes"),
+    ("net(image)", "'net(image, image)'", r"takes 1 inputs \(image\), got 2"),
+    ("net(image)", "net(label)", r"needs an input|needs float values, 'image' is int"),
+    ("net(image)", "image", r"depends on no network"),
+    ("net(image)", "'().__class__'", r"an expression is a field or a network's call, like 'classifier\(image\)', not '\(\).__class__'"),
+    ("labels: label", "labels: image", r"need integer labels of shape \[\], got \[8, 8, 1\]"),
+    ("sgd: {learning_rate: 0.1}", "sgd: {}", r"needs 'learning_rate'"),
+    ("sgd: {learning_rate: 0.1}", "sgd: {learning_rate: -1}", r"greater than or equal to 0, got -1"),
+    ("sgd: {learning_rate: 0.1}", "sgd: {learning_rate: .inf}", r"finite number, got inf"),
+    ("sgd: {learning_rate: 0.1}", "sgd: {learning_rate: 0.1, nesterov: true}", r"nesterov needs a momentum above 0"),
+    ("sgd: {learning_rate: 0.1}", "sdg: {learning_rate: 0.1}", r"unknown optimizer 'sdg'; did you mean 'sgd'\?"),
+    ("name: good", "name: a-b", r"x.yaml:2:7: name: a name has letters"),
+    ("name: good", "name: good\nname: twice", r"x.yaml:3:1: the key 'name' is given twice"),
+    ("name: good", "name: good\ntraning: 3", r"unknown field 'traning'; did you mean 'training'\?"),
+    ("name: good", "nam: good", r"unknown field 'nam'; did you mean 'name'\?"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "expected"), WRONG, ids=[w[1][:50] for w in WRONG])
+def test_a_wrong_spec_says_where_what_and_what_instead(old: str, new: str, expected: str) -> None:
+    assert old in GOOD
+    found = problems(GOOD.replace(old, new, 1))
+    assert any(re.search(expected, line) for line in found), "\n".join(found)
+    assert all(line.startswith("x.yaml") for line in found)
+
+
+def test_several_errors_are_reported_at_once() -> None:
+    found = problems(GOOD.replace("flatten", "flaten").replace("sgd", "sdg").replace("steps: 3", "steps: -3"))
+    assert len(found) == 3
+    assert [line.split(":")[1] for line in found] == ["8", "11", "14"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "- 1", "a: [1", "a: &x [*x]", "{", "a: !!python/object/apply:os.system [x]", "\t", "a: {b: &c {d: *c}}",
+     "a: 1\n<<: {b: 2}", "? [1, 2]\n: 3", "a" * 100_000, "[" * 5000, "a: " + "{b: " * 200],
+)  # fmt: skip
+def test_no_text_is_a_traceback(text: str) -> None:
+    assert problems(text)
+
+
+def test_an_alias_bomb_is_refused_quickly() -> None:
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+    assert any("too deep or too large" in line for line in problems("\n".join(lines)))
+
+
+def test_yaml_is_read_as_version_1_2() -> None:
+    loaded, _ = spec.loads(GOOD.replace("learning_rate: 0.1", "learning_rate: 1e-1"))
+    assert loaded.training.updates[0].optimizer.learning_rate == 0.1
+
+
+def test_quoted_numbers_stay_text() -> None:
+    assert any("steps" in line for line in problems(GOOD.replace("steps: 3", "steps: '3'")))
+
+
+def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "digits.yaml").write_text(GOOD)
+    with pytest.raises(SpecError, match=r"digts.yaml: cannot be read: .*; did you mean .*digits.yaml\?"):
+        spec.load(tmp_path / "digts.yaml")
+
+
+def test_a_bundled_spec_is_found_by_name_and_its_nearest_is_suggested() -> None:
+    assert spec.find("digits_cnn").name == "digits_cnn.yaml"
+    with pytest.raises(SpecError, match="no such spec; did you mean 'digits_cnn'"):
+        spec.find("digits_cn")
+
+
+BLOCKS = GOOD.replace(
+    "networks:", "blocks:\n  wide:\n    parameters: {units: ~, drop: 0.5}\n    layers: [{dense: $units}, relu, {dropout: $drop}]\nnetworks:"
+)
+
+
+def test_blocks_are_expanded_with_their_parameters() -> None:
+    program = program_of(BLOCKS.replace("- dense: 10", "- wide: {units: 7}\n      - wide: {units: 8, drop: 0.1, name: second}\n      - dense: 10"))
+    graph = program.networks["net"]
+    assert [node.name for node in graph.nodes] == ["flatten1", "wide1", "second", "dense1"]
+    assert graph.parameters["wide1.dense1.kernel"].shape == (64, 7)
+    assert graph.masks == {"wide1.dropout1": ((7,), 0.5), "second.dropout1": ((8,), 0.1)}
+    assert {b.class_name for b in graph.blocks} == {"Wide", "Wide2"}
+
+
+@pytest.mark.parametrize(
+    ("use", "expected"),
+    [
+        ("- wide: {unit: 3}", "block 'wide' has no parameter 'unit'; did you mean 'units'"),
+        ("- wide: {}", "block 'wide' needs its parameter 'units'"),
+        ("- wide: 3", "takes its parameters by name"),
+        ("- wide: {units: -3}", "greater than 0, got -3"),
+    ],
+)
+def test_a_block_used_wrongly_says_so(use: str, expected: str) -> None:
+    found = problems(BLOCKS.replace("- dense: 10", f"{use}\n      - dense: 10"))
+    assert any(expected in line for line in found), found
+
+
+def test_a_block_that_contains_itself_is_refused() -> None:
+    text = GOOD.replace("networks:", "blocks:\n  me: {layers: [me]}\nnetworks:").replace("- dense: 10", "- me\n      - dense: 10")
+    assert any("contains itself" in line for line in problems(text))
+
+
+def test_several_networks_need_to_say_which_one_moves() -> None:
+    text = GOOD.replace("training:", "  other: {inputs: [image], layers: [flatten, {dense: 10}]}\ntraining:")
+    found = problems(text.replace("net(image)", "other(image)"))
+    assert any("several networks are declared: say 'over:'" in line for line in found), found
+
+
+def test_one_network_cannot_be_called_with_two_shapes() -> None:
+    text = GOOD.replace("batch: 64", "batch: 64, noise: {z: {shape: [3, 3, 1]}}")
+    text = text.replace("    - loss: {soft", "    - values: {a: net(z), b: net(image)}\n      loss: {soft")
+    assert any("its weights fit one" in line for line in problems(text))
+
+
+def test_weights_are_shared_by_calling_a_network_twice() -> None:
+    program = program_of(GOOD.replace(
+        "- loss: {softmax_cross_entropy: {logits: net(image), labels: label}}",
+        "- loss:\n        - mse: {predictions: net(image), targets: 0}\n        - softmax_cross_entropy: {logits: net(image), labels: label, weight: 0.5}",
+    ))  # fmt: skip
+    (update,) = program.updates
+    assert len(update.calls) == 1
+    assert len(program.parameters) == 2
+
+
+def test_the_schema_accepts_every_bundled_spec_and_refuses_a_wrong_one() -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+    schema = catalogue.json_schema()
+    json.dumps(schema)
+    for path in spec.directory().glob("*.yaml"):
+        _, source = spec.load(path)
+        data = source.root.plain()
+        if "blocks" not in data:  # a spec's own blocks are words that no general schema knows
+            jsonschema.validate(data, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"name": "x"}, schema)

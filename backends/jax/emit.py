@@ -165,7 +165,7 @@ def minimisation(program: Program, loss: str, optimizer: str, optimizer_state: s
         f"    model = nnx.merge(GRAPHDEF, {'parameters' if whole else 'state.parameters | parameters'}, state.statistics)",
         f"    return {loss}(model, batch), nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))",
         "",
-        "parameters = state.parameters" if whole else f"parameters = {{name: state.parameters[name] for name in {networks}}}",
+        "parameters = state.parameters" if whole else f"parameters = {{network: state.parameters[network] for network in {networks}}}",
         "(loss, statistics), gradients = jax.value_and_grad(objective, has_aux=True)(parameters)",
         f"updates, optimizer_state = {optimizer}.update(gradients, {optimizer_state}, parameters)",
         f"parameters = {'' if whole else 'state.parameters | '}optax.apply_updates(parameters, updates)",

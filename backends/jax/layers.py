@@ -35,8 +35,7 @@ def relu(_node: Node, x: str) -> Code:
 
 def leaky_relu(node: Node, x: str) -> Code:
     assert isinstance(node.op, LeakyRelu)
-    # The gradient of nnx.leaky_relu at 0 is 1.
-    return Code(f"jnp.where({x} > 0, {x}, {node.op.slope!r} * {x})")
+    return Code(f"leaky_relu({x}, {node.op.slope!r})", helpers=("leaky_relu",))
 
 
 def elu(node: Node, x: str) -> Code:
@@ -228,6 +227,11 @@ def attention(node: Node, *args: str) -> Code:
 
 
 HELPERS = {
+    "leaky_relu": '''
+def leaky_relu(x: Array, slope: float) -> Array:
+    """nnx.leaky_relu with gradient `slope` at 0, where Flax's is 1."""
+    return jnp.where(x > 0, x, slope * x)
+''',
     "DroppedLSTM": '''
 class DroppedLSTM(nnx.Module):
     """An LSTM whose state loses values on its way into each step; nnx.RNN has no such mask."""

@@ -3,7 +3,7 @@
 Drawn by Altair and vl-convert, in this process and from inline data alone: nothing is fetched, no browser is started.
 """
 
-import io
+import html
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
+import vl_convert
 
 from harness.compare import TOLERANCES
 from harness.report.story import CAVEAT, PHASES, counted, listed, printable, seconds, small, title, updates
@@ -28,7 +29,13 @@ PHASE_COLOURS = {
 INK, GRID = "#30343b", "#dadde2"
 """Of the files; on the page they become the text's colour."""
 LONG = 2000  # points: a longer series is thinned
+WIDE = 960  # pixels of a chart on a desk
+TITLE = 30  # pixels above it, in a file
+FONT = "Helvetica, Arial, DejaVu Sans, sans-serif"
 Point = tuple[int, float]
+Spec = dict[str, Any]
+VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+"""The language that this Altair writes."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,8 @@ class Figure:
     """`losses`, `drift` or `seconds`."""
     title: str
     caption: str
-    draw: Callable[[int], alt.Chart | alt.LayerChart]
+    draw: Callable[[int], Spec]
+    """Its Vega-Lite spec at a width in pixels."""
 
 
 def figures(result: RunResult) -> list[Figure]:
@@ -52,28 +60,26 @@ def figures(result: RunResult) -> list[Figure]:
     return [*found, *_drift(result), *_seconds(result)]
 
 
-def svg(figure: Figure, width: int = 760) -> str:
-    """The chart as a file: dark on white."""
-    drawn = io.StringIO()
-    _styled(figure.draw(width), "white").save(drawn, format="svg")
-    return _tidy(drawn.getvalue(), figure.name)
+def svg(figure: Figure) -> str:
+    """The chart as a file: dark on white, its title above it."""
+    drawn = _tidy(_render(figure, WIDE), figure.name)
+    width, height = (float(size) for size in re.findall(r'(?:width|height)="([\d.]+)"', drawn)[:2])
+    frame = f'width="{width:g}" height="{height + TITLE:g}" viewBox="0 {-TITLE} {width:g} {height + TITLE:g}">'
+    heading = f'<text x="8" y="-8" font-family="{FONT}" font-size="14px" font-weight="bold" fill="{INK}">{_escaped(figure.title)}</text>'
+    paper = f'<rect y="{-TITLE}" width="100%" height="100%" fill="#ffffff"/>'
+    return re.sub(r'width="[^"]*" height="[^"]*" viewBox="[^"]*">', lambda _: frame + paper + heading, drawn, count=1)
 
 
 def inline_svg(figure: Figure, width: int) -> str:
     """The chart as part of a page: its text has the page's colour, its background is the page's."""
-    drawn = io.StringIO()
-    _styled(figure.draw(width), "transparent").save(drawn, format="svg")
-    text = _tidy(drawn.getvalue(), f"{figure.name}-{width}")
+    text = _tidy(_render(figure, width), f"{figure.name}-{width}")
     text = text.replace(f'"{GRID}"', '"currentColor" stroke-opacity="0.18"').replace(f'"{INK}"', '"currentColor"')
-    label = re.sub(r"[<>&\"]", "", f"{figure.title}. {figure.caption}")
-    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{_escaped(f"{figure.title}. {figure.caption}")}" ', 1)
 
 
-def png(figure: Figure, width: int = 760) -> bytes:
-    """The chart as a picture, twice as fine as it is wide."""
-    drawn = io.BytesIO()
-    _styled(figure.draw(width), "white").save(drawn, format="png", scale_factor=2)
-    return drawn.getvalue()
+def png(drawn: str) -> bytes:
+    """A chart's file as a picture, twice as fine as it is wide."""
+    return vl_convert.svg_to_png(drawn, scale=2)
 
 
 def thin(points: Sequence[Point], most: int = LONG) -> list[Point]:
@@ -192,7 +198,7 @@ def _parting(
 
 def _drawer(
     lines: Sequence[_Line], axis: str, *, height: int, log: bool, steps: int, low: float | None = None
-) -> Callable[[int], alt.LayerChart]:
+) -> Callable[[int], Spec]:
     """A chart of lines over the steps, drawn when its width is known."""
     names = [line.name for line in lines]
     few = max(len(line.points) for line in lines) <= 40  # noqa: PLR2004
@@ -205,7 +211,12 @@ def _drawer(
     every = max(1, -(-decades // 8))
     ticks = [10.0**power for power in range(round(math.log10(domain[0])), round(math.log10(domain[1])) + 1, every)] if domain else None
 
-    def draw(width: int) -> alt.LayerChart:
+    data = {
+        f"line{i}": [{"step": step, "value": value, "series": line.name} for step, value in thin(line.points)]
+        for i, line in enumerate(lines)
+    }  # fmt: skip
+
+    def draw(width: int) -> Spec:
         inner = max(width - 90, 160)
         x = alt.X("step:Q", title="step", scale=alt.Scale(domain=[1, max(steps, 2)], nice=False),
                   axis=alt.Axis(tickMinStep=1, format=",d", tickCount=6))  # fmt: skip
@@ -219,9 +230,8 @@ def _drawer(
             "color": alt.Color("series:N", legend=legend, scale=alt.Scale(domain=names, range=[line.colour for line in lines])),
         }
         layers = []
-        for line in lines:
-            data = alt.Data(values=[{"step": s, "value": v, "series": line.name} for s, v in thin(line.points)])
-            mark = alt.Chart(data).mark_line(
+        for i, line in enumerate(lines):
+            mark = alt.Chart(alt.NamedData(name=f"line{i}")).mark_line(
                 strokeWidth=line.width, strokeDash=list(line.dash), strokeJoin="round",
                 point=alt.OverlayMarkDef(size=20 + 14 * line.width, filled=True) if few and line.name != "allowed" else False,
             )  # fmt: skip
@@ -229,7 +239,7 @@ def _drawer(
         widths = alt.StrokeWidth("series:N", legend=legend, scale=alt.Scale(domain=names, range=[line.width for line in lines]))
         dashes = alt.StrokeDash("series:N", legend=legend, scale=alt.Scale(domain=names, range=[list(line.dash) for line in lines]))
         layers = [layer.encode(strokeWidth=widths, strokeDash=dashes) for layer in layers]
-        return alt.layer(*layers).properties(width=inner, height=height)
+        return _spec(alt.layer(*layers).properties(width=inner, height=height), data)
 
     return draw
 
@@ -247,34 +257,42 @@ def _seconds(result: RunResult) -> list[Figure]:
     totals = [{"backend": title(name), "seconds": sum(of.values()), "label": f"{sum(of.values()):.1f} s"} for name, of in spent.items() if of]
     order = [title(name) for name in spent]
 
-    def draw(width: int) -> alt.LayerChart:
+    def draw(width: int) -> Spec:
         y = alt.Y("backend:N", title=None, sort=order, axis=alt.Axis(labelFontSize=12))
         longest = max(float(str(total["seconds"])) for total in totals)
         scale = alt.Scale(domain=[0, longest * (1.12 if width > 500 else 1.2)], nice=False)  # noqa: PLR2004
         legend = alt.Legend(orient="top", direction="horizontal", title=None, columns=3 if width < 500 else 0, labelLimit=0)  # noqa: PLR2004
         colours = alt.Scale(domain=[PHASES[p] for p in present], range=[PHASE_COLOURS[p] for p in present])
-        bars = alt.Chart(alt.Data(values=rows)).mark_bar(height=22).encode(
+        bars = alt.Chart(alt.NamedData(name="rows")).mark_bar(height=22).encode(
             x=alt.X("seconds:Q", title="seconds (one run, no benchmark)", scale=scale),
             y=y,
             color=alt.Color("phase:N", sort=[PHASES[p] for p in present], scale=colours, legend=legend),
             order=alt.Order("place:Q"),
         )  # fmt: skip
-        labels = alt.Chart(alt.Data(values=totals)).mark_text(align="left", dx=5, color=INK).encode(x=alt.X("seconds:Q", scale=scale), y=y, text="label:N")
-        return alt.layer(bars, labels).properties(width=max(width - 110, 160), height=36 * len(order))
+        labels = alt.Chart(alt.NamedData(name="totals")).mark_text(align="left", dx=5, color=INK).encode(x=alt.X("seconds:Q", scale=scale), y=y, text="label:N")
+        chart = alt.layer(bars, labels).properties(width=max(width - 110, 160), height=36 * len(order))
+        return _spec(chart, {"rows": rows, "totals": totals})
 
     return [Figure("seconds", "seconds", "Where the time went", CAVEAT, draw)]
 
 
-def _styled(chart: alt.Chart | alt.LayerChart, background: str) -> alt.Chart | alt.LayerChart:
+def _spec(chart: alt.LayerChart | alt.FacetChart, data: Mapping[str, Sequence[Mapping[str, Any]]]) -> Spec:
+    """The chart in the report's style, with its data, which Altair would check point by point."""
     axis = alt.AxisConfig(
         labelColor=INK, titleColor=INK, domainColor=INK, tickColor=INK, gridColor=GRID, labelFontSize=11, titleFontSize=12,
         titleFontWeight="normal", titlePadding=8,
     )  # fmt: skip
-    return chart.configure(
-        font="Helvetica, Arial, DejaVu Sans, sans-serif", background=background, padding=6, aria=False, axis=axis,
+    styled = chart.configure(
+        font=FONT, background="transparent", padding=6, aria=False, axis=axis,
         legend=alt.LegendConfig(labelColor=INK, titleColor=INK, labelFontSize=12, symbolStrokeWidth=2),
         view=alt.ViewConfig(stroke="transparent"),
     )  # fmt: skip
+    return {**styled.to_dict(), "datasets": {name: list(rows) for name, rows in data.items()}}
+
+
+def _render(figure: Figure, width: int) -> str:
+    version = VEGA_LITE if VEGA_LITE in vl_convert.get_vegalite_versions() else None
+    return vl_convert.vegalite_to_svg(figure.draw(width), vl_version=version, allowed_base_urls=[])
 
 
 def _tidy(drawn: str, name: str) -> str:
@@ -283,7 +301,15 @@ def _tidy(drawn: str, name: str) -> str:
     for old, new in ids.items():
         drawn = drawn.replace(f'id="{old}"', f'id="{new}"').replace(f"url(#{old})", f"url(#{new})")
     drawn = re.sub(r' (?:class|pointer-events|aria-hidden|aria-roledescription|role)="[^"]*"', "", drawn)
-    return re.sub(r"\d+\.\d{3,}", lambda match: f"{float(match[0]):.2f}".rstrip("0").rstrip("."), drawn)
+    return re.sub(r' (?:d|transform)="[^"]*"', lambda attribute: re.sub(r"\d+\.\d{3,}", _hundredth, attribute[0]), drawn)
+
+
+def _hundredth(match: re.Match[str]) -> str:
+    return f"{float(match[0]):.2f}".rstrip("0").rstrip(".")
+
+
+def _escaped(text: str) -> str:
+    return html.escape(printable(text))
 
 
 def _file(name: str) -> str:

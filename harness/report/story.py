@@ -164,7 +164,7 @@ def finished(result: RunResult) -> list[BackendResult]:
 
 def is_pair(comparison: Mapping[str, Any]) -> bool:
     """Whether two backends are compared, and not one with the reference."""
-    return comparison["a"] != "reference"
+    return bool(comparison["a"] != "reference")
 
 
 def ratio(comparison: Mapping[str, Any]) -> float:
@@ -472,3 +472,18 @@ def _equal(values: Sequence[str]) -> str:
     if len(values) < 2:  # noqa: PLR2004
         return "only one"
     return "equal" if len(set(values)) == 1 else "NOT EQUAL"
+
+
+def texts_said(found: Mapping[str, tuple[str, str]]) -> str:
+    """Whether the texts are the same, and for how long.
+
+    >>> texts_said({"torch": ("abc", ""), "jax": ("abc", "")})
+    'Written by greedy decoding after training: PyTorch and JAX write the same 3 characters.'
+    """
+    head = "Written by greedy decoding after training"
+    if len(found) < 2:  # noqa: PLR2004
+        return f"{head}."
+    same = len(next(iter(found.values()))[0])
+    if any(rest for _, rest in found.values()):
+        return f"{head}: the same for {counted(same, 'character')}, then they part (marked)."
+    return f"{head}: {listed(found)} write the same {counted(same, 'character')}."

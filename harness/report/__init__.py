@@ -1,0 +1,34 @@
+"""A run's result for people: on a terminal, as Markdown, and as one page that needs nothing beside it."""
+
+from pathlib import Path
+
+from harness.report import charts
+from harness.report.markdown import markdown
+from harness.report.page import page
+from harness.report.sources import sources
+from harness.report.terminal import print_result
+from harness.results import RunResult
+
+__all__ = ["print_result", "write"]
+
+
+def write(directory: Path) -> Path:
+    """Write report.md, charts/ and report.html from the run directory alone; returns the page's path.
+
+    Raises CallError where the directory is not a finished run.
+    """
+    result = RunResult.read(directory)
+    found = sources(directory, result)
+    figures = charts.figures(result)
+    folder = directory / "charts"
+    folder.mkdir(exist_ok=True)
+    for figure in figures:
+        drawn = charts.svg(figure)
+        (folder / f"{figure.name}.svg").write_text(drawn, encoding="utf-8")
+        (folder / f"{figure.name}.png").write_bytes(charts.png(drawn))
+    for name, image in found.images.items():
+        (folder / f"images-{name}.png").write_bytes(image)
+    (directory / "report.md").write_text(markdown(result, found, figures), encoding="utf-8")
+    path = directory / "report.html"
+    path.write_text(page(result, found, figures), encoding="utf-8")
+    return path

@@ -35,6 +35,9 @@ StepsOption = Annotated[int | None, typer.Option(help="Instead of the spec's num
 PrecisionOption = Annotated[str, typer.Option(help="float32 or float64.")]
 
 
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it; the command-line library returns it for Ctrl-C
+
+
 def main() -> None:
     """The entry point: errors become sentences and exit statuses (2: the spec or the call is wrong)."""
     try:
@@ -42,11 +45,9 @@ def main() -> None:
     except HarnessError as error:
         _complain(str(error))
         sys.exit(2)
-    except typer.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted; no result was written")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: say nothing more
         sys.exit(141)
@@ -56,6 +57,8 @@ def main() -> None:
             raise
         error.show()
         sys.exit(error.exit_code)
+    if status == INTERRUPTED:
+        _complain("interrupted; no result was written")
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -108,6 +108,7 @@ def container(program: Program) -> str:
 def docstring(program: Program, framework: str, backend: str) -> str:
     """The head of an emitted program."""
     about = f"{program.about}\n\n" if program.about else ""
+    about = "".join(c if c.isprintable() or c == "\n" else " " for c in about)
     about = about.replace("\\", "\\\\").replace('"', '\\"')
     return wrap_docstring(
         f"{program.name} in {framework}, compiled from a spec by harness {harness.__version__}.\n\n{about}"

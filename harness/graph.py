@@ -4,6 +4,7 @@ A `Graph` is a network (or a block inside one) as nodes in the order of evaluati
 with the updates that train them. Nothing below this module looks at the spec again.
 """
 
+import keyword
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -222,7 +223,7 @@ class _Compiler:
             if name in self.spec.data.fields():
                 self.note(("data", "noise", name), f"the field '{name}' is the data set's own; choose another name")
         for name in self.columns:
-            if not name.isidentifier() or not name.isascii():
+            if not name.isidentifier() or not name.isascii() or keyword.iskeyword(name):
                 self.note(("data",), f"the field {name!r} needs a name of letters, digits and underscores")
             if name in FIELDS:
                 self.note(("data",), f"a field cannot be called '{name}': batches use that name for something else")

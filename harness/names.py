@@ -32,9 +32,10 @@ ATTRIBUTES = frozenset(
 
 VARIABLES = frozenset(
     """
-    F batch graphdef jax jnp keras layers learning_rate load_batch load_file load_parameters loss loss_fn losses main
-    masks math model nn nnx np ops optax optimizer optimizers os parameters partial self state statistics step sys tf
-    torch train_step training
+    F absolute_error all_but batch clip_by_global_norm dropout_masks gelu graphdef jax jnp keras layers
+    leaky_relu learning_rate load_batch load_file load_parameters loss loss_fn losses main masks math minimise
+    model nn nnx np ops optax optimizer optimizers os parameters partial self state statistics step sys tf torch
+    to_tensors train_step training unflatten_dict
     """.split()
 )
 """Local and module-level names of emitted programs: no input, value or field can be called so."""
@@ -44,8 +45,8 @@ FIELDS = frozenset({"masks", "order"})
 
 CLASSES = frozenset(
     """
-    Adam AdamW Attention Axes BatchNorm BatchNorm1d BatchNorm2d Callable DroppedAttention DroppedGRU DroppedLSTM
-    GRUCell GRU Gradients Iterable LSTM Learning LearningRate NamedTuple Path SGD SelfAttention State Tensor
+    Adam AdamW Array Attention Axes BatchNorm BatchNorm1d BatchNorm2d Callable DroppedAttention DroppedGRU DroppedLSTM
+    GRUCell GRU Gradients Iterable LSTM Learning LearningRate NamedTuple NesterovSGD Path Positions SGD SelfAttention State Tensor
     """.split()
 )
 """Classes that emitted programs import or define: a network or block of that name gets `Network` after it."""

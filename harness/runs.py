@@ -282,7 +282,10 @@ def train(
     except FileNotFoundError:
         error = why or f"exited with {_spell_status(status)} before writing result.json"
         return BackendResult(backend, "failed", error=error, log=tail(folder / "log.txt"), seconds={"wall": wall})
-    if result["request"] != request["digest"]:
+    except ValueError as error:
+        error_text = f"its result.json cannot be read: {error}"
+        return BackendResult(backend, "failed", error=error_text, log=tail(folder / "log.txt"), seconds={"wall": wall})
+    if result.get("request") != request["digest"]:
         return BackendResult(backend, "failed", error="its result belongs to another request", log=tail(folder / "log.txt"))
     result["seconds"]["wall"] = wall
     return BackendResult.from_worker(backend, result, folder)

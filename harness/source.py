@@ -165,6 +165,12 @@ class _Reader:
         return items
 
     def _scalar(self, node: ScalarNode) -> str | int | float | bool | None:
+        try:
+            # JSON, which is YAML too, escapes a character beyond the first 65,536 as two halves.
+            node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            line, column = node.start_mark.line + 1, node.start_mark.column + 1
+            self.problems.append(Problem("half of a surrogate pair is not a character", "", line, column))
         # A quoted scalar is text whatever it looks like.
         tag = "str" if node.style in ("'", '"', "|", ">") else str(node.tag).rpartition(":")[2]
         text = node.value

@@ -39,7 +39,8 @@ def _identifier(taken: Set[str]) -> AfterValidator:
 
 
 PlainName = Annotated[str, _identifier(frozenset())]
-LayerName = Annotated[str, _identifier(ATTRIBUTES | {"masks", "rngs", "self"})]
+LayerName = Annotated[str, _identifier(ATTRIBUTES | VARIABLES | {"len", "rngs"})]
+NetworkName = Annotated[str, _identifier(ATTRIBUTES)]
 VariableName = Annotated[str, _identifier(VARIABLES | set(dir(builtins)))]
 
 
@@ -171,7 +172,7 @@ class Spec(Record):
     seed: Size = 0
     data: Data
     blocks: dict[PlainName, Any] = {}
-    networks: Annotated[dict[LayerName, Network], Field(min_length=1)]
+    networks: Annotated[dict[NetworkName, Network], Field(min_length=1)]
     training: Training
     evaluation: Evaluation = Evaluation()
 

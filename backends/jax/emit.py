@@ -59,7 +59,9 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 def module(graph: Graph, precision: str) -> tuple[str, list[str]]:
     """A network or block as a class."""
-    inits, lines, helpers = [], [], []
+    inits: list[str] = []
+    lines: list[str] = []
+    helpers: list[str] = []
     for line, code, name in lower(graph):
         if code and code.init:
             inits += [f"self.{name} = {code.init}", *code.setup]
@@ -87,6 +89,8 @@ def lower(graph: Graph) -> list[tuple[str, Code | None, str]]:
     out: list[tuple[str, Code | None, str]] = []
     for node in graph.nodes:
         code: Code = getattr(layers, node.op.kind)(node, *(names[name] for name in node.inputs))
+        if code.call == names[node.name] and node.name != graph.output:
+            continue  # dropout at rate 0
         line = f"return {code.call}" if node.name == graph.output else f"{names[node.name]} = {code.call}"
         out.append((line, code, node.name))
     if graph.nodes[-1].name != graph.output:

@@ -35,7 +35,6 @@ class Session:
         self.model = getattr(module, request["model"])
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.state_now: Any = None
-        self.compiled: tuple[Any, Callable[..., Any]] = (None, module.train_step)
         self.evaluations: dict[str, Callable[..., Any]] = {}
         self.losses_gradients = jax.jit(self._gradients)
         _, learned, statistics = nnx.split(nnx.eval_shape(lambda: self.model(nnx.Rngs(0))), nnx.Param, ...)
@@ -56,13 +55,11 @@ class Session:
         return {name: np.asarray(value) for name, value in flatten(batch).items()}
 
     def compile(self, batch: Any) -> None:
-        self.compiled = (_shapes(batch), self.module.train_step.lower(self.state_now, batch).compile())
+        # JAX keeps the executable: a call with such arguments finds it.
+        self.module.train_step.lower(self.state_now, batch).compile()
 
-    def step(self, step: int, batch: Any) -> Any:  # noqa: ARG002 - the optimizer's state counts
-        # The executable itself takes batches of one shape; an epoch's last, smaller one is traced again.
-        shapes, compiled = self.compiled
-        train_step = compiled if shapes == _shapes(batch) else self.module.train_step
-        self.state_now, result = train_step(self.state_now, batch)
+    def step(self, step: int, batch: Any) -> Any:
+        self.state_now, result = self.module.train_step(self.state_now, batch)
         return result
 
     def wait(self, result: Any) -> dict[str, float]:
@@ -121,7 +118,3 @@ class Session:
 def _by_path(state: nnx.State) -> dict[str, tuple[int, ...]]:
     """The shape of every array by its path."""
     return {".".join(map(str, path)): variable.shape for path, variable in nnx.to_flat_state(state)}
-
-
-def _shapes(batch: Any) -> Any:
-    return jax.tree.map(np.shape, batch)

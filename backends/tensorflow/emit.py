@@ -56,7 +56,9 @@ tf.config.experimental.enable_tensor_float_32_execution(False)
 
 def module(graph: Graph, base: str) -> tuple[str, list[str]]:
     """A network or block as a class."""
-    inits, lines, helpers = [], [], []
+    inits: list[str] = []
+    lines: list[str] = []
+    helpers: list[str] = []
     for line, code, name in lower(graph):
         if code and code.init:
             inits += [f"self.{name} = {code.init}", *code.setup]

@@ -121,10 +121,11 @@ def conv(node: Node, x: str) -> Code:
     given += f", dilation_rate={_window(op.dilation)}" if dilated else ""
     given += f", groups={op.groups}" if op.groups != 1 else ""
     given += "" if op.bias else ", use_bias=False"
-    call, helpers = f"self.{node.name}({x})", ()
-    if not native:
-        call, helpers = f"every{rank}d({call}, {', '.join(map(str, op.stride))})", (f"every{rank}d",)
-    return Code(call, f'keras.layers.Conv{rank}D({given}, name="{node.name}")', helpers=helpers)
+    call, init = f"self.{node.name}({x})", f'keras.layers.Conv{rank}D({given}, name="{node.name}")'
+    if native:
+        return Code(call, init)
+    helper = f"every{rank}d"
+    return Code(f"{helper}({call}, {', '.join(map(str, op.stride))})", init, helpers=(helper,))
 
 
 conv1d = conv2d = conv

@@ -27,9 +27,12 @@ def environment() -> dict[str, Any]:
 
 
 def configure(request: Mapping[str, Any]) -> None:
-    """Threads, before TensorFlow starts its pools."""
+    """Threads and memory, before TensorFlow starts."""
     tf.config.threading.set_intra_op_parallelism_threads(request["threads"])
     tf.config.threading.set_inter_op_parallelism_threads(request["threads"])
+    for gpu in tf.config.list_physical_devices("GPU"):
+        # TensorFlow takes a whole GPU otherwise, and other workers may be on it.
+        tf.config.experimental.set_memory_growth(gpu, True)
 
 
 class Session:
@@ -109,7 +112,8 @@ class Session:
             return self._value(expression, fields)
 
         given = {name: tf.convert_to_tensor(array) for name, array in fields.items()}
-        return self._compiled(f"evaluate {json.dumps(expression)}", evaluate)(given).numpy()
+        value: Array = self._compiled(f"evaluate {json.dumps(expression)}", evaluate)(given).numpy()
+        return value
 
     def _value(self, expression: Any, fields: Mapping[str, Any]) -> Any:
         if expression[0] == "field":

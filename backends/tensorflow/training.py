@@ -8,32 +8,36 @@ from harness.optimizers import Adam, AdamW, ClipValue, Constant, Cosine, Schedul
 
 
 def mse(term: Term) -> str:
-    return _mean("mean_squared_error", term, _targets(term))
+    return f"tf.reduce_mean(tf.square({ref(term.outputs)} - {ref(term.targets)}))"
 
 
 def mae(term: Term) -> str:
-    return _mean("mean_absolute_error", term, _targets(term))
+    return f"tf.reduce_mean(tf.abs({ref(term.outputs)} - {ref(term.targets)}))"
+
+
+# keras.losses would look through an activation that ends a network, and take what goes into it for the logits:
+# https://github.com/keras-team/keras/blob/v3.15.0/keras/src/backend/tensorflow/nn.py (_get_logits)
 
 
 def softmax_cross_entropy(term: Term) -> str:
     loss = term.loss
     assert isinstance(loss, SoftmaxCrossEntropy)
+    logits, labels = ref(term.outputs), ref(term.targets)
     if not loss.label_smoothing:
-        return _mean("sparse_categorical_crossentropy", term, ref(term.targets), "from_logits=True")
-    # Keras smooths one-hot labels only.
-    logits = ref(term.outputs)
-    labels = f"tf.one_hot({ref(term.targets)}, {term.outputs_shape[-1]}, dtype={logits}.dtype)"
-    smoothing = f"label_smoothing={loss.label_smoothing!r}"
-    return _mean("categorical_crossentropy", term, labels, "from_logits=True", smoothing)
+        return f"tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels={labels}, logits={logits}))"
+    classes = term.outputs_shape[-1]
+    smoothed = f"{1 - loss.label_smoothing!r} * tf.one_hot({labels}, {classes}, dtype={logits}.dtype)"
+    smoothed += f" + {loss.label_smoothing / classes!r}"
+    return f"tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(labels={smoothed}, logits={logits}))"
 
 
 def sigmoid_cross_entropy(term: Term) -> str:
     loss = term.loss
     assert isinstance(loss, SigmoidCrossEntropy)
-    given = ["from_logits=True"]
+    targets = _targets(term)
     if term.targets.kind != "number" and loss.label_smoothing:
-        given.append(f"label_smoothing={loss.label_smoothing!r}")
-    return _mean("binary_crossentropy", term, _targets(term), *given)
+        targets = f"{1 - loss.label_smoothing!r} * {targets} + {loss.label_smoothing / 2!r}"
+    return f"tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels={targets}, logits={ref(term.outputs)}))"
 
 
 LOSSES = {
@@ -124,11 +128,6 @@ def schedule(rule: Schedule, rate: float) -> list[str]:
         f"after = {after}",
         f"return tf.where(step < {rule.warmup}, warmup, after)",
     ]
-
-
-def _mean(name: str, term: Term, targets: str, *given: str) -> str:
-    """Keras's losses as functions leave every axis but the last."""
-    return f"tf.reduce_mean(keras.losses.{name}({', '.join((targets, ref(term.outputs), *given))}))"
 
 
 def _targets(term: Term) -> str:

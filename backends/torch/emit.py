@@ -91,6 +91,8 @@ def lower(graph: Graph) -> list[tuple[str, Code | None, str]]:
         code: Code = lowering(node, *args)
         shapes[node.name] = node.shape
         layout[node.name] = wanted if len(node.shape) > 1 else LAST
+        if code.call == names[node.name] and node.name != graph.output:
+            continue  # dropout at rate 0
         if node.name == graph.output:
             out.append((f"return {convert(code.call, len(node.shape), layout[node.name], LAST)}", code, node.name))
         else:

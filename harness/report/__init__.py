@@ -19,16 +19,16 @@ def write(directory: Path) -> Path:
     """
     result = RunResult.read(directory)
     found = sources(directory, result)
-    figures = charts.figures(result)
+    drawings = [charts.render(figure) for figure in charts.figures(result, found.exact)]
     folder = directory / "charts"
     folder.mkdir(exist_ok=True)
-    for figure in figures:
-        drawn = charts.svg(figure)
-        (folder / f"{figure.name}.svg").write_text(drawn, encoding="utf-8")
-        (folder / f"{figure.name}.png").write_bytes(charts.png(drawn))
+    for drawing in drawings:
+        text, name = charts.svg(drawing), drawing.figure.name
+        (folder / f"{name}.svg").write_text(text, encoding="utf-8")
+        (folder / f"{name}.png").write_bytes(charts.png(text))
     for name, image in found.images.items():
         (folder / f"images-{name}.png").write_bytes(image)
-    (directory / "report.md").write_text(markdown(result, found, figures), encoding="utf-8")
+    (directory / "report.md").write_text(markdown(result, found, [drawing.figure for drawing in drawings]), encoding="utf-8")
     path = directory / "report.html"
-    path.write_text(page(result, found, figures), encoding="utf-8")
+    path.write_text(page(result, found, drawings), encoding="utf-8")
     return path

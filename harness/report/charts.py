@@ -6,19 +6,30 @@ Drawn by Altair and vl-convert, in this process and from inline data alone: noth
 import html
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import altair as alt
 import vl_convert
+from altair.utils.schemapi import debug_mode
 
 from harness.compare import TOLERANCES
-from harness.report.story import CAVEAT, PHASES, counted, listed, printable, seconds, small, title, updates
+from harness.report.story import (
+    CAVEAT,
+    PHASES,
+    counted,
+    listed,
+    printable,
+    seconds,
+    small,
+    title,
+    updates,
+)
 from harness.results import RunResult
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; each stands out from white and from near-black.
-COLOURS = {"torch": "#d55e00", "tensorflow": "#0072b2", "jax": "#009e73"}
+COLOURS = {"torch": "#d55e00", "tensorflow": "#0072b2", "jax": "#1fae7a"}
 OTHERS = ("#cc79a7", "#a6761d", "#7570b3")
 PAIRS = ("#a35bb5", "#a8860b", "#6f7a86")
 DASHES = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3])
@@ -28,8 +39,9 @@ PHASE_COLOURS = {
 }  # fmt: skip
 INK, GRID = "#30343b", "#dadde2"
 """Of the files; on the page they become the text's colour."""
+PHONE = 500  # pixels: below it legends stand in columns
 LONG = 2000  # points: a longer series is thinned
-WIDE = 960  # pixels of a chart on a desk
+WIDE, NARROW = 1120, 360  # pixels of a chart on a desk, on a phone
 TITLE = 30  # pixels above it, in a file
 FONT = "Helvetica, Arial, DejaVu Sans, sans-serif"
 Point = tuple[int, float]
@@ -45,24 +57,48 @@ class Figure:
     name: str
     """Its file's name, without an ending."""
     section: str
-    """`losses`, `drift` or `seconds`."""
+    """`losses`, `drift`, `exact` (the same run in float64) or `seconds`."""
     title: str
     caption: str
     draw: Callable[[int], Spec]
     """Its Vega-Lite spec at a width in pixels."""
 
 
-def figures(result: RunResult) -> list[Figure]:
-    """Every chart that the run has data for, in the report's order."""
-    found = []
-    for update in updates(result):
-        found += _losses(result, update)
-    return [*found, *_drift(result), *_seconds(result)]
+@dataclass(frozen=True)
+class Drawing:
+    """A chart as SVG at two widths, as Vega writes it."""
+
+    figure: Figure
+    wide: str
+    narrow: str
 
 
-def svg(figure: Figure) -> str:
+def figures(result: RunResult, exact: RunResult | None = None) -> list[Figure]:
+    """Every chart that the run has data for, in the report's order; `exact` is the same run in float64."""
+    found = _of_steps(result)
+    if exact is not None:
+        parting = [figure for figure in _of_steps(exact) if not figure.name.startswith("loss-of")]
+        found += [replace(f, name=f"float64-{f.name}", section="exact", title=f"{f.title}, in float64") for f in parting]
+    return [*found, *_seconds(result)]
+
+
+def _of_steps(result: RunResult) -> list[Figure]:
+    losses = [figure for update in updates(result) for figure in _losses(result, update)]
+    return [*losses, *_drift(result)]
+
+
+def render(figure: Figure) -> Drawing:
+    """Draw the chart, for desks and for phones: the text of a chart that is scaled down cannot be read."""
+    version = VEGA_LITE if VEGA_LITE in vl_convert.get_vegalite_versions() else None
+    with debug_mode(False):  # noqa: FBT003 - Altair's checks cost more than drawing; tests make them
+        specs = [figure.draw(width) for width in (WIDE, NARROW)]
+    wide, narrow = (vl_convert.vegalite_to_svg(spec, vl_version=version, allowed_base_urls=[]) for spec in specs)
+    return Drawing(figure, wide, narrow)
+
+
+def svg(drawing: Drawing) -> str:
     """The chart as a file: dark on white, its title above it."""
-    drawn = _tidy(_render(figure, WIDE), figure.name)
+    figure, drawn = drawing.figure, _tidy(drawing.wide)
     width, height = (float(size) for size in re.findall(r'(?:width|height)="([\d.]+)"', drawn)[:2])
     frame = f'width="{width:g}" height="{height + TITLE:g}" viewBox="0 {-TITLE} {width:g} {height + TITLE:g}">'
     heading = f'<text x="8" y="-8" font-family="{FONT}" font-size="14px" font-weight="bold" fill="{INK}">{_escaped(figure.title)}</text>'
@@ -70,11 +106,15 @@ def svg(figure: Figure) -> str:
     return re.sub(r'width="[^"]*" height="[^"]*" viewBox="[^"]*">', lambda _: frame + paper + heading, drawn, count=1)
 
 
-def inline_svg(figure: Figure, width: int) -> str:
-    """The chart as part of a page: its text has the page's colour, its background is the page's."""
-    text = _tidy(_render(figure, width), f"{figure.name}-{width}")
-    text = text.replace(f'"{GRID}"', '"currentColor" stroke-opacity="0.18"').replace(f'"{INK}"', '"currentColor"')
-    return text.replace("<svg ", f'<svg role="img" aria-label="{_escaped(f"{figure.title}. {figure.caption}")}" ', 1)
+def inline(drawing: Drawing) -> tuple[str, str]:
+    """The chart as part of a page, wide and narrow: its text has the page's colour, its background is the page's."""
+    figure = drawing.figure
+    label = f'<svg role="img" aria-label="{_escaped(f"{figure.title}. {figure.caption}".strip())}" '
+    found = []
+    for drawn in (drawing.wide, drawing.narrow):
+        text = _tidy(drawn).replace(f'"{INK}"', '"currentColor"')
+        found.append(text.replace(f'"{GRID}"', '"currentColor" stroke-opacity="0.14"').replace("<svg ", label, 1))
+    return found[0], found[1]
 
 
 def png(drawn: str) -> bytes:
@@ -110,6 +150,8 @@ class _Line:
     colour: str
     width: float
     dash: Sequence[int]
+    zeros: Sequence[int] = ()
+    """Steps that a log scale has no place for: marked at its lower edge."""
 
 
 def _losses(result: RunResult, update: str) -> list[Figure]:
@@ -123,7 +165,7 @@ def _losses(result: RunResult, update: str) -> list[Figure]:
         if points:
             lines.append(_Line(title(name), points, colour(name, place), 1.6, DASHES[0]))
     # Widest first, so that a curve shows on both sides of the one that covers it.
-    lines = [_Line(x.name, x.points, x.colour, 1.4 + 2.6 * (len(lines) - 1 - i), x.dash) for i, x in enumerate(lines)]
+    lines = [_Line(x.name, x.points, x.colour, 1.4 + 2.0 * (len(lines) - 1 - i), x.dash) for i, x in enumerate(lines)]
     one = len(updates(result)) == 1
     of = "" if one else f" of '{update}'"
     found = []
@@ -136,7 +178,7 @@ def _losses(result: RunResult, update: str) -> list[Figure]:
             caption += f" The loss of {listed(gone)} stopped being a number; its curve ends before that."
         scale = "loss (log scale)" if log else "loss"
         draw = _drawer(lines, scale, height=260, log=log, steps=result.steps)
-        found.append(Figure(f"loss-{_file(update)}", "losses", f"Loss{of} at every step", caption.strip(), draw))
+        found.append(Figure(f"loss-of-{_file(update)}", "losses", f"Loss{of} at every step", caption.strip(), draw))
     gaps = {
         pair: [(step, gap) for step, gap in enumerate(series.get("loss", {}).get(update, []), start=1) if math.isfinite(gap)]
         for pair, series in result.series.items()
@@ -171,10 +213,10 @@ def _drift(result: RunResult) -> list[Figure]:
         result, drift, allowed, "drift", "drift", "How far the parameters and statistics part", "worst relative difference (log scale)",
     )  # fmt: skip
     what = "Of all tensors the worst at each recorded step: the largest difference, relative to the tensor's largest value or to 1."
-    return [Figure(figure.name, figure.section, figure.title, f"{what} {figure.caption}", figure.draw)]
+    return [replace(figure, caption=f"{what} {figure.caption}".strip())]
 
 
-def _parting(
+def _parting(  # noqa: PLR0913, PLR0917 - a private helper of two callers
     result: RunResult, series: Mapping[str, Sequence[Point]], allowed: Sequence[Point], name: str, section: str, heading: str, axis: str
 ) -> Figure:  # fmt: skip
     """Differences of pairs on a log scale, zeros at its lower edge, with what is allowed."""
@@ -183,20 +225,22 @@ def _parting(
     total = sum(len(points) for points in series.values())
     edge = min(present, default=1e-9 if result.precision == "float32" else 1e-17)
     floor = 10.0 ** (math.floor(math.log10(edge)) - (1 if present and zeros else 0))
-    lines = [
-        _Line(listed(pair.split("~")), [(step, max(value, floor)) for step, value in points],
-              PAIRS[place % len(PAIRS)], 1.6, DASHES[place % len(DASHES)])
-        for place, (pair, points) in enumerate(series.items()) if points
-    ]  # fmt: skip
+    lines = []
+    for place, (pair, points) in enumerate(series.items()):
+        above = [(step, value) for step, value in points if value > 0]
+        none = [step for step, value in points if value == 0]
+        if points:
+            look = (PAIRS[place % len(PAIRS)], 1.6, DASHES[place % len(DASHES)])
+            lines.append(_Line(" / ".join(title(name) for name in pair.split("~")), above or [(step, floor) for step in none], *look, none))
     if allowed:
         lines.append(_Line("allowed", allowed, INK, 1.0, [4, 4]))
     caption = ""
     if zeros:
-        caption = f"{zeros:,} of {counted(total, 'difference')} {'is' if zeros == 1 else 'are'} exactly zero: drawn at the lower edge, {small(floor)}."
+        caption = f"{zeros:,} of {counted(total, 'difference')} {'is' if zeros == 1 else 'are'} exactly zero: marked at the lower edge, {small(floor)}, and passed over by the lines."
     return Figure(name, section, heading, caption, _drawer(lines, axis, height=200, log=True, steps=result.steps, low=floor))
 
 
-def _drawer(
+def _drawer(  # noqa: PLR0913
     lines: Sequence[_Line], axis: str, *, height: int, log: bool, steps: int, low: float | None = None
 ) -> Callable[[int], Spec]:
     """A chart of lines over the steps, drawn when its width is known."""
@@ -215,15 +259,15 @@ def _drawer(
         f"line{i}": [{"step": step, "value": value, "series": line.name} for step, value in thin(line.points)]
         for i, line in enumerate(lines)
     }  # fmt: skip
+    data |= {f"zeros{i}": [{"step": step} for step, _ in thin([(step, 0.0) for step in line.zeros])] for i, line in enumerate(lines)}
 
     def draw(width: int) -> Spec:
-        inner = max(width - 90, 160)
         x = alt.X("step:Q", title="step", scale=alt.Scale(domain=[1, max(steps, 2)], nice=False),
                   axis=alt.Axis(tickMinStep=1, format=",d", tickCount=6))  # fmt: skip
-        y_axis = alt.Axis(values=ticks, format="~e") if ticks else alt.Axis(format="~g", tickCount=6)
+        y_axis = alt.Axis(values=ticks, format="~e", minExtent=38) if ticks else alt.Axis(tickCount=6, minExtent=38)
         y_scale = alt.Scale(type="log", domain=domain, nice=False, clamp=True) if domain else alt.Scale(zero=False)
-        legend = alt.Legend(orient="top", direction="horizontal", title=None, symbolType="stroke", symbolSize=500,
-                            columns=2 if width < 500 else 0, labelLimit=0)  # fmt: skip
+        legend = alt.Legend(orient="top", direction="horizontal", title=None, symbolType="stroke", symbolSize=500 if width > PHONE else 200,
+                            columns=2 if width < PHONE else 0, labelLimit=0)  # fmt: skip
         encoding = {
             "x": x,
             "y": alt.Y("value:Q", title=axis, scale=y_scale, axis=y_axis),
@@ -239,7 +283,11 @@ def _drawer(
         widths = alt.StrokeWidth("series:N", legend=legend, scale=alt.Scale(domain=names, range=[line.width for line in lines]))
         dashes = alt.StrokeDash("series:N", legend=legend, scale=alt.Scale(domain=names, range=[list(line.dash) for line in lines]))
         layers = [layer.encode(strokeWidth=widths, strokeDash=dashes) for layer in layers]
-        return _spec(alt.layer(*layers).properties(width=inner, height=height), data)
+        for i, line in enumerate(lines):
+            if line.zeros:
+                marks = alt.Chart(alt.NamedData(name=f"zeros{i}")).mark_tick(orient="vertical", thickness=1, size=5, color=line.colour)
+                layers.append(marks.encode(x=x, y=alt.value(height - 4 - 6 * i)))
+        return _spec(alt.layer(*layers), data, width, height)
 
     return draw
 
@@ -260,29 +308,31 @@ def _seconds(result: RunResult) -> list[Figure]:
     def draw(width: int) -> Spec:
         y = alt.Y("backend:N", title=None, sort=order, axis=alt.Axis(labelFontSize=12))
         longest = max(float(str(total["seconds"])) for total in totals)
-        scale = alt.Scale(domain=[0, longest * (1.12 if width > 500 else 1.2)], nice=False)  # noqa: PLR2004
-        legend = alt.Legend(orient="top", direction="horizontal", title=None, columns=3 if width < 500 else 0, labelLimit=0)  # noqa: PLR2004
+        scale = alt.Scale(domain=[0, longest * (1.12 if width > PHONE else 1.2)], nice=False)
+        legend = alt.Legend(orient="top", direction="horizontal", title=None, columns=3 if width < PHONE else 0, labelLimit=0)
         colours = alt.Scale(domain=[PHASES[p] for p in present], range=[PHASE_COLOURS[p] for p in present])
         bars = alt.Chart(alt.NamedData(name="rows")).mark_bar(height=22).encode(
-            x=alt.X("seconds:Q", title="seconds (one run, no benchmark)", scale=scale),
+            x=alt.X("seconds:Q", title="seconds (one run, no benchmark)", scale=scale, axis=alt.Axis(tickCount=6)),
             y=y,
             color=alt.Color("phase:N", sort=[PHASES[p] for p in present], scale=colours, legend=legend),
             order=alt.Order("place:Q"),
         )  # fmt: skip
         labels = alt.Chart(alt.NamedData(name="totals")).mark_text(align="left", dx=5, color=INK).encode(x=alt.X("seconds:Q", scale=scale), y=y, text="label:N")
-        chart = alt.layer(bars, labels).properties(width=max(width - 110, 160), height=36 * len(order))
-        return _spec(chart, {"rows": rows, "totals": totals})
+        return _spec(alt.layer(bars, labels), {"rows": rows, "totals": totals}, width, 36 * len(order))
 
     return [Figure("seconds", "seconds", "Where the time went", CAVEAT, draw)]
 
 
-def _spec(chart: alt.LayerChart | alt.FacetChart, data: Mapping[str, Sequence[Mapping[str, Any]]]) -> Spec:
-    """The chart in the report's style, with its data, which Altair would check point by point."""
+def _spec(
+    chart: alt.LayerChart | alt.FacetChart, data: Mapping[str, Sequence[Mapping[str, Any]]], width: int, height: int
+) -> Spec:
+    """The chart in the report's style, as wide as it says, with its data, which Altair would check point by point."""
     axis = alt.AxisConfig(
         labelColor=INK, titleColor=INK, domainColor=INK, tickColor=INK, gridColor=GRID, labelFontSize=11, titleFontSize=12,
         titleFontWeight="normal", titlePadding=8,
     )  # fmt: skip
-    styled = chart.configure(
+    sized = chart.properties(width=width, height=height, autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
+    styled = sized.configure(
         font=FONT, background="transparent", padding=6, aria=False, axis=axis,
         legend=alt.LegendConfig(labelColor=INK, titleColor=INK, labelFontSize=12, symbolStrokeWidth=2),
         view=alt.ViewConfig(stroke="transparent"),
@@ -290,16 +340,8 @@ def _spec(chart: alt.LayerChart | alt.FacetChart, data: Mapping[str, Sequence[Ma
     return {**styled.to_dict(), "datasets": {name: list(rows) for name, rows in data.items()}}
 
 
-def _render(figure: Figure, width: int) -> str:
-    version = VEGA_LITE if VEGA_LITE in vl_convert.get_vegalite_versions() else None
-    return vl_convert.vegalite_to_svg(figure.draw(width), vl_version=version, allowed_base_urls=[])
-
-
-def _tidy(drawn: str, name: str) -> str:
-    """Ids of its own, numbered from one whatever was drawn before; coordinates at a hundredth of a pixel."""
-    ids = {old: f"{name}-{i}" for i, old in enumerate(dict.fromkeys(re.findall(r'\bid="([^"]+)"', drawn)), start=1)}
-    for old, new in ids.items():
-        drawn = drawn.replace(f'id="{old}"', f'id="{new}"').replace(f"url(#{old})", f"url(#{new})")
+def _tidy(drawn: str) -> str:
+    """Without what only Vega's own styles and scripts read; coordinates at a hundredth of a pixel."""
     drawn = re.sub(r' (?:class|pointer-events|aria-hidden|aria-roledescription|role)="[^"]*"', "", drawn)
     return re.sub(r' (?:d|transform)="[^"]*"', lambda attribute: re.sub(r"\d+\.\d{3,}", _hundredth, attribute[0]), drawn)
 

@@ -20,8 +20,8 @@ def markdown(result: RunResult, sources: Sources, figures: Sequence[Figure]) -> 
     if facts:
         parts.append("\n".join(f"- {fact.name}: **{fact.value}** ({escape(fact.detail)})" for fact in facts))
     parts += _problems(result)
-    parts += ["## Backends", table(story.outcomes(result)), table(story.phases(result)), f"{story.CAVEAT} {story.REST}"]
-    for section, heading in (("losses", "## Losses"), ("drift", "## Parameters"), ("seconds", "## Time")):
+    parts += ["## Backends", table(story.outcomes(result, timed=False)), table(story.phases(result)), f"{story.CAVEAT} {story.REST}"]
+    for section, heading in (("losses", "## Losses"), ("drift", "## Parameters"), ("exact", "## The same in float64"), ("seconds", "## Time")):
         drawn = [figure for figure in figures if figure.section == section]
         if drawn:
             parts.append(heading)
@@ -70,7 +70,8 @@ def _texts(result: RunResult) -> list[str]:
 
 
 def _comparisons(result: RunResult) -> list[str]:
-    parts = [_rows(story.rows(result.comparisons))]
+    rounding = story.rounded(result)
+    parts = [_rows(story.rows(result.comparisons, rounding=rounding)), story.ROUNDING if rounding else ""]
     if result.evidence is not None:
         said = f"The same run in float64 ({result.evidence['verdict']}, in {result.evidence['directory']}):"
         parts += [escape(said), _rows(story.rows(result.evidence["comparisons"]))]
@@ -81,7 +82,7 @@ def _rows(rows: Sequence[story.Row]) -> str:
     head = ("what", "pair", "tensors", "worst tensor", "step", "index", "a", "b", "difference", "allowed", "")
     cells = tuple(
         (r.what, r.pair, r.compared, "; ".join((r.tensor, *r.missing)).strip("; "), r.step, r.index, r.a, r.b, r.difference, r.allowed,
-         r.verdict if r.same else r.verdict.upper())
+         r.verdict.upper() if r.verdict == "differ" else r.verdict)
         for r in rows
     )  # fmt: skip
     return table(story.Table(head, cells)) if cells else "Nothing was compared."
@@ -98,10 +99,10 @@ def table(content: story.Table) -> str:
 
 
 def escape(text: str) -> str:
-    """Text on one line in which nothing is markup.
+    r"""Text on one line in which nothing is markup.
 
-    >>> escape("<b>conv_1|*x*</b>")
-    '&lt;b&gt;conv\\\\_1\\\\|\\\\*x\\\\*&lt;/b&gt;'
+    >>> print(escape("<b>conv_1|*x*</b>"))
+    &lt;b&gt;conv\_1\|\*x\*&lt;/b&gt;
     """
     line = " ".join(story.printable(text).split())
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -13,13 +13,12 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer, YamlLexer
 
 from harness.report import story
-from harness.report.charts import WIDE, Figure, colour, inline_svg
+from harness.report.charts import Drawing, colour, inline
 from harness.report.sources import Sources
 from harness.results import RunResult
 
-NARROW = 360  # pixels of a chart on a phone: the text of one that is scaled down cannot be read
 SECTIONS = {
-    "backends": "Backends", "losses": "Losses", "drift": "Parameters", "seconds": "Time", "metrics": "Metrics",
+    "backends": "Backends", "losses": "Losses", "drift": "Parameters", "exact": "In float64", "seconds": "Time", "metrics": "Metrics",
     "predictions": "Predictions", "text": "Text samples", "images": "Images", "comparisons": "Comparisons",
     "programs": "Programs", "spec": "Spec", "environment": "Environment",
 }  # fmt: skip
@@ -35,11 +34,11 @@ class Drawn:
     narrow: Markup
 
 
-def page(result: RunResult, sources: Sources, figures: Sequence[Figure]) -> str:
+def page(result: RunResult, sources: Sources, drawings: Sequence[Drawing]) -> str:
     """The whole page."""
     drawn: dict[str, list[Drawn]] = {}
-    for figure in figures:
-        drawn.setdefault(figure.section, []).append(_drawn(figure))
+    for drawing in drawings:
+        drawn.setdefault(drawing.figure.section, []).append(_drawn(drawing))
     texts = story.texts(result)
     content = {
         "result": result,
@@ -47,7 +46,7 @@ def page(result: RunResult, sources: Sources, figures: Sequence[Figure]) -> str:
         "facts": story.facts(result),
         "conditions": story.conditions(result),
         "failed": [backend for backend in result.backends.values() if backend.status != "ok"],
-        "outcomes": story.outcomes(result),
+        "outcomes": story.outcomes(result, timed=False),
         "phases": story.phases(result),
         "caveat": f"{story.CAVEAT} {story.REST}",
         "drawn": drawn,
@@ -58,12 +57,13 @@ def page(result: RunResult, sources: Sources, figures: Sequence[Figure]) -> str:
         "texts_said": story.texts_said(texts) if texts else "",
         "images": {name: f"data:image/png;base64,{base64.b64encode(image).decode()}" for name, image in sources.images.items()},
         "images_said": sources.images_said,
-        "rows": story.rows(result.comparisons),
+        "rows": story.rows(result.comparisons, rounding=story.rounded(result)),
+        "rounding": story.ROUNDING if story.rounded(result) else "",
         "evidence": result.evidence,
         "evidence_rows": story.rows(result.evidence["comparisons"]) if result.evidence else [],
-        "what": story.WHAT,
+        "means": story.MEANS,
         "programs": [
-            (name, file, len(text.splitlines()), Markup(highlight(text, PythonLexer(), _formatter(f"{name}-L"))))  # noqa: S704 - Pygments escapes
+            (name, file, len(text.splitlines()), Markup(highlight(story.printable(text), PythonLexer(), _formatter(f"{name}-L"))))  # noqa: S704 - Pygments escapes
             for name, (file, text) in sources.programs.items()
         ],
         "spec": Markup(highlight(story.printable(sources.spec), YamlLexer(), _formatter(""))),  # noqa: S704
@@ -83,6 +83,7 @@ def _present(section: str, content: dict[str, Any]) -> bool:
     has = {
         "losses": content["drawn"].get("losses"),
         "drift": content["drawn"].get("drift") or content["apart"],
+        "exact": content["drawn"].get("exact"),
         "metrics": content["scores"],
         "predictions": content["predictions"],
         "text": content["texts"],
@@ -91,19 +92,19 @@ def _present(section: str, content: dict[str, Any]) -> bool:
     return bool(has.get(section, True))
 
 
-def _drawn(figure: Figure) -> Drawn:
-    wide, narrow = (Markup(inline_svg(figure, width)) for width in (WIDE, NARROW))  # noqa: S704 - Vega escapes its text
-    return Drawn(figure.title, figure.caption, wide, narrow)
+def _drawn(drawing: Drawing) -> Drawn:
+    wide, narrow = (Markup(text) for text in inline(drawing))  # noqa: S704 - Vega escapes its text
+    return Drawn(drawing.figure.title, drawing.figure.caption, wide, narrow)
 
 
-def _formatter(lines: str) -> HtmlFormatter[str]:
+def _formatter(lines: str) -> Any:  # noqa: ANN401 - Pygments' methods have no types
     return HtmlFormatter(cssclass="code", linespans=lines, wrapcode=True)
 
 
 def _code_colours() -> str:
     """The highlighting of a light page, and of a dark one."""
-    light = HtmlFormatter(style="friendly", nobackground=True).get_style_defs(".code")
-    dark = HtmlFormatter(style="github-dark", nobackground=True).get_style_defs(".code")
+    styles: list[Any] = [HtmlFormatter(style=style, nobackground=True) for style in ("friendly", "github-dark")]
+    light, dark = (style.get_style_defs(".code") for style in styles)
     return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
 
 

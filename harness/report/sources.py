@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from harness.errors import CallError
 from harness.report.story import small
 from harness.results import RunResult
 
@@ -31,7 +32,8 @@ class Sources:
     """By backend: its image samples as one PNG, a pixel a pixel."""
     images_said: str
     """What they are, and how far they lie apart."""
-    image_columns: int
+    exact: RunResult | None
+    """The same run in float64, where there was need of it."""
 
 
 def sources(directory: Path, result: RunResult) -> Sources:
@@ -46,11 +48,19 @@ def sources(directory: Path, result: RunResult) -> Sources:
         if found:
             programs[name] = (found[0].name, _text(found[0]))
     samples = {name: array for name in result.backends if (array := _images(directory / name / "outputs.safetensors")) is not None}
-    columns = grid_columns(next(iter(samples.values()))) if samples else 0
     return Sources(
         version, _text(directory / "spec.yaml"), programs, {name: png(tiled(array)) for name, array in samples.items()},
-        _said(samples), columns,
+        _said(samples), _exact(directory, result),
     )  # fmt: skip
+
+
+def _exact(directory: Path, result: RunResult) -> RunResult | None:
+    if result.evidence is None:
+        return None
+    try:
+        return RunResult.read(directory / Path(result.evidence["directory"]).name)
+    except CallError:
+        return None  # it was deleted; its comparisons are in result.json
 
 
 def _text(path: Path) -> str:
@@ -86,7 +96,7 @@ def _said(samples: dict[str, Array]) -> str:
     same = [other for other in others if other.shape == first.shape]
     if same:
         worst = max(float(np.max(np.abs(first.astype(np.float64) - other))) for other in same)
-        text += f" No pixel's value lies further from the first backend's than {small(worst)}."
+        text += f" The largest difference of a value from the first backend's is {small(worst)}."
     return text
 
 
@@ -111,10 +121,10 @@ def tiled(images: Array) -> Array:
 
 
 def png(image: Array) -> bytes:
-    """HWC bytes, one or three channels, as a PNG file.
+    r"""HWC bytes, one or three channels, as a PNG file.
 
     >>> png(np.zeros((2, 2, 1), np.uint8))[:4]
-    b'\\x89PNG'
+    b'\x89PNG'
     """
     height, width, channels = image.shape
     header = struct.pack(">IIBBBBB", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)

@@ -20,6 +20,13 @@ WHAT = {
     "outputs": "predictions after training",
 }
 """What is compared, in the order in which a difference would show."""
+MEANS = {
+    "forward": "outputs before training",
+    "gradients": "of every update, at some steps, unclipped",
+    "loss": "of every update at every step; with the reference, the first",
+    "state": "parameters and statistics at every recorded step",
+    "outputs": "predictions after training",
+}
 PHASES = {
     "import": "import",
     "build": "build",
@@ -36,6 +43,10 @@ CAVEAT = (
     "harness bench measures in interleaved rounds and gives ratios with intervals."
 )
 REST = "The rest is starting the interpreter, and what only a comparison needs: gradients, digests, recorded states."
+
+OVERRIDES = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+"""Characters that turn the writing's direction: text that shows another order than it has."""
+ROUNDING = "Rounding: it differs by more than is allowed in float32, and agrees in float64, so it is rounding that grew."
 
 
 @dataclass(frozen=True)
@@ -71,13 +82,9 @@ class Row:
     b: str
     difference: str
     allowed: str
-    same: bool
+    verdict: str
+    """`agree`, `differ`, or `rounding`: it differs by more than is allowed, and agrees in float64."""
     missing: tuple[str, ...]
-
-    @property
-    def verdict(self) -> str:
-        """`agree` or `differ`."""
-        return "agree" if self.same else "differ"
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,8 @@ def title(name: str) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """
+    """Names as a sentence lists them.
+
     >>> listed(["torch"]), listed(["torch", "jax"]), listed(["torch", "tensorflow", "jax"])
     ('PyTorch', 'PyTorch and JAX', 'PyTorch, TensorFlow and JAX')
     """
@@ -103,30 +111,30 @@ def listed(names: Iterable[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """Text that can be shown anywhere: no control characters, no reversed writing, no half characters.
+    r"""Text that can be shown anywhere: no control characters, no reversed writing, no half characters.
 
-    >>> printable("a\\x07b\\u202ec")
-    'ab\\ufffdc'
+    >>> printable("a\x07b\u202ec")
+    'ab\ufffdc'
     """
-    kept = []
-    for character in text:
-        category = unicodedata.category(character)
-        if character in "\n\t" or category not in ("Cc", "Cs", "Cf"):
-            kept.append(character)
-        elif category == "Cs" or "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069":
-            kept.append("\ufffd")
-        elif category == "Cf":
-            kept.append(character)
-    return "".join(kept)
+    return "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    if unicodedata.category(character) == "Cs" or unicodedata.bidirectional(character) in OVERRIDES:
+        return "\ufffd"
+    return "" if unicodedata.category(character) == "Cc" and character not in "\n\t" else character
 
 
 def small(value: float) -> str:
     """A difference, at two digits.
 
-    >>> small(3.14159e-15), small(0.0), small(float("nan"))
-    ('3.1e-15', '0', 'nan')
+    >>> small(3.14159e-5), small(1e-10), small(0.0123), small(0.0), small(float("nan"))
+    ('3.1e-5', '1e-10', '0.012', '0', 'nan')
     """
-    return "0" if value == 0 else f"{value:.1e}" if math.isfinite(value) else str(value)
+    if value == 0 or not math.isfinite(value) or 0.01 <= abs(value) < 1e4:  # noqa: PLR2004
+        return f"{value:.2g}"
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
 
 def number(value: float) -> str:
@@ -150,7 +158,8 @@ def brief(value: float | None) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """
+    """A count with its noun.
+
     >>> counted(1, "step"), counted(300, "step")
     ('1 step', '300 steps')
     """
@@ -177,6 +186,16 @@ def ratio(comparison: Mapping[str, Any]) -> float:
     return float(worst["difference"] / worst["allowed"]) if worst["allowed"] else math.inf
 
 
+def rounded(result: RunResult) -> bool:
+    """Whether a float32 run parts, and the same run in float64 shows that rounding is why."""
+    return result.evidence is not None and result.verdict == "same"
+
+
+def said(comparison: Mapping[str, Any], *, rounding: bool) -> str:
+    """A comparison in a word."""
+    return "agree" if comparison["same"] else "rounding" if rounding else "differ"
+
+
 def worst(comparisons: Iterable[Mapping[str, Any]], what: str) -> Mapping[str, Any] | None:
     """Of one kind, the comparison that lies furthest from what is allowed."""
     return max((c for c in comparisons if c["what"] == what and c["worst"]), key=ratio, default=None)
@@ -194,9 +213,8 @@ def verdict(result: RunResult) -> Verdict:
         return Verdict("FAILED", "failed", " ".join(parts))
     if result.verdict == "differs":
         return Verdict("DIFFERENT", "differs", _agreement(result, ok))
-    if len(ok) < 2:  # noqa: PLR2004
-        return Verdict("AGREES", "same", _agreement(result, ok))
-    return Verdict("IDENTICAL", "same", _agreement(result, ok))
+    word = "AGREES" if len(ok) < 2 else "IDENTICAL UP TO ROUNDING" if rounded(result) else "IDENTICAL"  # noqa: PLR2004
+    return Verdict(word, "same", _agreement(result, ok))
 
 
 def _trouble(backend: BackendResult) -> str:
@@ -212,7 +230,7 @@ def _agreement(result: RunResult, ok: Sequence[str]) -> str:
     if len(ok) < 2:  # noqa: PLR2004
         return _alone(result, ok[0]) if ok else "No backend finished."
     wrong = [c for c in result.comparisons if not c["same"]]
-    if result.evidence is not None and result.verdict == "same":
+    if result.evidence is not None and rounded(result):
         exact = worst(result.evidence["comparisons"], "loss")
         within = f" (losses within {small(exact['worst']['difference'])})" if exact else ""
         return (
@@ -254,12 +272,12 @@ def _sizes(result: RunResult) -> str:
     """How far losses and parameters lie apart at worst."""
     pairs = [c for c in result.comparisons if is_pair(c)]
     parts = []
-    for what, name in (("loss", "losses"), ("state", "parameters")):
+    for what, name in (("loss", "losses are at worst"), ("state", "parameters")):
         found = worst(pairs, what)
         if found is not None:
-            parts.append(f"their {name} are at worst {small(found['worst']['difference'])} apart ({small(found['worst']['allowed'])} allowed)")
+            parts.append(f"their {name} {small(found['worst']['difference'])} apart ({small(found['worst']['allowed'])} allowed)")
     over = f"over {counted(result.steps, 'step')} in {result.precision}"
-    return f"{over}, {' and '.join(parts)}" if parts else over
+    return f"{over} {' and '.join(parts)}" if parts else over
 
 
 def conditions(result: RunResult) -> str:
@@ -272,11 +290,14 @@ def conditions(result: RunResult) -> str:
 def facts(result: RunResult) -> list[Fact]:
     """The sizes below the verdict: worst differences, each with what is allowed."""
     found = []
-    pairs = [c for c in result.comparisons if is_pair(c)]
-    for what, name in (("loss", "worst loss difference"), ("state", "worst parameter difference"), ("gradients", "worst gradient difference")):
-        record = worst(pairs, what)
-        if record is not None:
-            found.append(_fact(name, record))
+    wanted = [("loss", "worst loss difference"), ("state", "worst parameter difference"), ("gradients", "worst gradient difference")]
+    runs = [(result.comparisons, "")]
+    if result.evidence is not None and rounded(result):
+        wanted, runs = wanted[:2], [(result.evidence["comparisons"], " in float64"), (result.comparisons, f" in {result.precision}")]
+    for comparisons, where in runs:
+        pairs = [c for c in comparisons if is_pair(c)]
+        records = [(name, worst(pairs, what)) for what, name in wanted]
+        found += [_fact(name + where, record) for name, record in records if record is not None]
     against = [c for c in result.comparisons if not is_pair(c) and c["worst"]]
     if against:
         found.append(_fact("worst against the float64 reference", max(against, key=ratio)))
@@ -318,17 +339,18 @@ def seconds(backend: BackendResult) -> dict[str, float]:
     return spent | ({"rest": rest} if rest > 0 else {})
 
 
-def outcomes(result: RunResult) -> Table:
-    """A row a backend: what became of it and what it costs."""
+def outcomes(result: RunResult, *, timed: bool = True) -> Table:
+    """A row a backend: what became of it and, if asked for, what it took."""
     losses, names = updates(result), metrics(result)
     head = ("backend", "status", *(_loss_title(update, losses) for update in losses), *names)
-    head += ("compile s", "first step s", "steps/s", "wall s")
+    head += ("compile s", "first step s", "steps/s", "wall s") if timed else ()
     rows = []
     for name, backend in result.backends.items():
         last, spent = last_losses(backend), backend.seconds
         row = [title(name), backend.status, *(last.get(update, "") for update in losses)]
         row += [number(backend.metrics[metric]) if metric in backend.metrics else "" for metric in names]
-        row += [brief(spent.get("compile")), brief(spent.get("first_step")), brief(backend.steps_per_second), brief(spent.get("wall"))]
+        if timed:
+            row += [brief(spent.get("compile")), brief(spent.get("first_step")), brief(backend.steps_per_second), brief(spent.get("wall"))]
         rows.append(tuple(row))
     return Table(head, tuple(rows))
 
@@ -363,25 +385,33 @@ def scores(result: RunResult) -> Table | None:
     return Table(("metric", "", *(title(backend.backend) for backend in have), "largest difference"), tuple(rows))
 
 
-def rows(comparisons: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """Every comparison, spelled, in the order in which a difference would show."""
+def ordered(comparisons: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Comparisons in the order in which a difference would show, the reference's first."""
     order = {what: place for place, what in enumerate(WHAT)}
-    return [_row(c) for c in sorted(comparisons, key=lambda c: order.get(c["what"], len(order)))]
+    return sorted(comparisons, key=lambda c: (order.get(c["what"], len(order)), is_pair(c)))
 
 
-def _row(record: Mapping[str, Any]) -> Row:
+def rows(comparisons: Iterable[Mapping[str, Any]], *, rounding: bool = False) -> list[Row]:
+    """Every comparison, spelled."""
+    return [_row(c, said(c, rounding=rounding)) for c in ordered(comparisons)]
+
+
+def _row(record: Mapping[str, Any], verdict: str) -> Row:
     found = record["worst"]
     missing = tuple(record["missing"])
-    pair = listed((record["a"], record["b"])) if is_pair(record) else f"{title(record['b'])} and {title('reference')}"
+    pair = listed((record["a"], record["b"])) if is_pair(record) else f"{title(record['b'])} and reference"
     if found is None:
-        return Row(record["what"], pair, str(record["compared"]), "", "", "", "", "", "", "", record["same"], missing)
+        return Row(record["what"], pair, str(record["compared"]), "", "", "", "", "", "", "", verdict, missing)
+    # Enough to tell the two apart, and at most what a float64 holds.
+    apart = abs(found["a"] - found["b"])
+    digits = 17 if not math.isfinite(apart) or apart == 0 else min(17, 4 + math.ceil(math.log10(max(abs(found["a"]), abs(found["b"])) / apart)))
     # The pair is spelled backend first where the reference is the other one, so are its values.
     a, b = (found["a"], found["b"]) if is_pair(record) else (found["b"], found["a"])
     step = "" if found["step"] is None else str(found["step"])
     index = "[" + ", ".join(map(str, found["index"])) + "]" if found["index"] else ""
     return Row(
-        record["what"], pair, f"{record['compared']:,}", found["name"], step, index, repr(a), repr(b),
-        small(found["difference"]), small(found["allowed"]), record["same"], missing,
+        record["what"], pair, f"{record['compared']:,}", found["name"], step, index, f"{a:.{digits}g}", f"{b:.{digits}g}",
+        small(found["difference"]), small(found["allowed"]), verdict, missing,
     )  # fmt: skip
 
 

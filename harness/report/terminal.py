@@ -1,7 +1,9 @@
 """A run's result for a terminal: the verdict first, plain at 80 columns and when it is piped."""
 
 import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table as Grid
@@ -10,7 +12,11 @@ from rich.text import Text
 from harness.report import story
 from harness.results import RunResult
 
-STYLES = {"same": "bold green", "differs": "bold yellow", "failed": "bold red", "ok": "", "diverged": "red"}
+STYLES = {
+    "same": "bold green", "differs": "bold yellow", "failed": "bold red", "ok": "", "diverged": "bold red",
+    "agree": "green", "rounding": "yellow", "differ": "bold yellow",
+}  # fmt: skip
+WHERE = 4  # the column that gives way
 TAIL = 12  # lines of a failed backend's log
 
 
@@ -25,7 +31,11 @@ def print_result(result: RunResult, console: Console) -> None:
         console.print(_grid(part, result))
     if result.comparisons:
         console.print()
-        console.print(_comparisons(result))
+        console.print(_comparisons(result.comparisons, console.width, rounding=story.rounded(result)))
+    if result.evidence is not None:
+        console.print()
+        _say(console, Text("the same run in float64:", style="dim"))
+        console.print(_comparisons([c for c in result.evidence["comparisons"] if story.is_pair(c)], console.width, rounding=False))
     _notes(result, console)
     _failures(result, console)
     page = result.directory / "report.html"
@@ -66,25 +76,35 @@ def _grid(table: story.Table, result: RunResult) -> Grid:
     return grid
 
 
-def _comparisons(result: RunResult) -> Grid:
+def _comparisons(comparisons: Sequence[Mapping[str, Any]], width: int, *, rounding: bool) -> Grid:
     """Each comparison in one line; what they have in common is said once."""
-    grid = Grid(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
-    for name in ("compared", "pair", "worst", "allowed", "where", ""):
-        grid.add_column(name, justify="right" if name in ("worst", "allowed") else "left", no_wrap=True,
-                        overflow="ellipsis", ratio=1 if name == "where" else None)  # fmt: skip
-    before = ""
-    order = list(story.WHAT)
-    for record in sorted(result.comparisons, key=lambda c: order.index(c["what"]) if c["what"] in order else len(order)):
+    rows, before = [], ""
+    for record in story.ordered(comparisons):
         found = record["worst"]
+        sizes = ("", "") if found is None else (story.small(found["difference"]), story.small(found["allowed"]))
+        said = story.said(record, rounding=rounding)
         what = "" if record["what"] == before else record["what"]
         before = record["what"]
-        where = record["missing"][0] if record["missing"] else "nothing to compare"
-        if found is not None and not record["missing"]:
-            where = f"{found['name']}" + ("" if found["step"] is None else f" step {found['step']}")
-        said = Text("agree", style="green") if record["same"] else Text("DIFFER", style="bold yellow")
-        sizes = ("", "") if found is None else (story.small(found["difference"]), story.small(found["allowed"]))
-        grid.add_row(what, f"{record['a']}, {record['b']}", *sizes, Text(_plain(where)), said)
+        rows.append((what, f"{record['a']}, {record['b']}", *sizes, _where(record), said.upper() if said == "differ" else said))
+    head = ("compared", "pair", "worst", "allowed", "where, at step", "")
+    others = sum(max(len(row[i]) for row in (head, *rows)) + 1 for i in range(len(head)) if i != WHERE)
+    room = max(width - others - 1, 12)
+    grid = Grid(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
+    for name in head:
+        grid.add_column(name, justify="right" if name in ("worst", "allowed") else "left", no_wrap=True)
+    for *cells, where, said in rows:
+        grid.add_row(*cells, Text(where if len(where) <= room else f"…{where[-room + 1 :]}"), Text(said, style=STYLES[said.lower()]))
     return grid
+
+
+def _where(record: Mapping[str, Any]) -> str:
+    """The tensor and the step; its end is what tells one from another where there is no room for all of it."""
+    if record["missing"]:
+        return _plain(record["missing"][0])
+    found = record["worst"]
+    if found is None:
+        return "nothing to compare"
+    return _plain(found["name"]) + ("" if found["step"] is None else f" at {found['step']}")
 
 
 def _notes(result: RunResult, console: Console) -> None:

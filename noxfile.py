@@ -1,0 +1,84 @@
+"""One session per purpose. `nox -s compare` runs the default comparison, `nox -s tests` the whole suite.
+
+Arguments after `--` go to what the session runs: `nox -s tests -- -k lstm`, `nox -s compare -- digits_lstm --steps 50`.
+"""
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["tests_host", "lint", "types"]
+
+BACKENDS = ["torch", "tensorflow", "jax"]
+SPECS = ["linear_regression", "digits_mlp", "digits_cnn", "digits_lstm", "char_transformer", "digits_gan"]
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+
+
+def install(session: nox.Session, *extras: str) -> None:
+    """This project with some of its extras, editable."""
+    session.install("-e", f".[{','.join(extras)}]")
+
+
+@nox.session
+def compare(session: nox.Session) -> None:
+    """Train the default spec on all three backends and report (or: -- SPEC [OPTIONS])."""
+    install(session, "all")
+    arguments = session.posargs or ["specs/digits_cnn.yaml"]
+    session.run("harness", "run", *arguments)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The whole suite, with all three frameworks."""
+    install(session, "all", "test")
+    session.run("pytest", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def tests_host(session: nox.Session) -> None:
+    """The part of the suite that needs no framework, in an environment without one: under a minute."""
+    install(session, "test")
+    session.run("pytest", "-m", "not frameworks", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+@nox.parametrize("backend", BACKENDS)
+def tests_backend(session: nox.Session, backend: str) -> None:
+    """One backend's part of the suite, in an environment with that framework alone."""
+    install(session, backend, "test")
+    session.run("pytest", "-m", "frameworks", *session.posargs, env=ONE_THREAD | {"HARNESS_TEST_BACKENDS": backend})
+
+
+@nox.session
+def equivalence(session: nox.Session) -> None:
+    """All six specs on all backends, 200 steps, float64 and float32 (or: -- SPEC ...). Takes some minutes."""
+    install(session, "all")
+    out = session.create_tmp()
+    for spec in session.posargs or SPECS:
+        for precision in ("float64", "float32"):
+            folder = f"{out}/{spec}-{precision}"
+            session.run("python", "-c", f"import shutil; shutil.rmtree({folder!r}, ignore_errors=True)", silent=True)
+            session.run("harness", "run", spec, "--precision", precision, "--steps", "200", "--out", folder)
+
+
+@nox.session
+def golden(session: nox.Session) -> None:
+    """Compare the emitted programs with tests/golden (or: -- --write, and review the difference like code)."""
+    install(session, "test")
+    session.run("python", "tests/golden.py", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff: rules and format."""
+    install(session, "lint")
+    session.run("ruff", "check", *session.posargs, ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy, strict, on harness/ and the emitters."""
+    install(session, "types")
+    session.run("mypy", *session.posargs)

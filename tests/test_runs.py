@@ -1,0 +1,192 @@
+"""Workers that fail: each is a row with its reason, the others finish, nothing is left behind. Needs no framework.
+
+The interpreters here are shell scripts that misbehave; a run starts them where a Python would be.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from build import program_of
+from cases import CASES, spec_of
+
+from harness import runs, spec
+from harness.environment import backends, interpreters
+from harness.errors import CallError
+from harness.results import RunResult
+from harness.runs import Options
+
+
+@pytest.fixture
+def spec_file(tmp_path: Path) -> Path:
+    path = tmp_path / "case.yaml"
+    path.write_text(json.dumps(spec_of(CASES["dense"])))
+    return path
+
+
+def script(folder: Path, name: str, body: str) -> str:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("kill -9 $$", "exited with SIGKILL"),
+        ("kill -11 $$", "exited with SIGSEGV"),
+        ("echo one; echo two >&2; exit 7", "exited with status 7 before writing result.json"),
+        ("exit 0", "exited with status 0 before writing result.json"),
+        ("sleep 1000", "gave no sign of life for 1 seconds"),
+        ("sleep 1000 & exit 3", "exited with status 3"),
+        ('echo \'{"request": "stale"}\' > "$4/result.json"', "its result belongs to another request"),
+        ('echo "half a res" > "$4/result.json"; exit 1', "its result.json cannot be read"),
+    ],
+)
+def test_a_worker_that_fails_is_a_row_with_its_reason(
+    spec_file: Path, tmp_path: Path, body: str, expected: str
+) -> None:
+    bad = script(tmp_path, "bad", body)
+    pythons = tuple(f"{name}={bad}" for name in ("torch", "jax"))
+    started = time.monotonic()
+    result = runs.run(spec_file, Options(backends=("torch", "jax"), pythons=pythons, out=tmp_path / "out", timeout=1))
+    assert time.monotonic() - started < 30
+    assert result.verdict == "failed"
+    assert result.exit == 3
+    assert set(result.backends) == {"torch", "jax"}, "one failure does not keep the other from running"
+    for record in result.backends.values():
+        assert record.status == "failed"
+        assert expected in record.error
+    if "echo two" in body:
+        assert result.backends["torch"].log == "one\ntwo"
+    assert RunResult.read(tmp_path / "out").to_json() == result.to_json()
+    left = [p for p in psutil.process_iter(["cmdline"]) if "sleep 1000" in " ".join(p.info["cmdline"] or [])]
+    assert not left, "a stray child outlived its worker"
+
+
+def test_a_framework_that_is_not_installed_says_what_to_install(
+    spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "importable", lambda backend, _python: backend != "jax")
+    bad = script(tmp_path, "bad", "exit 1")
+    result = runs.run(spec_file, Options(backends=("jax", "torch"), pythons=(f"torch={bad}",), out=tmp_path / "out"))
+    assert "jax is not installed here; pip install 'framework-harness[jax]'" in result.backends["jax"].error
+    assert "status 1" in result.backends["torch"].error
+
+
+def test_an_interpreter_that_cannot_be_run_is_a_row(spec_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "no_python"
+    path.write_text("not a program")
+    result = runs.run(spec_file, Options(backends=("torch",), pythons=(f"torch={path}",), out=tmp_path / "out"))
+    assert "cannot be run" in result.backends["torch"].error
+
+
+def test_a_run_directory_is_never_overwritten(spec_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("data")
+    with pytest.raises(CallError, match="never overwrites another"):
+        runs.run(spec_file, Options(out=tmp_path / "out"))
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (Options(threads=0), "--threads is at least 1"), (Options(threads=10_000), "this machine gives"),
+        (Options(steps=0), "--steps is at least 1"), (Options(seed=-1), "--seed is at least 0"),
+        (Options(precision="float16"), "--precision is float32 or float64"), (Options(device="tpu"), "--device is cpu or gpu"),
+        (Options(timeout=0), "--timeout is above 0"), (Options(pythons=("torch",)), "--python takes BACKEND=PATH"),
+        (Options(pythons=("tf=/bin/sh",)), "unknown backend 'tf'"), (Options(pythons=("torch=/no/such",)), "does not exist"),
+    ],
+)  # fmt: skip
+def test_a_wrong_call_is_refused_before_anything_is_written(
+    spec_file: Path, tmp_path: Path, options: Options, expected: str
+) -> None:
+    from dataclasses import replace  # noqa: PLC0415
+
+    with pytest.raises(CallError, match=expected):
+        runs.run(spec_file, replace(options, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_backends_are_named_and_checked() -> None:
+    assert backends("jax,torch,jax") == ("jax", "torch")
+    assert backends(None) == ("torch", "tensorflow", "jax")
+    with pytest.raises(CallError, match="unknown backend 'pytorch'"):
+        backends("pytorch")
+
+
+def test_an_interpreter_comes_from_the_call_then_the_environment_then_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, two, three = (script(tmp_path, name, "exit 0") for name in ("one", "two", "three"))
+    (tmp_path / "pyproject.toml").write_text(f'[tool.harness.python]\ntorch = "{one}"\njax = "{one}"\ntensorflow = "{one}"\n')
+    monkeypatch.setenv("HARNESS_PYTHON_JAX", two)
+    monkeypatch.setenv("HARNESS_PYTHON_TENSORFLOW", two)
+    found = interpreters((f"tensorflow={three}",))
+    assert [found[b].path for b in ("torch", "jax", "tensorflow")] == [one, two, three]
+    (tmp_path / "pyproject.toml").write_text("[tool.harness.python]\nmxnet = '/bin/sh'")
+    with pytest.raises(CallError, match="unknown backend 'mxnet'"):
+        interpreters()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_interrupting_leaves_no_process_and_no_result(spec_file: Path, tmp_path: Path, stop: signal.Signals) -> None:
+    marker = tmp_path / "started"
+    bad = script(tmp_path, "bad", f"touch {marker}\nsleep 2000")
+    command = [sys.executable, "-m", "harness", "run", str(spec_file), "--backends", "torch", "--python", f"torch={bad}", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not marker.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(stop)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "out" / "result.json").exists()
+    with pytest.raises(CallError, match="did not finish"):
+        RunResult.read(tmp_path / "out")
+    assert not [p for p in psutil.process_iter(["cmdline"]) if "sleep 2000" in " ".join(p.info["cmdline"] or [])]
+
+
+def test_a_killed_parent_leaves_no_worker(spec_file: Path, tmp_path: Path) -> None:
+    """The worker asks the kernel to die with its parent; here it is asked in the same way."""
+    if sys.platform != "linux":
+        pytest.skip("Linux only")
+    code = (
+        "import os, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'from harness.worker import _die_with_parent; import time; _die_with_parent(); print(1, flush=True); time.sleep(500)'], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline(); print(child.pid, flush=True); os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(Path(spec.__file__).parent.parent)})
+    pid = int(done.stdout)
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_large_models_are_recorded_at_fewer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = program_of(spec_of(CASES["dense"]), steps=100)
+    size = 8 * sum(int(p.shape[0] * (p.shape[1] if len(p.shape) > 1 else 1)) for p in program.parameters.values())
+    assert runs.recorded_steps(program, Options(precision="float64"))[0] == list(range(100))
+    monkeypatch.setattr(runs, "BUDGET", size * 20)
+    states, gradients = runs.recorded_steps(program, Options(precision="float64"))
+    assert states == [*range(0, 100, 5), 99]
+    assert gradients == [0, 1, 9, 49, 99]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 99}', '{"schema": 1}', '{"schema": 1, "backends": 3}'])
+def test_a_broken_result_is_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(CallError):
+        RunResult.read(tmp_path)

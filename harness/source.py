@@ -165,6 +165,8 @@ class _Reader:
         return items
 
     def _scalar(self, node: ScalarNode) -> str | int | float | bool | None:
+        if node.style == ">":
+            node.value = node.value.replace("\a", "")  # ruamel.yaml's marks of where the text was folded
         try:
             # JSON, which is YAML too, escapes a character beyond the first 65,536 as two halves.
             node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")

@@ -67,8 +67,17 @@ def test_a_worker_that_fails_is_a_row_with_its_reason(
     if "echo two" in body:
         assert result.backends["torch"].log == "one\ntwo"
     assert RunResult.read(tmp_path / "out").to_json() == result.to_json()
-    left = [p for p in psutil.process_iter(["cmdline"]) if "sleep 1000" in " ".join(p.info["cmdline"] or [])]
-    assert not left, "a stray child outlived its worker"
+    assert gone("sleep 1000"), "a stray child outlived its worker"
+
+
+def gone(command: str) -> bool:
+    """Whether no process has this command line, given a moment to die."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        if not [p for p in psutil.process_iter(["cmdline"]) if command in " ".join(p.info["cmdline"] or [])]:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def test_a_framework_that_is_not_installed_says_what_to_install(
@@ -155,7 +164,7 @@ def test_interrupting_leaves_no_process_and_no_result(spec_file: Path, tmp_path:
     assert not (tmp_path / "out" / "result.json").exists()
     with pytest.raises(CallError, match="did not finish"):
         RunResult.read(tmp_path / "out")
-    assert not [p for p in psutil.process_iter(["cmdline"]) if "sleep 2000" in " ".join(p.info["cmdline"] or [])]
+    assert gone("sleep 2000")
 
 
 def test_a_killed_parent_leaves_no_worker(spec_file: Path, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Drive an emitted program of Keras on TensorFlow. Imported only inside a worker."""
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
@@ -9,8 +8,6 @@ from typing import Any
 import tensorflow as tf
 
 from harness.backend import Array, Arrays, check_tables, flatten, to_canonical
-
-os.environ["KERAS_BACKEND"] = "tensorflow"
 
 
 def environment() -> dict[str, Any]:

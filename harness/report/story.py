@@ -4,6 +4,7 @@ Everything comes from a RunResult; nothing here reads a file, and no text is esc
 """
 
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,12 +112,12 @@ def listed(names: Iterable[str]) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Text that can be shown anywhere: no control characters, no reversed writing, no half characters.
+    r"""Text that can be shown anywhere: no terminal colours, control characters, reversed writing or half characters.
 
-    >>> printable("a\x07b\u202ec")
+    >>> printable("a\x07b\x1b[31m\u202ec")
     'ab\ufffdc'
     """
-    return "".join(map(_shown, text))
+    return "".join(map(_shown, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)))
 
 
 def _shown(character: str) -> str:

@@ -27,7 +27,12 @@ class Experiment:
         return compile_spec(self.spec, self.source, steps, seed)
 
     def emit(
-        self, backend: str, precision: str = "float32", threads: int = 1, steps: int | None = None, seed: int | None = None
+        self,
+        backend: str,
+        precision: str = "float32",
+        threads: int = 1,
+        steps: int | None = None,
+        seed: int | None = None,
     ) -> str:
         """The program of one backend as text. Raises SpecError, CallError, Unsupported."""
         if backend not in BACKENDS:
@@ -62,4 +67,6 @@ def run(experiment: Experiment | str | Path, *, listen: Listener | None = None, 
             raise CallError(f"unknown backend '{name}' (backends: {', '.join(BACKENDS)})")
     if isinstance(out := options.get("out"), str):
         options["out"] = Path(out)
-    return runs.run_spec(experiment.spec, experiment.source, Options(**options), listen or (lambda _backend, _event: None))
+    return runs.run_spec(
+        experiment.spec, experiment.source, Options(**options), listen or (lambda _backend, _event: None)
+    )

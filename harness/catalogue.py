@@ -23,7 +23,9 @@ def _kinds(family: Iterable[type[Kind]]) -> dict[str, str]:
 
 
 def _signature(cls: type[Kind]) -> str:
-    fields = ", ".join(name if f.is_required() else f"{name}={_spell(f.default)}" for name, f in cls.model_fields.items())
+    fields = ", ".join(
+        name if f.is_required() else f"{name}={_spell(f.default)}" for name, f in cls.model_fields.items()
+    )
     return f"({fields}) " if fields else ""
 
 

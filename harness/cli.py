@@ -12,9 +12,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 import harness
-
 from harness.errors import CallError, HarnessError
 
 app = typer.Typer(
@@ -22,13 +22,17 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
 )  # fmt: skip
 
-SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A spec's file, or the name of one that comes with it.")]
+SpecArgument = Annotated[
+    str, typer.Argument(metavar="SPEC", help="A spec's file, or the name of one that comes with it.")
+]
 JsonOption = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - is standard output.")
 ]
 PythonOption = Annotated[
     list[str] | None,
-    typer.Option("--python", metavar="BACKEND=PATH", help="The interpreter of a backend, like torch=/opt/t/bin/python."),
+    typer.Option(
+        "--python", metavar="BACKEND=PATH", help="The interpreter of a backend, like torch=/opt/t/bin/python."
+    ),
 ]
 SeedOption = Annotated[int | None, typer.Option(help="Instead of the spec's seed.")]
 StepsOption = Annotated[int | None, typer.Option(help="Instead of the spec's number of steps.")]
@@ -63,7 +67,7 @@ def main() -> None:
 
 
 @app.command()
-def run(  # noqa: PLR0913 - each is an option of the command
+def run(
     spec: SpecArgument,
     backends: Annotated[str | None, typer.Option(help="Which ones, like torch,jax; left out, all.")] = None,
     steps: StepsOption = None,
@@ -85,16 +89,15 @@ def run(  # noqa: PLR0913 - each is an option of the command
     with _progress() as listen:
         result = runs.run(spec, options, listen)
         listen("report", {"phase": "report"})
-        page = report.write(result.directory)
+        report.write(result.directory)
     if json_file != "-":
         report.print_result(result, Console())
-        print(f"report: {_short(page)}")  # noqa: T201
     _write_json(json_file, result.to_json())
     raise typer.Exit(result.exit)
 
 
 @app.command()
-def emit(  # noqa: PLR0913
+def emit(
     spec: SpecArgument,
     backend: Annotated[str, typer.Option(help="torch, tensorflow or jax.")],
     out: Annotated[Path | None, typer.Option(help="A file; left out, standard output.")] = None,
@@ -126,27 +129,31 @@ def report_(
 
     _check_json(json_file)
     result = RunResult.read(directory)
-    page = report.write(directory)
+    report.write(directory)
     if json_file != "-":
         report.print_result(result, Console())
-        print(f"report: {_short(page)}")  # noqa: T201
     _write_json(json_file, result.to_json())
 
 
 @app.command(name="list")
 def list_(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="specs, ops, backends, datasets, losses, optimizers, ...")],
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help="specs, ops, backends, datasets, losses, optimizers, ...")
+    ],
     json_file: JsonOption = None,
 ) -> None:
     """List what there is, a line each."""
     from harness import catalogue  # noqa: PLC0415
 
     rows = catalogue.listing(what)
-    if json_file != "-":
+    if json_file != "-" and sys.stdout.isatty():
         table = Table(box=None, show_header=False, pad_edge=False)
         for name, about in rows.items():
-            table.add_row(name, about)
-        Console(soft_wrap=not sys.stdout.isatty()).print(table, markup=False)
+            table.add_row(Text(name), Text(about))
+        Console().print(table)
+    elif json_file != "-":
+        width = max(map(len, rows))
+        sys.stdout.writelines(f"{name:<{width}}  {about}\n" for name, about in rows.items())
     _write_json(json_file, rows)
 
 
@@ -172,12 +179,20 @@ def doctor(python: PythonOption = None, device: str = "cpu", json_file: JsonOpti
             found[name] = examine(name, interpreter, device)
     if json_file != "-":
         console = Console()
-        console.print(f"harness {harness.__version__}, Python {sys.version.split()[0]}, {os.cpu_count()} cores", markup=False)
+        console.print(
+            f"harness {harness.__version__}, Python {sys.version.split()[0]}, {os.cpu_count()} cores", markup=False
+        )
         for name, facts in found.items():
             versions = ", ".join(f"{k} {v}" for k, v in facts.get("versions", {}).items())
-            state = f"cannot be imported: {facts['error']}" if "error" in facts else f"{versions}; {', '.join(facts['devices'])}"
+            state = (
+                f"cannot be imported: {facts['error']}"
+                if "error" in facts
+                else f"{versions}; {', '.join(facts['devices'])}"
+            )
             console.print(f"{name}: {state}", markup=False)
-            console.print(f"    {facts['interpreter']} ({facts['origin']}), Python {facts.get('python', '?')}", markup=False)
+            console.print(
+                f"    {facts['interpreter']} ({facts['origin']}), Python {facts.get('python', '?')}", markup=False
+            )
     _write_json(json_file, found)
     raise typer.Exit(3 if any("error" in facts for facts in found.values()) else 0)
 
@@ -219,7 +234,7 @@ def _progress() -> Iterator[Any]:
 
 
 def _check_json(path: str | None) -> None:
-    """Before an hour of work: can the file be written?"""
+    """Refuse a file that cannot be written before an hour of work, not after it."""
     if path in (None, "-"):
         return
     if not Path(str(path)).absolute().parent.is_dir():
@@ -249,5 +264,3 @@ def _short(path: Path) -> str:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
-
-

@@ -3,12 +3,16 @@
 import importlib.util
 import json
 import os
+import platform
+import re
 import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from harness.backend import BACKENDS, PACKAGES
 from harness.errors import CallError
@@ -44,7 +48,9 @@ def interpreters(given: tuple[str, ...] = ()) -> dict[str, Interpreter]:
     project = Path("pyproject.toml")
     if project.is_file():
         try:
-            table = tomllib.loads(project.read_text(encoding="utf-8")).get("tool", {}).get("harness", {}).get("python", {})
+            table = (
+                tomllib.loads(project.read_text(encoding="utf-8")).get("tool", {}).get("harness", {}).get("python", {})
+            )
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise CallError(f"pyproject.toml: {error}") from None
         for name, path in table.items():
@@ -104,10 +110,28 @@ def worker_environment(device: str, threads: int) -> dict[str, str]:
 
 
 def cores(threads: int) -> list[int]:
-    """The cores that a worker is pinned to: the last ones, which the operating system uses least."""
+    """The cores that a worker is pinned to: of those that this process may use, the idlest just now."""
     if not hasattr(os, "sched_getaffinity"):
         return []
-    return sorted(os.sched_getaffinity(0))[-threads:]
+    allowed = sorted(os.sched_getaffinity(0))
+    busy = psutil.cpu_percent(interval=0.1, percpu=True)
+    load = {core: busy[core] if core < len(busy) else 0.0 for core in allowed}
+    return sorted(sorted(allowed, key=lambda core: (load[core], -core))[:threads])
+
+
+def machine() -> dict[str, Any]:
+    """What this machine is: operating system, processor, cores, memory."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = re.findall(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(errors="replace"), re.MULTILINE)
+        model = names[0] if names else model
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": model,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+    }
 
 
 PROBE = """
@@ -136,7 +160,7 @@ def examine(backend: str, interpreter: Interpreter, device: str = "cpu", timeout
         return found | {"error": str(error)}
     lines = done.stdout.strip().splitlines()
     try:
-        return found | json.loads(lines[-1])
+        return found | dict(json.loads(lines[-1]))
     except (IndexError, ValueError):
         tail = done.stderr.strip().splitlines()
         return found | {"error": f"exited with status {done.returncode}: {tail[-1] if tail else 'no output'}"}

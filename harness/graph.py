@@ -15,9 +15,9 @@ from harness.errors import DataError, Problem, SpecError
 from harness.expressions import Call, Expression, Name, Number, walk
 from harness.initializers import Values
 from harness.losses import Loss, arguments
-from harness.names import CLASSES, FIELDS
 from harness.metrics import Metric
-from harness.ops.base import Array, Mode, Op, Parameter, Shape, ShapeError, spell
+from harness.names import CLASSES, FIELDS
+from harness.ops.base import Op, Parameter, Shape, ShapeError, spell
 from harness.ops.linear import Add, Embedding, Unembed
 from harness.optimizers import Clip, Cosine, Optimizer, Schedule
 from harness.source import Source
@@ -95,10 +95,8 @@ class BlockOp(Op):
     graph: Any
 
     def output(self, *_inputs: Shape) -> Shape:
+        """The shape of the graph's output."""
         return self.graph.shape  # type: ignore[no-any-return]
-
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
-        raise TypeError("a block is evaluated node by node")  # pragma: no cover
 
 
 def _owned(node: Node) -> Iterator[tuple[str, Parameter]]:
@@ -188,7 +186,9 @@ class Program:
     def fields(self) -> dict[str, Column]:
         """The fields of the data that a training step reads."""
         used = {ref.name for u in self.updates for site in u.calls for ref in site.arguments if ref.kind == "field"}
-        used |= {ref.name for u in self.updates for t in u.terms for ref in (t.outputs, t.targets) if ref.kind == "field"}
+        used |= {
+            ref.name for u in self.updates for t in u.terms for ref in (t.outputs, t.targets) if ref.kind == "field"
+        }
         return {name: column for name, column in self.columns.items() if name in used}
 
 
@@ -247,7 +247,9 @@ class _Compiler:
 
     # Values -----------------------------------------------------------------------------------------------
 
-    def shape_of(self, expression: Expression, values: Mapping[str, Expression], path: Path) -> tuple[Shape, str] | None:
+    def shape_of(
+        self, expression: Expression, values: Mapping[str, Expression], path: Path
+    ) -> tuple[Shape, str] | None:
         """Shape and dtype of a value; a network is compiled at its first call."""
         if isinstance(expression, Number):
             return (), "number"
@@ -257,8 +259,8 @@ class _Compiler:
             if expression.name in self.columns:
                 column = self.columns[expression.name]
                 return column.shape, column.dtype
-            known = (*self.columns, *values)
-            self.note(path, f"there is no field or value '{expression.name}' (known: {', '.join(known)})")
+            names = ", ".join((*self.columns, *values))
+            self.note(path, f"there is no field or value '{expression.name}' (known: {names})")
             return None
         if expression.network not in self.spec.networks:
             known = ", ".join(self.spec.networks)
@@ -318,18 +320,26 @@ class _Compiler:
         touched = _networks((*values.values(), *(v for t in spec.loss for v in arguments(t).values())))
         over = spec.over or (tuple(self.spec.networks) if len(self.spec.networks) == 1 else ())
         if not over:
-            self.note(path, f"several networks are declared: say 'over:' which ones this update moves ({', '.join(touched)})")
+            self.note(
+                path, f"several networks are declared: say 'over:' which ones this update moves ({', '.join(touched)})"
+            )
         calls = _Calls(values, over)
-        terms = [self.term(i, term, calls, values, (*path, "loss", i)) for i, term in enumerate(spec.loss)]
+        listed = isinstance(self.text.root.at((*path, "loss")).value, list)
+        terms = [
+            self.term(term, calls, values, (*path, "loss", i) if listed else (*path, "loss"))
+            for i, term in enumerate(spec.loss)
+        ]
         if len(self.problems) > before:
             return None
         for name in over:
             if name not in touched:
-                self.note((*path, "over"), f"the loss does not depend on '{name}' (it depends on: {', '.join(touched)})")
+                self.note(
+                    (*path, "over"), f"the loss does not depend on '{name}' (it depends on: {', '.join(touched)})"
+                )
         for name in values:
-            if name not in {n.name for t in spec.loss for v in arguments(t).values() for n in walk(v) if isinstance(n, Name)} | {
-                n.name for v in values.values() for n in walk(v) if isinstance(n, Name)
-            }:
+            if name not in {
+                n.name for t in spec.loss for v in arguments(t).values() for n in walk(v) if isinstance(n, Name)
+            } | {n.name for v in values.values() for n in walk(v) if isinstance(n, Name)}:
                 self.note((*path, "values", name), f"the value '{name}' is used by no term of the loss")
         if len(self.problems) > before:
             return None
@@ -340,12 +350,8 @@ class _Compiler:
         kept = tuple(term for term in terms if term is not None)
         return Update(name, tuple(calls.sites), kept, over, spec.optimizer, schedule, spec.clip)
 
-    def term(
-        self, index: int, loss: Loss, calls: "_Calls", values: Mapping[str, Expression], path: Path
-    ) -> Term | None:
+    def term(self, loss: Loss, calls: "_Calls", values: Mapping[str, Expression], path: Path) -> Term | None:
         path = (*path, loss.kind)
-        if len(self.spec.training.updates) and not isinstance(self.text.root.at(path[:4]).value, list):
-            path = (*path[:4], loss.kind)
         outputs_role, targets_role = loss.roles
         parts = arguments(loss)
         outputs = self.shape_of(parts[outputs_role], values, (*path, outputs_role))
@@ -353,7 +359,9 @@ class _Compiler:
         if outputs is None or targets is None:
             return None
         if not _networks((parts[outputs_role],), values):
-            self.note((*path, outputs_role), f"'{parts[outputs_role]}' depends on no network: there is nothing to minimise")
+            self.note(
+                (*path, outputs_role), f"'{parts[outputs_role]}' depends on no network: there is nothing to minimise"
+            )
             return None
         try:
             loss.check(outputs[0], None if targets[1] == "number" else targets[0])
@@ -362,7 +370,10 @@ class _Compiler:
             return None
         if loss.integer_targets != (targets[1] == "int") and targets[1] != "number":
             have, want = targets[1], "int" if loss.integer_targets else "float"
-            self.note((*path, targets_role), f"{loss.kind} needs {targets_role} of type {want}, '{parts[targets_role]}' is {have}")
+            self.note(
+                (*path, targets_role),
+                f"{loss.kind} needs {targets_role} of type {want}, '{parts[targets_role]}' is {have}",
+            )
             return None
         target = parts[targets_role]
         self.classes(loss, outputs[0], target, (*path, targets_role))
@@ -405,7 +416,7 @@ class _Compiler:
             self.text_sample(("evaluation", "text"))
         if spec.images:
             shape = self.shape_of(spec.images.images, {}, ("evaluation", "images", "images"))
-            if shape and not (len(shape[0]) == 3 and shape[0][2] in (1, 3)):
+            if shape and not (len(shape[0]) == 3 and shape[0][2] in (1, 3)):  # noqa: PLR2004
                 self.note(("evaluation", "images"), f"images are [height, width, 1 or 3], got {spell(shape[0])}")
 
     def prediction(self, prediction: Prediction, path: Path) -> None:
@@ -458,7 +469,9 @@ class _Calls:
             return Ref("field", expression.name)
         key = str(_expand(expression, self.values))
         if key not in self.known:
-            inner = tuple(self.ref(a, f"{a.network}_output" if isinstance(a, Call) else role) for a in expression.arguments)
+            inner = tuple(
+                self.ref(a, f"{a.network}_output" if isinstance(a, Call) else role) for a in expression.arguments
+            )
             variable = self.fresh(role)
             moved = expression.network in self.over or any(r.name in self.moved for r in inner if r.kind == "value")
             if moved:
@@ -643,7 +656,10 @@ class _Builder:
                 return op
             features = self.scope.shapes[inputs[0]][-1:]
             if features != (table.op.features,):
-                self.fail(path, f"needs {table.op.features} features on the last axis, got {spell(self.scope.shapes[inputs[0]])}")
+                self.fail(
+                    path,
+                    f"needs {table.op.features} features on the last axis, got {spell(self.scope.shapes[inputs[0]])}",
+                )
             return op.model_copy(update={"vocabulary": table.op.vocabulary})
         return op
 

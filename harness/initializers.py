@@ -33,7 +33,7 @@ class Zeros(InitializerKind):
 
     kind = "zeros"
 
-    def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:  # noqa: ARG002
+    def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:
         return np.zeros(shape)
 
 
@@ -42,7 +42,7 @@ class Ones(InitializerKind):
 
     kind = "ones"
 
-    def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:  # noqa: ARG002
+    def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:
         return np.ones(shape)
 
 
@@ -53,7 +53,7 @@ class Constant(InitializerKind):
     shorthand = "value"
     value: float
 
-    def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:  # noqa: ARG002
+    def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:
         return np.full(shape, self.value)
 
 
@@ -76,7 +76,7 @@ class Values(InitializerKind):
             raise ValueError("initial values must be finite")
         return array
 
-    def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:  # noqa: ARG002
+    def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:
         return self.check(shape)
 
 
@@ -87,7 +87,7 @@ class Uniform(InitializerKind):
     low: float = -0.05
     high: float = 0.05
 
-    def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:  # noqa: ARG002
+    def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:
         return rng.uniform(self.low, self.high, shape)
 
 
@@ -99,7 +99,7 @@ class Normal(InitializerKind):
     std: Annotated[float, Field(ge=0)] = 0.05
     mean: float = 0.0
 
-    def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:  # noqa: ARG002
+    def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:
         return rng.normal(self.mean, self.std, shape)
 
 
@@ -111,7 +111,7 @@ class TruncatedNormal(InitializerKind):
     std: Annotated[float, Field(ge=0)] = 0.05
     mean: float = 0.0
 
-    def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:  # noqa: ARG002
+    def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:
         return self.mean + self.std * _truncated(rng, shape)
 
 
@@ -184,7 +184,7 @@ class Orthogonal(InitializerKind):
     kind = "orthogonal"
     gain: float = 1.0
 
-    def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:  # noqa: ARG002
+    def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:
         rows, columns = math.prod(shape[:-1]), shape[-1]
         q, r = np.linalg.qr(rng.standard_normal((max(rows, columns), min(rows, columns))))
         q *= np.sign(np.diag(r))

@@ -13,6 +13,7 @@ from harness import initial, reference
 from harness.compare import TOLERANCES, Comparison, Tolerance, compare, compare_losses, join
 from harness.data.datasets import Text
 from harness.data.inputs import Inputs
+from harness.environment import machine
 from harness.expressions import Expression
 from harness.graph import Program
 from harness.nullspace import zero_gradient
@@ -56,13 +57,15 @@ def judge(
     failed = len(ok) < len(backends) or not alive
     if len(ok) < 2 and not failed:  # noqa: PLR2004
         notes.append("Only one backend was asked for: it is compared with the reference alone.")
-    metrics = {metric.kind: metric.better for metric in program.spec.evaluation.metrics}
+    metrics = {metric.name: metric.better for metric in program.spec.evaluation.metrics}
     return RunResult(
         spec=program.name, about=program.about, directory=directory,
         verdict="failed" if failed else "same" if same else "differs",
         steps=program.steps, seed=program.seed, precision=options.precision, threads=options.threads,
         device=options.device, backends=backends, comparisons=[c.record() for c in comparisons], series=series,
         notes=notes, zero_gradient=apart, drift=drift, better=metrics,
+        tolerances={what: {"relative": t.relative, "floor": t.floor} for what, t in tolerances.items()},
+        machine=machine(),
     )  # fmt: skip
 
 
@@ -77,8 +80,9 @@ def finish(program: Program, inputs: Inputs, directory: Path, result: BackendRes
     metrics = {}
     for metric in evaluation.metrics:
         said = outputs[f"final/{getattr(metric, metric.roles[0])}"]
-        name = metric.kind if metric.kind != "top_k" else f"top_{metric.k}"  # type: ignore[attr-defined]
-        metrics[name] = metric.compute(said.astype(np.float64), inputs.test[str(getattr(metric, metric.roles[1]))])
+        metrics[metric.name] = metric.compute(
+            said.astype(np.float64), inputs.test[str(getattr(metric, metric.roles[1]))]
+        )
     predictions = {p.name: outputs[f"final/prediction/{p.name}"].tolist() for p in evaluation.predictions}
     text = None
     if "text" in outputs and isinstance(program.spec.data, Text):
@@ -175,14 +179,18 @@ def pair(
     ]
     if parts:
         found.append(join(parts))
-    states, drawn, parted = [], [], {}
+    states: list[Comparison] = []
+    drawn: list[list[float]] = []
+    parted: dict[str, float] = {}
     for step in sorted({*a.recorded, *b.recorded}):
         left = a.state(step) if step in a.recorded else {}
         right = b.state(step) if step in b.recorded else {}
         judged = compare("state", names, _without(left, apart), _without(right, apart), tolerances["state"], step + 1)
         states.append(judged)
         if judged.worst is not None:
-            drawn.append([step + 1, judged.worst.difference / max(1.0, judged.worst.allowed / tolerances["state"].relative)])
+            drawn.append(
+                [step + 1, judged.worst.difference / max(1.0, judged.worst.allowed / tolerances["state"].relative)]
+            )
         for name in apart:
             if name in left and name in right:
                 parted[name] = max(parted.get(name, 0.0), float(np.max(np.abs(left[name] - right[name]))))
@@ -226,7 +234,9 @@ def locate(program: Program, directory: Path, result: BackendResult) -> str:
         if not np.isfinite(array).all():
             return f"{head}; parameter {name} was no number any more after step {step}: its update overflowed"
     folder = directory / "inputs"
-    batch, masks = first_batch(program, load_file(folder / "data.safetensors"), load_file(folder / "batches.safetensors"), step)
+    batch, masks = first_batch(
+        program, load_file(folder / "data.safetensors"), load_file(folder / "batches.safetensors"), step
+    )
     first: list[str] = []
     biggest = float(np.finfo(next(a.dtype for a in before.values() if a.dtype.kind == "f")).max)
 
@@ -236,7 +246,11 @@ def locate(program: Program, directory: Path, result: BackendResult) -> str:
 
     with np.errstate(all="ignore"):
         reference.loss(program, update, _wide(before), _wide(batch), masks, observe)
-    where = f"the first value that is no number is that of {first[0]}" if first else "every node's value is still a number: it is the loss itself"
+    where = (
+        f"the first value that is no number is that of {first[0]}"
+        if first
+        else "every node's value is still a number: it is the loss itself"
+    )
     return f"{head}; {where}"
 
 

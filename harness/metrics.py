@@ -18,6 +18,11 @@ class Metric(Kind):
     better: ClassVar[str]
     """`higher` or `lower`."""
 
+    @property
+    def name(self) -> str:
+        """What results call it."""
+        return self.kind
+
     def check(self, outputs: Shape, targets: Shape) -> None:
         """Raise ShapeError unless the shapes fit."""
         need(outputs == targets,
@@ -56,6 +61,11 @@ class TopK(OfClasses):
     kind = "top_k"
     better = "higher"
     k: Count = 5
+
+    @property
+    def name(self) -> str:
+        """`top_3` for k = 3."""
+        return f"top_{self.k}"
 
     def compute(self, outputs: Array, targets: Array) -> float:
         own = np.take_along_axis(outputs, targets.astype(int)[..., None], axis=-1)

@@ -14,7 +14,7 @@ from harness.ops.normalisation import BatchNorm
 
 def zero_gradient(program: Program) -> dict[str, str]:
     """Canonical name -> why its gradient is zero."""
-    found = {}
+    found: dict[str, str] = {}
     for name, graph in program.networks.items():
         prefix = "" if len(program.networks) == 1 else f"{name}."
         found |= {f"{prefix}{parameter}": why for parameter, why in _in(graph).items()}
@@ -22,13 +22,15 @@ def zero_gradient(program: Program) -> dict[str, str]:
 
 
 def _in(graph: Graph) -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for node in graph.nodes:
         op = node.op
         if isinstance(op, BlockOp):
             found |= {f"{node.name}.{name}": why for name, why in _in(op.graph).items()}
         elif isinstance(op, Attention) and op.bias:
-            found[f"{node.name}.key_bias"] = "a key bias adds the same to all scores of a query: softmax does not see it"
+            found[f"{node.name}.key_bias"] = (
+                "a key bias adds the same to all scores of a query: softmax does not see it"
+            )
         elif isinstance(op, (Convolution, ConvTranspose2d, Dense)) and op.bias and node.name != graph.output:
             users = graph.users(node.name)
             if users and all(isinstance(user.op, BatchNorm) for user in users):

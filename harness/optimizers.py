@@ -100,7 +100,7 @@ class Constant(Schedule):
 
     kind = "constant"
 
-    def after(self, t: int) -> float:  # noqa: ARG002
+    def after(self, t: int) -> float:
         return 1.0
 
 

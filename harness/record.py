@@ -42,7 +42,6 @@ class OneOf:
         elif isinstance(value, Mapping) and len(value) == 1:
             ((name, arguments),) = value.items()
         else:
-            example = next(iter(kinds))
             got = "the keys " + ", ".join(map(str, value)) if isinstance(value, Mapping) else repr(value)
             article = "an" if self.what[0] in "aeiou" else "a"
             message = f"{article} {self.what} is one key with its fields below it, like '{next(iter(kinds))}: {{...}}'; got {got}"
@@ -57,17 +56,15 @@ class OneOf:
         return str(name), arguments
 
     def __get_pydantic_core_schema__(self, _source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        choices = {
+        choices: dict[Any, Any] = {
             cls.kind: core_schema.no_info_before_validator_function(_arguments, handler.generate_schema(cls))
             for cls in self.family()
         }
         union = core_schema.tagged_union_schema(choices, discriminator=_kind)
         return core_schema.no_info_before_validator_function(self.split, union)
 
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        union = schema["schema"]  # type: ignore[typeddict-item]
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        union = schema["schema"]
         alternatives: list[dict[str, Any]] = []
         bare = [cls.kind for cls in self.family() if not any(f.is_required() for f in cls.model_fields.values())]
         if bare:
@@ -99,9 +96,7 @@ class Also:
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_before_validator_function(self.convert, handler(source))
 
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         long = handler(schema)
         short = long.get("items", {}) if self.form == {"items": True} else self.form
         return {"anyOf": [long, short]}

@@ -38,7 +38,7 @@ class BackendResult:
     predictions: dict[str, Any] = field(default_factory=dict)
     text: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    """By phase: import, build, compile, first_step, steady, data, evaluate, wall."""
+    """By phase: import, build, forward, compile, first_step, steady, data, checks, evaluate, and in all, wall."""
     step_seconds: list[float] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -106,6 +106,13 @@ class RunResult:
     """How far those drifted apart, by parameter."""
     evidence: dict[str, Any] | None = None
     better: dict[str, str] = field(default_factory=dict)
+    """By metric: `higher` or `lower`."""
+    tolerances: dict[str, dict[str, float]] = field(default_factory=dict)
+    """What was allowed, by kind of value: `relative`, and the `floor` of the magnitude that it is relative to."""
+    machine: dict[str, Any] = field(default_factory=dict)
+    """Operating system, processor, cores, memory."""
+    started: str = ""
+    """When, UTC, ISO 8601."""
 
     @property
     def exit(self) -> int:
@@ -118,12 +125,30 @@ class RunResult:
         if exact.verdict != "same":
             note = "The same programs in float64 do not agree either: this is not rounding."
             return replace(self, evidence=evidence, notes=[*self.notes, note])
-        worst = max((c["worst"]["difference"] for c in exact.comparisons if c["what"] == "loss" and c["worst"]), default=0.0)
+        worst = max(
+            (c["worst"]["difference"] for c in exact.comparisons if c["what"] == "loss" and c["worst"]), default=0.0
+        )
         note = (
-            f"In float32 the trainings part by more than their tolerance; the same programs in float64 agree at every "
-            f"step (losses within {worst:.1e}): it is rounding that grew, not a difference in meaning."
+            f"In float32 {self._parting()}; the same programs in float64 agree at every step (losses within "
+            f"{worst:.1e}): it is rounding that grew, not a difference in meaning."
         )
         return replace(self, verdict="same", evidence=evidence, notes=[*self.notes, note])
+
+    def _parting(self) -> str:
+        """Which losses part first, and at which step."""
+        allowed = self.tolerances.get("loss", {"relative": 0.0, "floor": 0.0})
+        first: tuple[int, str, str] | None = None
+        for pair, series in self.series.items():
+            for update, gaps in series["loss"].items():
+                losses = self.backends[pair.partition("~")[0]].losses[update]
+                for step, (gap, loss) in enumerate(zip(gaps, losses, strict=False), start=1):
+                    if gap > allowed["relative"] * max(abs(loss), allowed["floor"]):
+                        first = min(first or (step, pair, update), (step, pair, update))
+                        break
+        if first is None:
+            return "parameters or gradients part by more than their tolerance"
+        step, pair, update = first
+        return f"the losses of '{update}' part by more than their tolerance from step {step} on ({pair.replace('~', ' and ')} first)"
 
     def to_json(self) -> dict[str, Any]:
         """The documented JSON object."""
@@ -135,7 +160,7 @@ class RunResult:
             "backends": {name: clean(result.to_json()) for name, result in self.backends.items()},
             "comparisons": clean(self.comparisons), "series": clean(self.series), "notes": self.notes,
             "zero_gradient": self.zero_gradient, "drift": clean(self.drift), "evidence": clean(self.evidence),
-            "better": self.better,
+            "better": self.better, "tolerances": self.tolerances, "machine": self.machine, "started": self.started,
         }  # fmt: skip
 
     @classmethod
@@ -157,7 +182,7 @@ class RunResult:
                 for name, record in data["backends"].items()
             }
             kept = ("spec", "about", "verdict", "steps", "seed", "precision", "threads", "device", "comparisons",
-                    "series", "notes", "zero_gradient", "drift", "evidence", "better")  # fmt: skip
+                    "series", "notes", "zero_gradient", "drift", "evidence", "better", "tolerances", "machine", "started")  # fmt: skip
             return cls(directory=directory, backends=backends, **numbers({name: data[name] for name in kept}))
         except (KeyError, TypeError, AttributeError) as error:
             raise CallError(f"{directory / 'result.json'} is not complete: {error}") from None
@@ -171,7 +196,9 @@ class RunResult:
             for name, r in self.backends.items()
         )
         metrics = next((r.metrics for r in self.backends.values() if r.metrics), {})
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in ("backend", "status", "last loss", *metrics, "steps/s"))
+        head = "".join(
+            f"<th>{html.escape(name)}</th>" for name in ("backend", "status", "last loss", *metrics, "steps/s")
+        )
         title = f"{html.escape(self.spec)}: <b>{self.verdict}</b> ({self.steps} steps, {self.precision})"
         return f"<div><p>{title}</p><table><tr>{head}</tr>{rows}</table></div>"
 

@@ -11,7 +11,6 @@ import selectors
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,23 +20,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-import harness
 from harness import initial, spec
 from harness.backend import BACKENDS, PACKAGES
 from harness.data.datasets import Text, to_array
 from harness.data.inputs import Inputs, cast, prepare
 from harness.emit import container, loss_name
 from harness.environment import Interpreter, cores, importable, interpreters, worker_environment
-from harness.errors import CallError, DataError, Problem, SpecError
+from harness.errors import CallError, DataError, SpecError
 from harness.expressions import Call, Expression, Name, walk
 from harness.graph import Program, compile_spec
 from harness.judge import judge
 from harness.record import plain
 from harness.results import BackendResult, RunResult
 from harness.source import Source
-from harness.worker import digest, write_last
+from harness.worker import write_last
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = dict[str, Array]
@@ -75,6 +73,7 @@ def run(path: str | Path, options: Options | None = None, listen: Listener | Non
 def run_spec(loaded: spec.Spec, text: Source, options: Options, listen: Listener) -> RunResult:
     """See `run`."""
     _check(options)
+    started = datetime.now(UTC).isoformat(timespec="seconds")
     program = compile_spec(loaded, text, options.steps, options.seed)
     pythons = interpreters(options.pythons)
     inputs = prepared(program, text)
@@ -84,7 +83,7 @@ def run_spec(loaded: spec.Spec, text: Source, options: Options, listen: Listener
     for name in options.backends:
         request = write_request(directory, program, inputs, name, options)
         results[name] = train(directory, name, request, pythons[name], options, listen)
-    result = judge(program, inputs, directory, results, options)
+    result = replace(judge(program, inputs, directory, results, options), started=started)
     if options.evidence and options.precision == "float32" and result.verdict == "differs":
         exact = replace(options, precision="float64", out=directory / EVIDENCE, evidence=False)
         result = result.with_evidence(run_spec(loaded, text, exact, listen))
@@ -93,7 +92,11 @@ def run_spec(loaded: spec.Spec, text: Source, options: Options, listen: Listener
 
 
 def _check(options: Options) -> None:
-    for name, value, least in (("--threads", options.threads, 1), ("--steps", options.steps, 1), ("--seed", options.seed, 0)):
+    for name, value, least in (
+        ("--threads", options.threads, 1),
+        ("--steps", options.steps, 1),
+        ("--seed", options.seed, 0),
+    ):
         if value is not None and value < least:
             raise CallError(f"{name} is at least {least}, got {value}")
     if options.precision not in ("float32", "float64"):
@@ -139,7 +142,13 @@ def write_inputs(directory: Path, program: Program, inputs: Inputs, text: Source
     (directory / "spec.yaml").write_text(text.text, encoding="utf-8")
     resolved = {"name": program.name, "seed": program.seed, "steps": program.steps, "spec": plain(program.spec)}
     resolved["updates"] = [
-        {"name": u.name, "over": list(u.over), "optimizer": plain(u.optimizer), "schedule": plain(u.schedule), "clip": plain(u.clip)}
+        {
+            "name": u.name,
+            "over": list(u.over),
+            "optimizer": plain(u.optimizer),
+            "schedule": plain(u.schedule),
+            "clip": plain(u.clip),
+        }
         for u in program.updates
     ]
     resolved["nodes"] = {
@@ -201,7 +210,8 @@ def describe(program: Program) -> dict[str, Any]:
         "model": container(program),
         "networks": list(program.networks),
         "updates": [
-            {"name": u.name, "loss": loss_name(program, u), "networks": None if single else list(u.over)} for u in program.updates
+            {"name": u.name, "loss": loss_name(program, u), "networks": None if single else list(u.over)}
+            for u in program.updates
         ],
     }
 
@@ -230,7 +240,15 @@ def evaluations(program: Program, inputs: Inputs) -> dict[str, Any]:
         wanted["images"] = _evaluation(evaluation.images.images, "images")
     if not wanted:
         # Something of the network's is always compared before training: the first call of the first update.
-        site = next((s for u in program.updates for s in u.calls if all(a.kind == "field" and a.name in inputs.train for a in s.arguments)), None)
+        site = next(
+            (
+                s
+                for u in program.updates
+                for s in u.calls
+                if all(a.kind == "field" and a.name in inputs.train for a in s.arguments)
+            ),
+            None,
+        )
         if site is not None:
             expression = Call(site.network, tuple(Name(a.name) for a in site.arguments))
             wanted[str(expression)] = _evaluation(expression, part)
@@ -267,7 +285,9 @@ def train(
     """Run one worker to its end, whatever end that is."""
     folder = directory / backend
     if not importable(backend, python):
-        extra = f"pip install 'framework-harness[{backend}]', or name an interpreter that has it: --python {backend}=PATH"
+        extra = (
+            f"pip install 'framework-harness[{backend}]', or name an interpreter that has it: --python {backend}=PATH"
+        )
         return BackendResult(backend, "failed", error=f"{PACKAGES[backend][0]} is not installed here; {extra}")
     listen(backend, {"phase": "start", "total": request["steps"]})
     started = time.perf_counter()
@@ -280,14 +300,17 @@ def train(
     try:
         result = json.loads((folder / "result.json").read_text())
     except FileNotFoundError:
-        error = why or f"exited with {_spell_status(status)} before writing result.json"
-        return BackendResult(backend, "failed", error=error, log=tail(folder / "log.txt"), seconds={"wall": wall})
+        reason = why or f"exited with {_spell_status(status)} before writing result.json"
+        return BackendResult(backend, "failed", error=reason, log=tail(folder / "log.txt"), seconds={"wall": wall})
     except ValueError as error:
         error_text = f"its result.json cannot be read: {error}"
         return BackendResult(backend, "failed", error=error_text, log=tail(folder / "log.txt"), seconds={"wall": wall})
     if result.get("request") != request["digest"]:
-        return BackendResult(backend, "failed", error="its result belongs to another request", log=tail(folder / "log.txt"))
+        return BackendResult(
+            backend, "failed", error="its result belongs to another request", log=tail(folder / "log.txt")
+        )
     result["seconds"]["wall"] = wall
+    result["environment"]["interpreter"] = f"{python.path} ({python.origin})"
     return BackendResult.from_worker(backend, result, folder)
 
 
@@ -379,5 +402,3 @@ def tail(path: Path, lines: int = 20) -> str:
 def remove(directory: Path) -> None:
     """Delete a run directory."""
     shutil.rmtree(directory, ignore_errors=True)
-
-

@@ -48,9 +48,8 @@ class Located:
             if isinstance(value, dict):
                 if step in value:
                     here = value[str(step)]
-                elif len(value) == 1 and isinstance(only := next(iter(value.values())), Located):
-                    if isinstance(only.value, dict) and step in only.value:
-                        here = only.value[str(step)]
+                elif len(value) == 1 and isinstance(inner := next(iter(value.values())).value, dict) and step in inner:
+                    here = inner[str(step)]
             elif isinstance(value, list) and isinstance(step, int) and step < len(value):
                 here = value[step]
         return here
@@ -175,15 +174,17 @@ class _Reader:
             self.problems.append(Problem("half of a surrogate pair is not a character", "", line, column))
         # A quoted scalar is text whatever it looks like.
         tag = "str" if node.style in ("'", '"', "|", ">") else str(node.tag).rpartition(":")[2]
-        text = node.value
+        text = str(node.value)
         try:
             match tag:
                 case "int":
                     return int(text.replace("_", ""), 0) if not re.fullmatch(r"[-+]?0\d+", text) else int(text)
                 case "float":
-                    return float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan").replace(".NaN", "nan"))
+                    return float(
+                        text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan").replace(".NaN", "nan")
+                    )
                 case "bool":
-                    return text.lower() == "true"
+                    return bool(text.lower() == "true")
                 case "null":
                     return None
         except (ValueError, OverflowError):
@@ -247,10 +248,10 @@ class _Expander:
         if not isinstance(block, dict) or not isinstance(given.value, dict):
             self._note(given, f"block '{name}' takes its parameters by name: '{name}: {{...}}'")
             return Located(None, item.line, item.column)
-        own = {key: given.value[key] for key in ("name", "inputs") if key in given.value}
+        own: dict[str, Located] = {key: given.value[key] for key in ("name", "inputs") if key in given.value}
         bound = self._bind(name, block, given)
         layers = self._walk(self._substitute(block["layers"], bound), (*inside, name))
-        call = {"class_name": Located(name, item.line, item.column), "layers": layers, **own}
+        call: dict[str, Located] = {"class_name": Located(name, item.line, item.column), "layers": layers, **own}
         return Located({"block": Located(call, item.line, item.column)}, item.line, item.column)
 
     def _bind(self, name: str, block: Mapping[str, Located], given: Located) -> dict[str, Located]:
@@ -277,7 +278,9 @@ class _Expander:
         if isinstance(piece.value, str) and piece.value.startswith("$"):
             name = piece.value[1:]
             if name not in bound:
-                self._note(piece, f"'{piece.value}' is no parameter of this block (parameters: {', '.join(bound) or 'none'})")
+                self._note(
+                    piece, f"'{piece.value}' is no parameter of this block (parameters: {', '.join(bound) or 'none'})"
+                )
                 return piece
             return Located(bound[name].value, piece.line, piece.column)
         if isinstance(piece.value, dict):

@@ -3,7 +3,9 @@
 import builtins
 import keyword
 import re
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -23,7 +25,7 @@ from harness.optimizers import ClipChoice, Constant, OptimizerChoice, ScheduleCh
 from harness.record import MANY, Kind, OneOf, Record, unknown
 
 
-def _identifier(taken: Set[str]) -> AfterValidator:
+def _identifier(taken: AbstractSet[str]) -> AfterValidator:
     """A Python identifier that is no keyword and not among the names that emitted programs need."""
 
     def check(name: str) -> str:
@@ -214,7 +216,7 @@ def _problem(text: source.Source, error: Any) -> Problem:  # noqa: ANN401 - pyda
     if kind == "extra_forbidden":
         *above, name = path
         known = _fields(above)
-        hint = source.get_close_matches(str(name), known, n=1)
+        hint = get_close_matches(str(name), known, n=1)
         message = f"unknown field '{name}'"
         message += f"; did you mean '{hint[0]}'?" if hint else ""
         message += f" (fields: {', '.join(known)})" if known else ""
@@ -276,7 +278,7 @@ def find(name: str) -> Path:
     bundled = directory() / f"{name}.yaml"
     if bundled.exists():
         return bundled
-    near = source.get_close_matches(name, [p.stem for p in directory().glob("*.yaml")], n=1)
+    near = get_close_matches(name, [p.stem for p in directory().glob("*.yaml")], n=1)
     hint = f"; did you mean '{near[0]}'?" if near else " (`harness list specs` lists those that come with it)"
     raise SpecError(name, [Problem(f"no such spec{hint}")])
 

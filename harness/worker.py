@@ -55,8 +55,9 @@ def main(directory: Path, events: int) -> None:
     digests = {"parameters": digest(session.state())}
 
     run = _Run(session, request, inputs, directory, tell)
-    tell.phase("forward")
+    start = tell.phase("forward")
     outputs = {f"initial/{name}": value for name, value in run.evaluate(limit=CHUNK).items()}
+    seconds["forward"] = time.perf_counter() - start
     start = tell.phase("compile")
     session.compile(session.batch(inputs, 0))
     seconds["compile"] = time.perf_counter() - start
@@ -66,7 +67,10 @@ def main(directory: Path, events: int) -> None:
     digests |= run.digests()
     if run.stopped_at is not None:
         # The parameters just before the loss left the numbers, found again: training is reproducible.
-        outputs |= {f"before/{name}": value for name, value in _replay(backend, program, request, inputs, parameters, run.stopped_at).items()}
+        outputs |= {
+            f"before/{name}": value
+            for name, value in _replay(backend, program, request, inputs, parameters, run.stopped_at).items()
+        }
     start = tell.phase("evaluate")
     if run.stopped_at is None:
         outputs |= {f"final/{name}": value for name, value in run.evaluate().items()}
@@ -94,12 +98,15 @@ def main(directory: Path, events: int) -> None:
 class _Run:
     """A training under way: what is recorded, how long it takes."""
 
-    def __init__(self, session: Session, request: Mapping[str, Any], inputs: Arrays, directory: Path, tell: "_Teller") -> None:
+    def __init__(
+        self, session: Session, request: Mapping[str, Any], inputs: Arrays, directory: Path, tell: "_Teller"
+    ) -> None:
         self.session, self.request, self.inputs, self.directory, self.tell = session, request, inputs, directory, tell
         self.losses: dict[str, list[float]] = {update["name"]: [] for update in request["updates"]}
         self.recorded: list[int] = []
         self.step_seconds: list[float] = []
         self.data_seconds = 0.0
+        self.check_seconds = 0.0
         self.stopped_at: int | None = None
         self.batches, self.masks = hashlib.sha256(), hashlib.sha256()
 
@@ -110,10 +117,12 @@ class _Run:
             start = time.perf_counter()
             batch = self.session.batch(self.inputs, step)
             self.data_seconds += time.perf_counter() - start
+            start = time.perf_counter()
             self.note(batch, step)
             if step in gradients:
                 found = self.session.gradients(batch)
                 save_file(found, self.directory / "trajectory" / f"gradients-{step + 1:08}.safetensors")
+            self.check_seconds += time.perf_counter() - start
             start = time.perf_counter()
             losses = self.session.wait(self.session.step(step, batch))
             self.step_seconds.append(time.perf_counter() - start)
@@ -122,9 +131,11 @@ class _Run:
             if not all(math.isfinite(loss) for loss in losses.values()):
                 self.stopped_at = step
                 break
+            start = time.perf_counter()
             if step in states:
                 save_file(self.session.state(), self.directory / "trajectory" / f"state-{step + 1:08}.safetensors")
                 self.recorded.append(step)
+            self.check_seconds += time.perf_counter() - start
             self.tell.step(step + 1, losses)
 
     def note(self, batch: Any, step: int) -> None:  # noqa: ANN401 - the framework's own
@@ -146,6 +157,7 @@ class _Run:
             "first_step": self.step_seconds[0],
             "steady": float(np.sum(steady)),
             "data": self.data_seconds,
+            "checks": self.check_seconds,
         }
 
     def evaluate(self, limit: int | None = None) -> Arrays:

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ from harness.runs import describe
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
-INSTALLED = tuple(b for b in BACKENDS if all(importlib.util.find_spec(name) for name in PACKAGES[b]))
+REQUIRED = tuple(filter(None, os.environ.get("HARNESS_TEST_BACKENDS", "").split(",")))
+"""Backends that this environment must have (nox's tests_backend): a missing one is an error, not a skip."""
+INSTALLED = tuple(b for b in BACKENDS if b in REQUIRED or all(importlib.util.find_spec(name) for name in PACKAGES[b]))
 EACH = [
     pytest.param(b, marks=() if b in INSTALLED else pytest.mark.skip(reason=f"{PACKAGES[b][0]} is not installed"))
     for b in BACKENDS

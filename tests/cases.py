@@ -151,7 +151,12 @@ def spec_of(case: Case, name: str = "case") -> dict[str, object]:
         "networks": {"net": {"inputs": ["x"], "layers": layers}},
         "training": {
             "steps": 2,
-            "updates": [{"loss": {"mse": {"predictions": "net(x)", "targets": 0.25}}, "optimizer": {"sgd": {"learning_rate": 0.01}}}],
+            "updates": [
+                {
+                    "loss": {"mse": {"predictions": "net(x)", "targets": 0.25}},
+                    "optimizer": {"sgd": {"learning_rate": 0.01}},
+                }
+            ],
         },
     }
 

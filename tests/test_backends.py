@@ -8,17 +8,18 @@ from build import EACH, Arrays, Live, live, program_of
 from cases import CASES, spec_of
 
 from harness import initial, reference
+from harness.expressions import Call, Name
 from harness.judge import first_batch
 from harness.nullspace import zero_gradient
 from harness.runs import to_json
-from harness.expressions import Call, Name
 
+pytestmark = pytest.mark.frameworks
 CLOSE = 1e-11
 """Of a tensor's largest magnitude, or of 1: rounding in float64, with room for long sums."""
 
 
 @pytest.fixture(scope="module")
-def sessions(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Live]:
+def sessions() -> dict[tuple[str, str], Live]:
     return {}
 
 
@@ -101,7 +102,8 @@ def directional(case: Live, parameter: str, gradient: np.ndarray) -> tuple[float
 
 @pytest.mark.parametrize("backend", EACH)
 @pytest.mark.parametrize(
-    ("name", "slope"), [("relu", 0.0), ("leaky_relu", 0.3), ("elu", 0.5), ("selu", 1.6732632423543772 * 1.0507009873554805)]
+    ("name", "slope"),
+    [("relu", 0.0), ("leaky_relu", 0.3), ("elu", 0.5), ("selu", 1.6732632423543772 * 1.0507009873554805)],
 )
 def test_the_gradient_at_a_kink_is_the_documented_one(
     backend: str, name: str, slope: float, sessions: dict[tuple[str, str], Live], tmp_path: Path
@@ -111,7 +113,12 @@ def test_the_gradient_at_a_kink_is_the_documented_one(
     assert (x == 0).any(), "the case does not meet the kink"
     expression = Call("net", (Name("x"),))
     y = reference.evaluate(case.program, expression, case.parameters, {"x": x})
-    above, below = {"relu": (1.0, 0.0), "leaky_relu": (1.0, 0.3), "elu": (1.0, 0.5), "selu": (1.0507009873554805, None)}[name]
+    above, below = {
+        "relu": (1.0, 0.0),
+        "leaky_relu": (1.0, 0.3),
+        "elu": (1.0, 0.5),
+        "selu": (1.0507009873554805, None),
+    }[name]
     local = np.where(x > 0, above, np.where(x == 0, slope, below if below is not None else 0.0))
     if name == "elu":
         local = np.where(x < 0, 0.5 * np.exp(x), local)

@@ -14,7 +14,9 @@ from harness.errors import CallError, SpecError
 
 
 def call(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "harness", *arguments], capture_output=True, text=True, check=False, cwd=cwd, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", "harness", *arguments], capture_output=True, text=True, check=False, cwd=cwd, timeout=120
+    )
 
 
 @pytest.fixture
@@ -70,14 +72,26 @@ def test_emit_writes_the_program_to_standard_output_or_a_file(tmp_path: Path) ->
     assert "float64" in double
 
 
-def test_a_failed_backend_exits_with_3_and_json_is_alone_on_standard_output(spec_file: str, bad_python: str, tmp_path: Path) -> None:
+def test_a_failed_backend_exits_with_3_and_json_is_alone_on_standard_output(
+    spec_file: str, bad_python: str, tmp_path: Path
+) -> None:
     out = str(tmp_path / "out")
     done = call("run", spec_file, "--backends", "torch", "--python", f"torch={bad_python}", "--out", out, "--json", "-")
     assert done.returncode == 3, done.stderr
     found = json.loads(done.stdout)
     assert (found["verdict"], found["exit"], found["schema"]) == ("failed", 3, 1)
     assert found["backends"]["torch"]["log"] == "it broke"
-    assert set(found) >= {"verdict", "exit", "backends", "comparisons", "precision", "steps", "seed", "threads", "notes"}
+    assert set(found) >= {
+        "verdict",
+        "exit",
+        "backends",
+        "comparisons",
+        "precision",
+        "steps",
+        "seed",
+        "threads",
+        "notes",
+    }
     assert set(found["backends"]["torch"]) >= {"losses", "metrics", "predictions", "seconds", "digests", "versions"}
     again = call("report", out, "--json", "-")
     assert again.returncode == 0
@@ -87,7 +101,9 @@ def test_a_failed_backend_exits_with_3_and_json_is_alone_on_standard_output(spec
 
 
 def test_a_failed_backend_is_shown_with_its_log(spec_file: str, bad_python: str, tmp_path: Path) -> None:
-    done = call("run", spec_file, "--backends", "torch", "--python", f"torch={bad_python}", "--out", str(tmp_path / "out"))
+    done = call(
+        "run", spec_file, "--backends", "torch", "--python", f"torch={bad_python}", "--out", str(tmp_path / "out")
+    )
     assert done.returncode == 3
     assert "failed" in done.stdout
     assert "it broke" in done.stdout
@@ -96,7 +112,9 @@ def test_a_failed_backend_is_shown_with_its_log(spec_file: str, bad_python: str,
     assert done.stderr == "", "no progress where standard error is no terminal"
 
 
-@pytest.mark.parametrize("what", ["specs", "ops", "backends", "datasets", "losses", "optimizers", "schedules", "metrics", "initializers"])
+@pytest.mark.parametrize(
+    "what", ["specs", "ops", "backends", "datasets", "losses", "optimizers", "schedules", "metrics", "initializers"]
+)
 def test_lists_are_the_same_as_text_and_as_json(what: str) -> None:
     rows = json.loads(call("list", what, "--json", "-").stdout)
     text = call("list", what).stdout
@@ -119,7 +137,8 @@ def test_doctor_says_why_a_backend_cannot_be_imported(bad_python: str) -> None:
 
 
 def test_a_closed_pipe_is_no_traceback() -> None:
-    done = subprocess.run(f"{sys.executable} -m harness emit digits_cnn --backend jax | head -1", shell=True, capture_output=True, text=True, check=False)
+    command = f"{sys.executable} -m harness emit digits_cnn --backend jax | head -1"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
     assert done.stdout.startswith('"""digits_cnn in JAX')
 

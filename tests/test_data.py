@@ -153,7 +153,10 @@ def test_a_text_that_is_too_short_is_refused(tmp_path: Path) -> None:
 def test_the_bundled_sets_are_what_they_say() -> None:
     from harness.data.datasets import Digits, Table  # noqa: PLC0415
 
-    for made in (Digits(dataset="digits", batch=1), *(Table(dataset=n, batch=1) for n in ("iris", "wine", "breast_cancer", "diabetes"))):
+    for made in (
+        Digits(dataset="digits", batch=1),
+        *(Table(dataset=n, batch=1) for n in ("iris", "wine", "breast_cancer", "diabetes")),
+    ):
         arrays = made.read()
         assert set(arrays) == set(made.fields())
         for name, column in made.fields().items():

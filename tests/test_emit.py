@@ -43,7 +43,9 @@ def test_programs_pass_ruff(backend: str, emitted: dict[str, str], tmp_path: Pat
         if name.endswith(f"_{backend}.py"):
             (tmp_path / name).write_text(text)
     for arguments in (["check"], ["format", "--check", "--line-length", "100"]):
-        done = subprocess.run([find_ruff_bin(), *arguments, "--isolated", str(tmp_path)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [find_ruff_bin(), *arguments, "--isolated", str(tmp_path)], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -51,7 +53,9 @@ def test_programs_import_their_framework_numpy_and_safetensors_alone(emitted: di
     import sys  # noqa: PLC0415
 
     for name, text in emitted.items():
-        imported = {alias.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import) for alias in node.names}
+        imported = {
+            alias.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import) for alias in node.names
+        }
         imported |= {node.module or "" for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)}
         roots = {module.partition(".")[0] for module in imported} - sys.stdlib_module_names
         backend = name.removesuffix(".py").rpartition("_")[2]
@@ -91,7 +95,13 @@ def _kinds(layers: object) -> set[str]:
             continue  # `reshape: [2, 2, 6]`
         ((kind, arguments),) = layer.items()
         found.add(kind)
-        inner = arguments if isinstance(arguments, list) else [*arguments.get("layers", ()), *arguments.get("shortcut", ())] if isinstance(arguments, dict) else ()
+        inner = (
+            arguments
+            if isinstance(arguments, list)
+            else [*arguments.get("layers", ()), *arguments.get("shortcut", ())]
+            if isinstance(arguments, dict)
+            else ()
+        )
         found |= _kinds(inner)
     return found
 
@@ -103,7 +113,24 @@ def test_helpers_and_imports_are_no_class_names_of_networks(emitted: dict[str, s
         assert classes - own <= names.CLASSES, f"{name}: put {classes - own - names.CLASSES} into harness/names.py"
 
 
-HOSTILE = ["x; import os", "x\nimport os", "__import__('os')", 'a"b', "a'b", "a\\b", "é", "", "1a", "lambda", "self.x", "a b", "x)", "{x}", "%s", "None"]
+HOSTILE = [
+    "x; import os",
+    "x\nimport os",
+    "__import__('os')",
+    'a"b',
+    "a'b",
+    "a\\b",
+    "é",
+    "",
+    "1a",
+    "lambda",
+    "self.x",
+    "a b",
+    "x)",
+    "{x}",
+    "%s",
+    "None",
+]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -147,7 +174,12 @@ def test_prose_from_a_spec_stays_in_the_docstring(about: str) -> None:
 
 def test_layer_names_that_would_clash_with_the_chain_are_kept_apart() -> None:
     text = spec_of(CASES["dense"])
-    layers = [{"dense": {"units": 3, "name": "y"}}, {"tanh": {"name": "z"}}, {"sigmoid": {"inputs": "y", "name": "entry2"}}, {"add": {"inputs": ["y", "z", "entry2"]}}]
+    layers = [
+        {"dense": {"units": 3, "name": "y"}},
+        {"tanh": {"name": "z"}},
+        {"sigmoid": {"inputs": "y", "name": "entry2"}},
+        {"add": {"inputs": ["y", "z", "entry2"]}},
+    ]
     text["networks"] = {"net": {"inputs": ["x"], "layers": layers}}
     graph = program_of(text).networks["net"]
     used = emit.variables(graph)

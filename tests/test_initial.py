@@ -51,7 +51,10 @@ def test_the_forget_bias_is_the_second_gate_alone() -> None:
 def test_another_layer_changes_no_other_layers_numbers() -> None:
     case = spec_of(CASES["dense"])
     before = initial.parameters(program_of(case))
-    longer = {**case, "networks": {"net": {"inputs": ["x"], "layers": [*case["networks"]["net"]["layers"], {"dense": 3}]}}}  # type: ignore[index]
+    longer = {
+        **case,
+        "networks": {"net": {"inputs": ["x"], "layers": [*case["networks"]["net"]["layers"], {"dense": 3}]}},
+    }  # type: ignore[index]
     after = initial.parameters(program_of(longer))
     assert set(before) < set(after)
     for name, value in before.items():

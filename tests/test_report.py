@@ -32,7 +32,16 @@ STEPS = 4
 
 def backend(name: str, shift: float = 0.0, **changes: Any) -> BackendResult:
     losses = {"discriminator": [2.0 + shift, 1.5, 1.25, 1.0 - shift], "generator": [0.5, 0.75 + shift, 0.625, 0.5]}
-    seconds = {"import": 1.0, "build": 0.5, "compile": 0.25, "first_step": 0.01, "steady": 0.03, "data": 0.1, "evaluate": 0.2, "wall": 3.0}
+    seconds = {
+        "import": 1.0,
+        "build": 0.5,
+        "compile": 0.25,
+        "first_step": 0.01,
+        "steady": 0.03,
+        "data": 0.1,
+        "evaluate": 0.2,
+        "wall": 3.0,
+    }
     whole = BackendResult(
         name, "ok", losses=losses, metrics={"accuracy": 0.97, "top_3": 1.0}, predictions={"five": [[9.5, 1.0 / 3]]}, text=f"hello {HOSTILE}",
         seconds=seconds, step_seconds=[0.01, 0.004, 0.005, 0.006], digests={"parameters": "a" * 64, "batches": "b" * 64, "masks": "c" * 64},
@@ -44,8 +53,24 @@ def backend(name: str, shift: float = 0.0, **changes: Any) -> BackendResult:
 
 
 def comparison(what: str, a: str, b: str, difference: float, allowed: float, **changes: Any) -> dict[str, Any]:
-    worst = {"name": "generator" if what == "loss" else "conv1.kernel", "step": 2, "index": [0, 1], "difference": difference, "allowed": allowed, "a": 0.75, "b": 0.75 + difference}
-    return {"what": what, "a": a, "b": b, "same": difference <= allowed, "compared": 8, "missing": [], "worst": worst} | changes
+    worst = {
+        "name": "generator" if what == "loss" else "conv1.kernel",
+        "step": 2,
+        "index": [0, 1],
+        "difference": difference,
+        "allowed": allowed,
+        "a": 0.75,
+        "b": 0.75 + difference,
+    }
+    return {
+        "what": what,
+        "a": a,
+        "b": b,
+        "same": difference <= allowed,
+        "compared": 8,
+        "missing": [],
+        "worst": worst,
+    } | changes
 
 
 def run(*backends: BackendResult, **changes: Any) -> RunResult:
@@ -72,7 +97,9 @@ def directory(path: Path, result: RunResult) -> Path:
     images = np.linspace(-0.5, 1.5, 6 * 2 * 2).reshape(6, 2, 2, 1).astype(np.float32)
     for name, of in result.backends.items():
         (path / name).mkdir(exist_ok=True)
-        (path / name / f"{result.spec}_{name}.py").write_text(f'"""{HOSTILE}"""\n\nimport {name}\n\nSTEPS = 4\n', encoding="utf-8")
+        (path / name / f"{result.spec}_{name}.py").write_text(
+            f'"""{HOSTILE}"""\n\nimport {name}\n\nSTEPS = 4\n', encoding="utf-8"
+        )
         if of.status == "ok":
             save_file({"final/images": images}, path / name / "outputs.safetensors")
     return path
@@ -196,7 +223,9 @@ def test_all_sections_are_there_in_order(tmp_path: Path) -> None:
 
 
 def test_what_a_run_has_not_is_left_out(tmp_path: Path) -> None:
-    alone = backend("torch", metrics={}, predictions={}, text=None, losses={"model": [1.0]}, step_seconds=[0.01], recorded=[0])
+    alone = backend(
+        "torch", metrics={}, predictions={}, text=None, losses={"model": [1.0]}, step_seconds=[0.01], recorded=[0]
+    )
     result = run(alone, steps=1, zero_gradient={}, notes=["Only one backend was asked for."])
     path = directory(tmp_path, result)
     (path / "torch" / "outputs.safetensors").unlink()
@@ -212,7 +241,19 @@ def test_nothing_but_result_json_is_enough(tmp_path: Path) -> None:
 
 
 def test_no_backend_finished(tmp_path: Path) -> None:
-    result = run(backend("torch", status="failed", error="", losses={}, metrics={}, predictions={}, text=None, seconds={}, step_seconds=[]))
+    result = run(
+        backend(
+            "torch",
+            status="failed",
+            error="",
+            losses={},
+            metrics={},
+            predictions={},
+            text=None,
+            seconds={},
+            step_seconds=[],
+        )
+    )
     assert "PyTorch failed: it left no result." in page(tmp_path, result).text["verdict"]
 
 
@@ -241,7 +282,9 @@ def test_nan_in_a_comparison_is_shown(tmp_path: Path) -> None:
 
 
 def test_missing_tensors_are_named(tmp_path: Path) -> None:
-    lost = comparison("state", "torch", "jax", 0.0, 1e-6, same=False, missing=["only torch has dense9.kernel"], worst=None, compared=0)
+    lost = comparison(
+        "state", "torch", "jax", 0.0, 1e-6, same=False, missing=["only torch has dense9.kernel"], worst=None, compared=0
+    )
     found = page(tmp_path, run(backend("torch"), backend("jax"), verdict="differs", comparisons=[lost]))
     assert "only torch has dense9.kernel" in found.text["verdict"]
     assert "only torch has dense9.kernel" in found.text["comparisons"]
@@ -322,9 +365,13 @@ def test_a_long_series_keeps_its_extremes() -> None:
 
 
 def test_zeros_have_a_place_on_a_log_scale() -> None:
-    figure = next(f for f in charts.figures(run(backend("torch"), backend("jax"))) if f.name == "loss-difference-generator")
+    figure = next(
+        f for f in charts.figures(run(backend("torch"), backend("jax"))) if f.name == "loss-difference-generator"
+    )
     assert "4 of 4 differences are exactly zero" in figure.caption
-    drawn = [row["value"] for name, rows in figure.draw(800)["datasets"].items() if name.startswith("line") for row in rows]
+    drawn = [
+        row["value"] for name, rows in figure.draw(800)["datasets"].items() if name.startswith("line") for row in rows
+    ]
     assert min(drawn) > 0
 
 
@@ -372,7 +419,9 @@ def test_a_long_name_gives_way_at_its_front() -> None:
 
 
 def test_the_terminal_marks_what_differs() -> None:
-    result = run(backend("torch"), backend("jax"), verdict="differs", comparisons=[comparison("loss", "torch", "jax", 0.5, 1e-6)])
+    result = run(
+        backend("torch"), backend("jax"), verdict="differs", comparisons=[comparison("loss", "torch", "jax", 0.5, 1e-6)]
+    )
     text = printed(result)
     assert text.startswith("DIFFERENT")
     assert "DIFFER" in text

@@ -137,7 +137,9 @@ def test_an_interpreter_comes_from_the_call_then_the_environment_then_the_projec
 ) -> None:
     monkeypatch.chdir(tmp_path)
     one, two, three = (script(tmp_path, name, "exit 0") for name in ("one", "two", "three"))
-    (tmp_path / "pyproject.toml").write_text(f'[tool.harness.python]\ntorch = "{one}"\njax = "{one}"\ntensorflow = "{one}"\n')
+    (tmp_path / "pyproject.toml").write_text(
+        f'[tool.harness.python]\ntorch = "{one}"\njax = "{one}"\ntensorflow = "{one}"\n'
+    )
     monkeypatch.setenv("HARNESS_PYTHON_JAX", two)
     monkeypatch.setenv("HARNESS_PYTHON_TENSORFLOW", two)
     found = interpreters((f"tensorflow={three}",))
@@ -151,7 +153,19 @@ def test_an_interpreter_comes_from_the_call_then_the_environment_then_the_projec
 def test_interrupting_leaves_no_process_and_no_result(spec_file: Path, tmp_path: Path, stop: signal.Signals) -> None:
     marker = tmp_path / "started"
     bad = script(tmp_path, "bad", f"touch {marker}\nsleep 2000")
-    command = [sys.executable, "-m", "harness", "run", str(spec_file), "--backends", "torch", "--python", f"torch={bad}", "--out", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "harness",
+        "run",
+        str(spec_file),
+        "--backends",
+        "torch",
+        "--python",
+        f"torch={bad}",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 60
     while not marker.exists() and time.monotonic() < deadline:
@@ -176,10 +190,18 @@ def test_a_killed_parent_leaves_no_worker(spec_file: Path, tmp_path: Path) -> No
         "child = subprocess.Popen([sys.executable, '-c', 'from harness.worker import _die_with_parent; import time; _die_with_parent(); print(1, flush=True); time.sleep(500)'], stdout=subprocess.PIPE)\n"
         "child.stdout.readline(); print(child.pid, flush=True); os.kill(os.getpid(), 9)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(Path(spec.__file__).parent.parent)})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(spec.__file__).parent.parent)},
+    )
     pid = int(done.stdout)
     deadline = time.monotonic() + 10
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+    while (
+        psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 

@@ -147,12 +147,17 @@ def test_a_bundled_spec_is_found_by_name_and_its_nearest_is_suggested() -> None:
 
 
 BLOCKS = GOOD.replace(
-    "networks:", "blocks:\n  wide:\n    parameters: {units: ~, drop: 0.5}\n    layers: [{dense: $units}, relu, {dropout: $drop}]\nnetworks:"
+    "networks:",
+    "blocks:\n  wide:\n    parameters: {units: ~, drop: 0.5}\n    layers: [{dense: $units}, relu, {dropout: $drop}]\nnetworks:",
 )
 
 
 def test_blocks_are_expanded_with_their_parameters() -> None:
-    program = program_of(BLOCKS.replace("- dense: 10", "- wide: {units: 7}\n      - wide: {units: 8, drop: 0.1, name: second}\n      - dense: 10"))
+    program = program_of(
+        BLOCKS.replace(
+            "- dense: 10", "- wide: {units: 7}\n      - wide: {units: 8, drop: 0.1, name: second}\n      - dense: 10"
+        )
+    )
     graph = program.networks["net"]
     assert [node.name for node in graph.nodes] == ["flatten1", "wide1", "second", "dense1"]
     assert graph.parameters["wide1.dense1.kernel"].shape == (64, 7)
@@ -175,7 +180,9 @@ def test_a_block_used_wrongly_says_so(use: str, expected: str) -> None:
 
 
 def test_a_block_that_contains_itself_is_refused() -> None:
-    text = GOOD.replace("networks:", "blocks:\n  me: {layers: [me]}\nnetworks:").replace("- dense: 10", "- me\n      - dense: 10")
+    text = GOOD.replace("networks:", "blocks:\n  me: {layers: [me]}\nnetworks:").replace(
+        "- dense: 10", "- me\n      - dense: 10"
+    )
     assert any("contains itself" in line for line in problems(text))
 
 

@@ -34,7 +34,7 @@ def emit(program: Program, precision: str = "float32", threads: int = 1) -> str:
 def header(program: Program, precision: str) -> str:
     """Docstring, imports, and what changes numbers for the whole program."""
     double = 'jax.config.update("jax_enable_x64", True)\n' if precision == "float64" else ""
-    return f'''{shared.docstring(program, FRAMEWORK, "jax")}
+    return f"""{shared.docstring(program, FRAMEWORK, "jax")}
 
 import math
 import sys
@@ -54,7 +54,7 @@ from safetensors.numpy import load_file
 
 {double}# Full float32 products on GPUs and TPUs too: JAX uses TF32 or bfloat16 unless told not to.
 jax.config.update("jax_default_matmul_precision", "highest")
-'''
+"""
 
 
 def module(graph: Graph, precision: str) -> tuple[str, list[str]]:
@@ -116,11 +116,11 @@ def step(program: Program) -> tuple[str, list[str]]:
     parts = [loss(program, update) for update in program.updates]
     for update in program.updates:
         if not training.constant(update):
-            parts.append(f'''
+            parts.append(f"""
 def {rate_name(program, update)}(step: Array) -> Array:
     {shared.schedule_summary(update)}
 {indented(training.schedule(update.schedule, update.optimizer.learning_rate), 4)}
-''')
+""")
     text, used = optimizers(program)
     helpers += used
     parts += [text, state(program)]
@@ -130,7 +130,7 @@ def {rate_name(program, update)}(step: Array) -> Array:
 @partial(jax.jit, donate_argnames="state")
 def train_step(state: State, batch: dict) -> tuple[State, Array]:
     """One update; returns the new state and the loss before it."""
-{minimisation(program, shared.loss_name(program, update), "optimizer", "state.optimizer_state", moved(program, update))}
+{minimisation(shared.loss_name(program, update), "optimizer", "state.optimizer_state", moved(program, update))}
     return State(parameters, statistics, optimizer_state), loss
 ''')
         return "\n\n".join(parts), helpers
@@ -145,7 +145,7 @@ def minimise(
     state: State, name: str, loss_fn: Callable, {"networks: tuple[str, ...], " if several else ""}batch: dict
 ) -> tuple[State, Array]:
     """One update{" of these networks' parameters" if several else ""}; returns the new state and the loss before it."""
-{minimisation(program, "loss_fn", "optimizers[name]", "state.optimizer_states[name]", "networks" if several else None)}
+{minimisation("loss_fn", "optimizers[name]", "state.optimizer_states[name]", "networks" if several else None)}
     optimizer_states = state.optimizer_states | {{name: optimizer_state}}
     return State(parameters, statistics, optimizer_states), loss
 
@@ -160,7 +160,7 @@ def train_step(state: State, batch: dict) -> tuple[State, dict[str, Array]]:
     return "\n\n".join(parts), helpers
 
 
-def minimisation(program: Program, loss: str, optimizer: str, optimizer_state: str, networks: str | None) -> str:
+def minimisation(loss: str, optimizer: str, optimizer_state: str, networks: str | None) -> str:
     """The statements from a state and a batch to new parameters, statistics and optimizer state."""
     whole = networks is None
     lines = [
@@ -169,7 +169,9 @@ def minimisation(program: Program, loss: str, optimizer: str, optimizer_state: s
         f"    model = nnx.merge(GRAPHDEF, {'parameters' if whole else 'state.parameters | parameters'}, state.statistics)",
         f"    return {loss}(model, batch), nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))",
         "",
-        "parameters = state.parameters" if whole else f"parameters = {{network: state.parameters[network] for network in {networks}}}",
+        "parameters = state.parameters"
+        if whole
+        else f"parameters = {{network: state.parameters[network] for network in {networks}}}",
         "(loss, statistics), gradients = jax.value_and_grad(objective, has_aux=True)(parameters)",
         f"updates, optimizer_state = {optimizer}.update(gradients, {optimizer_state}, parameters)",
         f"parameters = {'' if whole else 'state.parameters | '}optax.apply_updates(parameters, updates)",

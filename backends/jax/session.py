@@ -58,7 +58,7 @@ class Session:
         # JAX keeps the executable: a call with such arguments finds it.
         self.module.train_step.lower(self.state_now, batch).compile()
 
-    def step(self, step: int, batch: Any) -> Any:
+    def step(self, step: int, batch: Any) -> Any:  # noqa: ARG002 - Optax counts steps itself
         self.state_now, result = self.module.train_step(self.state_now, batch)
         return result
 

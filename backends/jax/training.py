@@ -112,7 +112,11 @@ def schedule(rule: Schedule, rate: float) -> list[str]:
         return [f"return {after}"]
     start = rule.warmup_start
     factor = f"({start!r} + {1 - start!r} * step / {rule.warmup})" if start else f"step / {rule.warmup}"
-    return [f"warm_up = {rate!r} * {factor}", f"after = {after}", f"return jnp.where(step < {rule.warmup}, warm_up, after)"]
+    return [
+        f"warm_up = {rate!r} * {factor}",
+        f"after = {after}",
+        f"return jnp.where(step < {rule.warmup}, warm_up, after)",
+    ]
 
 
 def _targets(term: Term) -> str:

@@ -35,7 +35,7 @@ def emit(program: Program, precision: str = "float32", threads: int = 1) -> str:
 def header(program: Program, precision: str) -> str:
     """Docstring, imports, and what changes numbers for the whole program."""
     double = 'keras.config.set_floatx("float64")\n' if precision == "float64" else ""
-    return f'''{shared.docstring(program, FRAMEWORK, "tensorflow")}
+    return f"""{shared.docstring(program, FRAMEWORK, "tensorflow")}
 
 import math
 import os
@@ -51,7 +51,7 @@ from safetensors.numpy import load_file
 
 {double}# Full float32 products on GPUs too: TensorFlow uses TF32 unless told not to.
 tf.config.experimental.enable_tensor_float_32_execution(False)
-'''
+"""
 
 
 def module(graph: Graph, base: str) -> tuple[str, list[str]]:
@@ -67,7 +67,11 @@ def module(graph: Graph, base: str) -> tuple[str, list[str]]:
     given = ", ".join(f"{name}: tf.Tensor" for name in graph.inputs)
     given += ", masks: dict | None = None" if masked(graph) else ""
     given += ", training: bool = False" if layers.trains(graph) else ""
-    construct = f"def __init__(self, **kwargs) -> None:\n        super().__init__(**kwargs)\n{indented(inits)}\n\n    " if inits else ""
+    construct = (
+        f"def __init__(self, **kwargs) -> None:\n        super().__init__(**kwargs)\n{indented(inits)}\n\n    "
+        if inits
+        else ""
+    )
     return f"""
 class {graph.class_name}({base}):
     {construct}def call(self, {given}) -> tf.Tensor:
@@ -116,14 +120,14 @@ def step(program: Program) -> tuple[str, list[str]]:
     parts = [loss(program, update) for update in program.updates]
     for update in program.updates:
         if body := training.schedule(update.schedule, update.optimizer.learning_rate):
-            parts.append(f'''
+            parts.append(f"""
 class {rate_name(program, update)}(keras.optimizers.schedules.LearningRateSchedule):
     {shared.schedule_summary(update)}
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
         step = tf.cast(step, tf.float64)  # Keras's own schedules round to float32.
 {indented(body)}
-''')
+""")
     text, used = optimizers(program)
     parts.append(text)
     helpers += used
@@ -147,7 +151,9 @@ class {rate_name(program, update)}(keras.optimizers.schedules.LearningRateSchedu
         signature = f"model: {cls}, optimizer: keras.optimizers.Optimizer, batch: dict) -> tf.Tensor"
         doc, lines = "One update; returns the loss before it.", [*lines, "return loss"]
     else:
-        signature = f"model: {cls}, optimizers: dict[str, keras.optimizers.Optimizer], batch: dict) -> dict[str, tf.Tensor]"
+        signature = (
+            f"model: {cls}, optimizers: dict[str, keras.optimizers.Optimizer], batch: dict) -> dict[str, tf.Tensor]"
+        )
         doc, lines = "One update after another; returns the loss before each.", ["losses = {}", *lines, "return losses"]
     parts.append(f'''
 @tf.function

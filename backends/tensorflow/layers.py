@@ -423,7 +423,10 @@ HELPERS["DroppedAttention"] = (
         "Multi-head attention with a given dropout mask; keras.layers.MultiHeadAttention draws its own.",
     )
     .replace("memory: tf.Tensor) ->", "memory: tf.Tensor, dropout_mask: tf.Tensor | None = None) ->")
-    .replace("axis=-1)\n        y =", "axis=-1)\n        if dropout_mask is not None:\n            weights = weights * dropout_mask\n        y =")
+    .replace(
+        "axis=-1)\n        y =",
+        "axis=-1)\n        if dropout_mask is not None:\n            weights = weights * dropout_mask\n        y =",
+    )
 )
 
 

@@ -29,7 +29,7 @@ def configure(request: Mapping[str, Any]) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(request["threads"])
     for gpu in tf.config.list_physical_devices("GPU"):
         # TensorFlow takes a whole GPU otherwise, and other workers may be on it.
-        tf.config.experimental.set_memory_growth(gpu, True)
+        tf.config.experimental.set_memory_growth(gpu, enable=True)
 
 
 class Session:

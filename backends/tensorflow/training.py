@@ -168,7 +168,9 @@ HELPERS["NesterovSGD"] = (
     .replace("class SGD", "class NesterovSGD")
     .replace('"""SGD whose', '"""Nesterov\'s SGD whose')
     .replace("tf.cast(learning_rate, variable.dtype) * velocity)", "rate * (gradient + self.momentum * velocity))")
-    .replace("        self.assign_sub(", "        rate = tf.cast(learning_rate, variable.dtype)\n        self.assign_sub(")
+    .replace(
+        "        self.assign_sub(", "        rate = tf.cast(learning_rate, variable.dtype)\n        self.assign_sub("
+    )
 )
 HELPERS["AdamW"] = (
     HELPERS["Adam"]

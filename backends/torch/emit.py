@@ -37,7 +37,7 @@ def emit(program: Program, precision: str = "float32", threads: int = 1) -> str:
 def header(program: Program, precision: str) -> str:
     """Docstring, imports, and what changes numbers for the whole program."""
     double = "torch.set_default_dtype(torch.float64)\n" if precision == "float64" else ""
-    return f'''{shared.docstring(program, FRAMEWORK, "torch")}
+    return f"""{shared.docstring(program, FRAMEWORK, "torch")}
 
 import math
 import sys
@@ -54,12 +54,14 @@ from torch import Tensor, nn
 torch.backends.cudnn.allow_tf32 = False
 torch.backends.cuda.matmul.allow_tf32 = False
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-'''
+"""
 
 
 def module(graph: Graph) -> tuple[str, list[str]]:
     """A network or block as a class."""
-    inits, lines, helpers = [], [], []
+    inits: list[str] = []
+    lines: list[str] = []
+    helpers: list[str] = []
     for line, code, name in lower(graph):
         if code and code.init:
             inits += [f"self.{name} = {code.init}", *code.setup]
@@ -108,7 +110,7 @@ def convert(x: str, rank: int, have: str, want: str) -> str:
     if have == want or rank == 1 or want == ANY:
         return x
     x = shared.primary(x)
-    if rank == 2:  # time and channels
+    if rank == 2:
         return f"{x}.transpose(1, 2)"
     return f"{x}.permute(0, 3, 1, 2)" if want == FIRST else f"{x}.permute(0, 2, 3, 1)"
 
@@ -132,11 +134,11 @@ def step(program: Program) -> tuple[str, list[str]]:
     helpers: list[str] = []
     parts = [loss(program, update) for update in program.updates]
     for update in program.updates:
-        parts.append(f'''
+        parts.append(f"""
 def {rate_name(program, update)}(step: int) -> float:
     {shared.schedule_summary(update)}
 {indented(training.schedule(update.schedule, update.optimizer.learning_rate), 4)}
-''')
+""")
     parts.append(optimizers(program))
     cls = shared.container(program)
     lines: list[str] = []
@@ -160,7 +162,9 @@ def {rate_name(program, update)}(step: int) -> float:
         signature = f"model: {cls}, optimizer: torch.optim.Optimizer, step: int, batch: dict) -> Tensor"
         doc, lines = "One update; returns the loss before it.", [*lines, "return loss.detach()"]
     else:
-        signature = f"model: {cls}, optimizers: dict[str, torch.optim.Optimizer], step: int, batch: dict) -> dict[str, Tensor]"
+        signature = (
+            f"model: {cls}, optimizers: dict[str, torch.optim.Optimizer], step: int, batch: dict) -> dict[str, Tensor]"
+        )
         doc, lines = "One update after another; returns the loss before each.", ["losses = {}", *lines, "return losses"]
     parts.append(f'''
 def train_step({signature}:
@@ -200,7 +204,11 @@ def optimizers(program: Program) -> str:
             table = "NO_DECAY" if single else f"NO_DECAY_{update.name.upper()}"
             before = [line.replace("NO_DECAY", table) for line in before]
             tables.append(f"# Weight decay spares these.\n{table} = {{{names}}}\n")
-            before = [re.sub(r"\b(parameters|groups)\b(?!\()", rf"{update.name}_\1", line) for line in before] if not single else before
+            before = (
+                [re.sub(r"\b(parameters|groups)\b(?!\()", rf"{update.name}_\1", line) for line in before]
+                if not single
+                else before
+            )
             text = text if single else text.replace("(groups,", f"({update.name}_groups,")
         lines += before
         made.append(f"return {text}" if single else f'"{update.name}": {text},')
@@ -250,13 +258,13 @@ def running(program: Program, threads: int) -> str:
         rows.append(f'"{name}": torch.from_numpy({source}){".long()" if column.dtype == "int" else ""}.to(DEVICE),')
     if program.masks:
         rows.append('"masks": to_tensors(dropout_masks(step, len(rows))),')
-        to_tensors = '''
+        to_tensors = """
 def to_tensors(masks: dict) -> dict:
     return {
         name: to_tensors(mask) if isinstance(mask, dict) else torch.from_numpy(mask).to(DEVICE)
         for name, mask in masks.items()
     }
-'''
+"""
     else:
         to_tensors = ""
     rows_of = 'inputs["order"][step]'

@@ -5,7 +5,6 @@ permutes on the way in and out (a view: the memory is PyTorch's `channels_last`)
 """
 
 from harness.emit import Code, Slot, mask_of
-from harness.emit import block as block
 from harness.graph import Node
 from harness.ops.activation import Elu, Gelu, LeakyRelu
 from harness.ops.attention import Attention

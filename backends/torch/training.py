@@ -61,7 +61,7 @@ def optimizer(program: Program, update: Update, model: str, rate: str) -> tuple[
         decay = rule.weight_decay if not spared else 0.0
         return [], f"torch.optim.AdamW({trained}, {settings}, weight_decay={decay!r}, fused=True)"
     before = [
-        f'parameters = {{name: p for name, p in {model}.named_parameters() if p.requires_grad}}',
+        f"parameters = {{name: p for name, p in {model}.named_parameters() if p.requires_grad}}",
         "groups = [",
         f'    {{"params": [p for name, p in parameters.items() if name not in NO_DECAY], "weight_decay": {rule.weight_decay!r}}},',
         '    {"params": [p for name, p in parameters.items() if name in NO_DECAY], "weight_decay": 0.0},',

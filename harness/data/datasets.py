@@ -117,8 +117,10 @@ class Table(DataSet):
 
 
 class Inline(DataSet):
-    """Numbers written in the spec itself: each field a list of examples; whole numbers make an integer field
-    only where every one of them is written without a point."""
+    """Numbers written in the spec itself: each field a list of examples.
+
+    A field is of integers where every number of it is written without a point.
+    """
 
     dataset: Literal["inline"]
     values: Annotated[dict[str, Any], Field(min_length=1)]
@@ -202,8 +204,10 @@ class Npz(DataSet):
 
 
 class Csv(DataSet):
-    """A table with a header: `features` (every numeric column, or those named) and the target column as `label`
-    (its distinct values, sorted, are the classes) or, with `regression`, as `target` [1]."""
+    """A table with a header: `features`, and the target column as `label` or, with `regression`, as `target` [1].
+
+    The features are every other column, or those named; the label's classes are its distinct values, sorted.
+    """
 
     dataset: Literal["csv"]
     file: str
@@ -265,7 +269,9 @@ def to_array(name: str, value: Any) -> Array:  # noqa: ANN401 - numbers in neste
     if array.dtype.kind == "b":
         array = array.astype(np.int64)
     if array.dtype.kind not in "iuf" or array.ndim == 0 or array.size == 0:
-        raise DataError(f"field '{name}' must hold numbers, the first axis the examples; got {array.dtype}, shape {list(array.shape)}")
+        raise DataError(
+            f"field '{name}' must hold numbers, the first axis the examples; got {array.dtype}, shape {list(array.shape)}"
+        )
     return array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
 
 

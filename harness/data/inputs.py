@@ -63,7 +63,9 @@ def check(program: Program, arrays: Arrays) -> None:
         if array.dtype.kind == "i" and column is not None and column.dtype == "int" and name in program.fields:
             low, high, classes = int(array.min()), int(array.max()), column.classes
             if low < 0 or (classes is not None and high >= classes):
-                raise DataError(f"field '{name}' has ids from {low} to {high}; they must lie in 0 to {(classes or 1) - 1}")
+                raise DataError(
+                    f"field '{name}' has ids from {low} to {high}; they must lie in 0 to {(classes or 1) - 1}"
+                )
 
 
 def split(seed: int, spec: DataSet, arrays: Arrays, examples: int) -> tuple[Arrays, Arrays]:
@@ -96,4 +98,6 @@ def normalise(spec: DataSet, train: Arrays, test: Arrays) -> tuple[Arrays, Array
 
 def cast(arrays: Arrays, precision: str) -> Arrays:
     """Floats in the run's precision, integers as int32."""
-    return {n: np.ascontiguousarray(a.astype(precision if a.dtype.kind == "f" else np.int32)) for n, a in arrays.items()}
+    return {
+        n: np.ascontiguousarray(a.astype(precision if a.dtype.kind == "f" else np.int32)) for n, a in arrays.items()
+    }

@@ -14,7 +14,7 @@ class Relu(Op):
 
     kind = "relu"
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return np.maximum(inputs[0], 0)
 
 
@@ -25,7 +25,7 @@ class LeakyRelu(Op):
     shorthand = "slope"
     slope: NotNegative = 0.01
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return np.where(inputs[0] > 0, inputs[0], self.slope * inputs[0])
 
 
@@ -36,7 +36,7 @@ class Elu(Op):
     shorthand = "alpha"
     alpha: Positive = 1.0
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return np.where(inputs[0] > 0, inputs[0], self.alpha * np.expm1(np.minimum(inputs[0], 0)))
 
 
@@ -45,7 +45,7 @@ class Selu(Op):
 
     kind = "selu"
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         x = inputs[0]
         return SELU_SCALE * np.where(x > 0, x, SELU_ALPHA * np.expm1(np.minimum(x, 0)))
 
@@ -64,7 +64,7 @@ class Gelu(Op):
     shorthand = "form"
     form: Literal["erf", "tanh"] = "erf"
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         x = inputs[0]
         if self.form == "tanh":
             return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
@@ -76,7 +76,7 @@ class Silu(Op):
 
     kind = "silu"
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return inputs[0] * special.expit(inputs[0])
 
 
@@ -85,7 +85,7 @@ class Sigmoid(Op):
 
     kind = "sigmoid"
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return special.expit(inputs[0])
 
 
@@ -94,7 +94,7 @@ class Tanh(Op):
 
     kind = "tanh"
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return np.tanh(inputs[0])
 
 
@@ -103,7 +103,7 @@ class Softplus(Op):
 
     kind = "softplus"
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return np.logaddexp(inputs[0], 0)
 
 
@@ -112,5 +112,5 @@ class Softmax(Op):
 
     kind = "softmax"
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return special.softmax(inputs[0], axis=-1)

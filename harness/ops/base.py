@@ -168,12 +168,10 @@ def explicit_pads(
     if padding == "same":
         dilation = dilation or tuple(1 for _ in window)
         return tuple(same_pads(*axis) for axis in zip(sizes, window, stride, dilation, strict=True))
-    return tuple((before, after) for before, after in padding)  # type: ignore[misc]
+    return tuple((side[0], side[1]) for side in padding if not isinstance(side, str))
 
 
-def window_counts(
-    sizes: Shape, window: Shape, stride: Shape, pads: Pads, dilation: Shape | None = None
-) -> Shape:
+def window_counts(sizes: Shape, window: Shape, stride: Shape, pads: Pads, dilation: Shape | None = None) -> Shape:
     """How many windows fit on each spatial axis. Raises ShapeError if on one of them none does."""
     dilation = dilation or tuple(1 for _ in window)
     counts = []
@@ -196,6 +194,6 @@ def windows(
     reach = tuple((w - 1) * d + 1 for w, d in zip(window, dilation, strict=True))
     x = np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=fill)
     view = np.lib.stride_tricks.sliding_window_view(x, reach, axis=tuple(range(1, spatial + 1)))
-    view = view[(slice(None), *(slice(None, None, s) for s in stride))]
-    view = view[(..., *(slice(None, None, d) for d in dilation))]
-    return np.moveaxis(view, spatial + 1, -1)
+    every: list[Any] = [slice(None), *(slice(None, None, s) for s in stride)]
+    taps: list[Any] = [..., *(slice(None, None, d) for d in dilation)]
+    return np.moveaxis(view[tuple(every)][tuple(taps)], spatial + 1, -1)

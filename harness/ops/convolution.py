@@ -69,7 +69,7 @@ class Convolution(Op):
         bias = Parameter("bias", (self.channels,), "O", self.bias_init, *fans)
         return (kernel, bias) if self.bias else (kernel,)
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         view = windows(inputs[0], self.kernel, self.stride, self.pads, self.dilation)
         spatial = "hw"[: len(self.kernel)]
         taps = "ij"[: len(self.kernel)]
@@ -152,7 +152,7 @@ class ConvTranspose2d(Op):
         bias = Parameter("bias", (self.channels,), "O", self.bias_init, *fans)
         return (kernel, bias) if self.bias else (kernel,)
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         (x,), kernel = inputs, parameters["kernel"]
         (kh, kw), (sh, sw) = self.kernel, self.stride
         n, height, width, _ = x.shape
@@ -180,5 +180,5 @@ class Upsample2d(Op):
         height, width, channels = inputs[0]
         return (height * self.factor[0], width * self.factor[1], channels)
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return inputs[0].repeat(self.factor[0], axis=1).repeat(self.factor[1], axis=2)

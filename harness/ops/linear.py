@@ -30,7 +30,7 @@ class Dense(Op):
         bias = Parameter("bias", (self.units,), "O", self.bias_init, features, self.units)
         return (kernel, bias) if self.bias else (kernel,)
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         y = inputs[0] @ parameters["kernel"]
         return y + parameters["bias"] if self.bias else y
 
@@ -53,7 +53,7 @@ class Embedding(Op):
         shape = (self.vocabulary or 0, self.features)
         return (Parameter("embedding", shape, "VE", self.embedding_init, *shape),)
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         ids = inputs[0].astype(int)
         if ids.min() < 0 or ids.max() >= len(parameters["embedding"]):
             raise IndexError(f"ids from {ids.min()} to {ids.max()} in a vocabulary of {len(parameters['embedding'])}")
@@ -71,9 +71,9 @@ class Positions(Op):
         return inputs[0]
 
     def parameters(self, *inputs: Shape) -> tuple[Parameter, ...]:
-        return (Parameter("embedding", inputs[0], "TE", self.embedding_init, *inputs[0]),)
+        return (Parameter("embedding", inputs[0], "TE", self.embedding_init, inputs[0][0], inputs[0][1]),)
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return inputs[0] + parameters["embedding"]
 
 
@@ -90,7 +90,7 @@ class Unembed(Op):
     def output(self, *inputs: Shape) -> Shape:
         return (*inputs[0][:-1], self.vocabulary or 0)
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return inputs[0] @ parameters["embedding"].T
 
 
@@ -102,7 +102,7 @@ class Flatten(Op):
     def output(self, *inputs: Shape) -> Shape:
         return (int(np.prod(inputs[0])),)
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return inputs[0].reshape(len(inputs[0]), -1)
 
 
@@ -118,7 +118,7 @@ class Reshape(Op):
         need(have == want, f"{spell(inputs[0])} holds {have} values, {spell(self.shape)} holds {want}")
         return self.shape
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return inputs[0].reshape(len(inputs[0]), *self.shape)
 
 
@@ -137,7 +137,7 @@ class Add(Op):
     def output(self, *inputs: Shape) -> Shape:
         return _same_shapes(inputs)
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return np.sum(np.stack(inputs), axis=0)
 
 
@@ -151,7 +151,7 @@ class Multiply(Op):
     def output(self, *inputs: Shape) -> Shape:
         return _same_shapes(inputs)
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return np.prod(np.stack(inputs), axis=0)
 
 
@@ -166,5 +166,5 @@ class Concatenate(Op):
         _same_shapes(tuple(shape[:-1] for shape in inputs))
         return (*inputs[0][:-1], sum(shape[-1] for shape in inputs))
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return np.concatenate(inputs, axis=-1)

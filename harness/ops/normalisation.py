@@ -77,7 +77,7 @@ class LayerNorm(Op):
             *((Parameter("bias", shape, "O", self.bias_init),) if self.bias else ()),
         )
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         (x,) = inputs
         centred = x - x.mean(-1, keepdims=True)
         return _affine(centred / np.sqrt(x.var(-1, keepdims=True) + self.epsilon), parameters)
@@ -107,5 +107,5 @@ class Dropout(Op):
             shape = (*(1 for _ in shape[:-1]), shape[-1])
         return shape, self.rate
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return inputs[0] * mode.mask if mode.training and mode.mask is not None else inputs[0]

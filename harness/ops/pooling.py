@@ -63,7 +63,7 @@ class Pool(Op):
 class MaxPool(Pool):
     """The greatest value of each window; padding never wins. At a tie the first takes the gradient, row by row."""
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         view = windows(inputs[0], self.window, self.steps, self.pads, fill=-np.inf)
         rank = len(self.window)
         return view.max(axis=tuple(range(rank + 1, 2 * rank + 1)))
@@ -74,7 +74,7 @@ class AvgPool(Pool):
 
     count_padding: Flag = False
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         rank = len(self.window)
         axes = tuple(range(rank + 1, 2 * rank + 1))
         total = windows(inputs[0], self.window, self.steps, self.pads).sum(axis=axes)
@@ -134,7 +134,7 @@ class GlobalAvgPool(GlobalPool):
 
     kind = "global_avg_pool"
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return inputs[0].mean(axis=tuple(range(1, inputs[0].ndim - 1)))
 
 
@@ -143,5 +143,5 @@ class GlobalMaxPool(GlobalPool):
 
     kind = "global_max_pool"
 
-    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:  # noqa: ARG002
+    def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return inputs[0].max(axis=tuple(range(1, inputs[0].ndim - 1)))

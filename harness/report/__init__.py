@@ -28,7 +28,9 @@ def write(directory: Path) -> Path:
         (folder / f"{name}.png").write_bytes(charts.png(text))
     for name, image in found.images.items():
         (folder / f"images-{name}.png").write_bytes(image)
-    (directory / "report.md").write_text(markdown(result, found, [drawing.figure for drawing in drawings]), encoding="utf-8")
+    (directory / "report.md").write_text(
+        markdown(result, found, [drawing.figure for drawing in drawings]), encoding="utf-8"
+    )
     path = directory / "report.html"
     path.write_text(page(result, found, drawings), encoding="utf-8")
     return path

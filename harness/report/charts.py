@@ -14,7 +14,6 @@ import altair as alt
 import vl_convert
 from altair.utils.schemapi import debug_mode
 
-from harness.compare import TOLERANCES
 from harness.report.story import (
     CAVEAT,
     PHASES,
@@ -35,7 +34,7 @@ PAIRS = ("#a35bb5", "#a8860b", "#6f7a86")
 DASHES = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3])
 PHASE_COLOURS = {
     "import": "#4477aa", "build": "#66ccee", "compile": "#ee6677", "first_step": "#ccbb44", "steady": "#228833",
-    "data": "#aa3377", "evaluate": "#bbaa99", "rest": "#8a8f98",
+    "forward": "#332288", "data": "#aa3377", "checks": "#ddcc77", "evaluate": "#bbaa99", "rest": "#8a8f98",
 }  # fmt: skip
 INK, GRID = "#30343b", "#dadde2"
 """Of the files; on the page they become the text's colour."""
@@ -78,7 +77,9 @@ def figures(result: RunResult, exact: RunResult | None = None) -> list[Figure]:
     found = _of_steps(result)
     if exact is not None:
         parting = [figure for figure in _of_steps(exact) if not figure.name.startswith("loss-of")]
-        found += [replace(f, name=f"float64-{f.name}", section="exact", title=f"{f.title}, in float64") for f in parting]
+        found += [
+            replace(f, name=f"float64-{f.name}", section="exact", title=f"{f.title}, in float64") for f in parting
+        ]
     return [*found, *_seconds(result)]
 
 
@@ -172,7 +173,9 @@ def _losses(result: RunResult, update: str) -> list[Figure]:
     if lines:
         values = [value for line in lines for _, value in line.points]
         log = min(values) > 0 and max(values) / min(values) > 1000  # noqa: PLR2004
-        caption = "Curves that coincide show as bands: the first backend's is drawn widest, the last one's thinnest, on top."
+        caption = (
+            "Curves that coincide show as bands: the first backend's is drawn widest, the last one's thinnest, on top."
+        )
         caption = caption if len(lines) > 1 else ""
         if gone:
             caption += f" The loss of {listed(gone)} stopped being a number; its curve ends before that."
@@ -180,16 +183,20 @@ def _losses(result: RunResult, update: str) -> list[Figure]:
         draw = _drawer(lines, scale, height=260, log=log, steps=result.steps)
         found.append(Figure(f"loss-of-{_file(update)}", "losses", f"Loss{of} at every step", caption.strip(), draw))
     gaps = {
-        pair: [(step, gap) for step, gap in enumerate(series.get("loss", {}).get(update, []), start=1) if math.isfinite(gap)]
+        pair: [
+            (step, gap)
+            for step, gap in enumerate(series.get("loss", {}).get(update, []), start=1)
+            if math.isfinite(gap)
+        ]
         for pair, series in result.series.items()
     }
-    tolerance = TOLERANCES.get(result.precision, {}).get("loss")
+    tolerance = result.tolerances.get("loss")
     if any(gaps.values()):
         allowed: list[Point] = []
         if tolerance is not None:
             ok = [backend.losses.get(update, []) for backend in result.backends.values() if backend.status == "ok"]
             for step, at in enumerate(zip(*ok, strict=False), start=1):
-                allowed.append((step, tolerance.relative * max(tolerance.floor, *(abs(value) for value in at))))
+                allowed.append((step, tolerance["relative"] * max(tolerance["floor"], *(abs(value) for value in at))))
         allowed = [(step, value) for step, value in allowed if math.isfinite(value) and value > 0]
         found.append(_parting(
             result, gaps, allowed, f"loss-difference-{_file(update)}", "losses",
@@ -206,9 +213,9 @@ def _drift(result: RunResult) -> list[Figure]:
     }
     if not any(drift.values()):
         return []
-    tolerance = TOLERANCES.get(result.precision, {}).get("state")
+    tolerance = result.tolerances.get("state")
     steps = sorted({step for points in drift.values() for step, _ in points})
-    allowed = [] if tolerance is None else [(step, tolerance.relative) for step in steps]
+    allowed = [] if tolerance is None else [(step, tolerance["relative"]) for step in steps]
     figure = _parting(
         result, drift, allowed, "drift", "drift", "How far the parameters and statistics part", "worst relative difference (log scale)",
     )  # fmt: skip
@@ -216,7 +223,7 @@ def _drift(result: RunResult) -> list[Figure]:
     return [replace(figure, caption=f"{what} {figure.caption}".strip())]
 
 
-def _parting(  # noqa: PLR0913, PLR0917 - a private helper of two callers
+def _parting(
     result: RunResult, series: Mapping[str, Sequence[Point]], allowed: Sequence[Point], name: str, section: str, heading: str, axis: str
 ) -> Figure:  # fmt: skip
     """Differences of pairs on a log scale, zeros at its lower edge, with what is allowed."""
@@ -231,16 +238,25 @@ def _parting(  # noqa: PLR0913, PLR0917 - a private helper of two callers
         none = [step for step, value in points if value == 0]
         if points:
             look = (PAIRS[place % len(PAIRS)], 1.6, DASHES[place % len(DASHES)])
-            lines.append(_Line(" / ".join(title(name) for name in pair.split("~")), above or [(step, floor) for step in none], *look, none))
+            lines.append(
+                _Line(
+                    " / ".join(title(name) for name in pair.split("~")),
+                    above or [(step, floor) for step in none],
+                    *look,
+                    none,
+                )
+            )
     if allowed:
         lines.append(_Line("allowed", allowed, INK, 1.0, [4, 4]))
     caption = ""
     if zeros:
         caption = f"{zeros:,} of {counted(total, 'difference')} {'is' if zeros == 1 else 'are'} exactly zero: marked at the lower edge, {small(floor)}, and passed over by the lines."
-    return Figure(name, section, heading, caption, _drawer(lines, axis, height=200, log=True, steps=result.steps, low=floor))
+    return Figure(
+        name, section, heading, caption, _drawer(lines, axis, height=200, log=True, steps=result.steps, low=floor)
+    )
 
 
-def _drawer(  # noqa: PLR0913
+def _drawer(
     lines: Sequence[_Line], axis: str, *, height: int, log: bool, steps: int, low: float | None = None
 ) -> Callable[[int], Spec]:
     """A chart of lines over the steps, drawn when its width is known."""
@@ -253,13 +269,20 @@ def _drawer(  # noqa: PLR0913
         domain = [low, 10.0 ** math.ceil(math.log10(max(*values, low * 10)))]
     decades = round(math.log10(domain[1] / domain[0])) if domain else 0
     every = max(1, -(-decades // 8))
-    ticks = [10.0**power for power in range(round(math.log10(domain[0])), round(math.log10(domain[1])) + 1, every)] if domain else None
+    ticks = (
+        [10.0**power for power in range(round(math.log10(domain[0])), round(math.log10(domain[1])) + 1, every)]
+        if domain
+        else None
+    )
 
     data = {
         f"line{i}": [{"step": step, "value": value, "series": line.name} for step, value in thin(line.points)]
         for i, line in enumerate(lines)
     }  # fmt: skip
-    data |= {f"zeros{i}": [{"step": step} for step, _ in thin([(step, 0.0) for step in line.zeros])] for i, line in enumerate(lines)}
+    data |= {
+        f"zeros{i}": [{"step": step} for step, _ in thin([(step, 0.0) for step in line.zeros])]
+        for i, line in enumerate(lines)
+    }
 
     def draw(width: int) -> Spec:
         x = alt.X("step:Q", title="step", scale=alt.Scale(domain=[1, max(steps, 2)], nice=False),
@@ -271,7 +294,9 @@ def _drawer(  # noqa: PLR0913
         encoding = {
             "x": x,
             "y": alt.Y("value:Q", title=axis, scale=y_scale, axis=y_axis),
-            "color": alt.Color("series:N", legend=legend, scale=alt.Scale(domain=names, range=[line.colour for line in lines])),
+            "color": alt.Color(
+                "series:N", legend=legend, scale=alt.Scale(domain=names, range=[line.colour for line in lines])
+            ),
         }
         layers = []
         for i, line in enumerate(lines):
@@ -280,12 +305,18 @@ def _drawer(  # noqa: PLR0913
                 point=alt.OverlayMarkDef(size=20 + 14 * line.width, filled=True) if few and line.name != "allowed" else False,
             )  # fmt: skip
             layers.append(mark.encode(**encoding))
-        widths = alt.StrokeWidth("series:N", legend=legend, scale=alt.Scale(domain=names, range=[line.width for line in lines]))
-        dashes = alt.StrokeDash("series:N", legend=legend, scale=alt.Scale(domain=names, range=[list(line.dash) for line in lines]))
+        widths = alt.StrokeWidth(
+            "series:N", legend=legend, scale=alt.Scale(domain=names, range=[line.width for line in lines])
+        )
+        dashes = alt.StrokeDash(
+            "series:N", legend=legend, scale=alt.Scale(domain=names, range=[list(line.dash) for line in lines])
+        )
         layers = [layer.encode(strokeWidth=widths, strokeDash=dashes) for layer in layers]
         for i, line in enumerate(lines):
             if line.zeros:
-                marks = alt.Chart(alt.NamedData(name=f"zeros{i}")).mark_tick(orient="vertical", thickness=1, size=5, color=line.colour)
+                marks = alt.Chart(alt.NamedData(name=f"zeros{i}")).mark_tick(
+                    orient="vertical", thickness=1, size=5, color=line.colour
+                )
                 layers.append(marks.encode(x=x, y=alt.value(height - 4 - 6 * i)))
         return _spec(alt.layer(*layers), data, width, height)
 
@@ -302,14 +333,20 @@ def _seconds(result: RunResult) -> list[Figure]:
         {"backend": title(name), "phase": PHASES[phase], "seconds": value, "place": list(PHASES).index(phase)}
         for name, of in spent.items() for phase, value in of.items()
     ]  # fmt: skip
-    totals = [{"backend": title(name), "seconds": sum(of.values()), "label": f"{sum(of.values()):.1f} s"} for name, of in spent.items() if of]
+    totals = [
+        {"backend": title(name), "seconds": sum(of.values()), "label": f"{sum(of.values()):.1f} s"}
+        for name, of in spent.items()
+        if of
+    ]
     order = [title(name) for name in spent]
 
     def draw(width: int) -> Spec:
         y = alt.Y("backend:N", title=None, sort=order, axis=alt.Axis(labelFontSize=12))
         longest = max(float(str(total["seconds"])) for total in totals)
         scale = alt.Scale(domain=[0, longest * (1.12 if width > PHONE else 1.2)], nice=False)
-        legend = alt.Legend(orient="top", direction="horizontal", title=None, columns=3 if width < PHONE else 0, labelLimit=0)
+        legend = alt.Legend(
+            orient="top", direction="horizontal", title=None, columns=3 if width < PHONE else 0, labelLimit=0
+        )
         colours = alt.Scale(domain=[PHASES[p] for p in present], range=[PHASE_COLOURS[p] for p in present])
         bars = alt.Chart(alt.NamedData(name="rows")).mark_bar(height=22).encode(
             x=alt.X("seconds:Q", title="seconds (one run, no benchmark)", scale=scale, axis=alt.Axis(tickCount=6)),
@@ -317,7 +354,11 @@ def _seconds(result: RunResult) -> list[Figure]:
             color=alt.Color("phase:N", sort=[PHASES[p] for p in present], scale=colours, legend=legend),
             order=alt.Order("place:Q"),
         )  # fmt: skip
-        labels = alt.Chart(alt.NamedData(name="totals")).mark_text(align="left", dx=5, color=INK).encode(x=alt.X("seconds:Q", scale=scale), y=y, text="label:N")
+        labels = (
+            alt.Chart(alt.NamedData(name="totals"))
+            .mark_text(align="left", dx=5, color=INK)
+            .encode(x=alt.X("seconds:Q", scale=scale), y=y, text="label:N")
+        )
         return _spec(alt.layer(bars, labels), {"rows": rows, "totals": totals}, width, 36 * len(order))
 
     return [Figure("seconds", "seconds", "Where the time went", CAVEAT, draw)]
@@ -343,7 +384,9 @@ def _spec(
 def _tidy(drawn: str) -> str:
     """Without what only Vega's own styles and scripts read; coordinates at a hundredth of a pixel."""
     drawn = re.sub(r' (?:class|pointer-events|aria-hidden|aria-roledescription|role)="[^"]*"', "", drawn)
-    return re.sub(r' (?:d|transform)="[^"]*"', lambda attribute: re.sub(r"\d+\.\d{3,}", _hundredth, attribute[0]), drawn)
+    return re.sub(
+        r' (?:d|transform)="[^"]*"', lambda attribute: re.sub(r"\d+\.\d{3,}", _hundredth, attribute[0]), drawn
+    )
 
 
 def _hundredth(match: re.Match[str]) -> str:

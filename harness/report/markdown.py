@@ -20,8 +20,18 @@ def markdown(result: RunResult, sources: Sources, figures: Sequence[Figure]) -> 
     if facts:
         parts.append("\n".join(f"- {fact.name}: **{fact.value}** ({escape(fact.detail)})" for fact in facts))
     parts += _problems(result)
-    parts += ["## Backends", table(story.outcomes(result, timed=False)), table(story.phases(result)), f"{story.CAVEAT} {story.REST}"]
-    for section, heading in (("losses", "## Losses"), ("drift", "## Parameters"), ("exact", "## The same in float64"), ("seconds", "## Time")):
+    parts += [
+        "## Backends",
+        table(story.outcomes(result, timed=False)),
+        table(story.phases(result)),
+        f"{story.CAVEAT} {story.REST}",
+    ]
+    for section, heading in (
+        ("losses", "## Losses"),
+        ("drift", "## Parameters"),
+        ("exact", "## The same in float64"),
+        ("seconds", "## Time"),
+    ):
         drawn = [figure for figure in figures if figure.section == section]
         if drawn:
             parts.append(heading)
@@ -29,7 +39,10 @@ def markdown(result: RunResult, sources: Sources, figures: Sequence[Figure]) -> 
             parts += [f"![{escape(figure.title)}](charts/{figure.name}.svg)", escape(figure.caption)]
         apart = story.apart(result) if section == "drift" else None
         if apart is not None:
-            parts += ["Judged apart, so that rounding noise in them neither fails a comparison nor hides anything:", table(apart)]
+            parts += [
+                "Judged apart, so that rounding noise in them neither fails a comparison nor hides anything:",
+                table(apart),
+            ]
     scores, predictions = story.scores(result), story.predictions(result)
     if scores is not None:
         parts += ["## Metrics", table(scores)]
@@ -38,10 +51,16 @@ def markdown(result: RunResult, sources: Sources, figures: Sequence[Figure]) -> 
     parts += _texts(result)
     if sources.images:
         parts.append("## Images")
-        parts += [f"{escape(story.title(name))}:\n\n![samples of {escape(name)}](charts/images-{name}.png)" for name in sources.images]
+        parts += [
+            f"{escape(story.title(name))}:\n\n![samples of {escape(name)}](charts/images-{name}.png)"
+            for name in sources.images
+        ]
         parts.append(escape(sources.images_said))
     parts += ["## Comparisons", *_comparisons(result)]
-    parts += ["## Programs", "\n".join(f"- [{escape(file)}]({name}/{file})" for name, (file, _) in sources.programs.items()) or "None."]
+    parts += [
+        "## Programs",
+        "\n".join(f"- [{escape(file)}]({name}/{file})" for name, (file, _) in sources.programs.items()) or "None.",
+    ]
     parts += ["## Spec", fenced(sources.spec, "yaml")]
     parts += ["## Environment", table(story.environment(result, sources.harness)), table(story.digests(result))]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -66,7 +85,9 @@ def _texts(result: RunResult) -> list[str]:
     if not found:
         return []
     parts = ["## Text samples", escape(story.texts_said(found))]
-    return parts + [f"{escape(story.title(name))}:\n\n{fenced(same + rest, 'text')}" for name, (same, rest) in found.items()]
+    return parts + [
+        f"{escape(story.title(name))}:\n\n{fenced(same + rest, 'text')}" for name, (same, rest) in found.items()
+    ]
 
 
 def _comparisons(result: RunResult) -> list[str]:
@@ -93,9 +114,14 @@ def table(content: story.Table) -> str:
     if not content.rows:
         return ""
     numeric = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?|nan|-?inf|")
-    rule = ["---:" if i and all(numeric.fullmatch(row[i]) for row in content.rows) else "---" for i in range(len(content.head))]
+    rule = [
+        "---:" if i and all(numeric.fullmatch(row[i]) for row in content.rows) else "---"
+        for i in range(len(content.head))
+    ]
     lines = [content.head, tuple(rule), *content.rows]
-    return "\n".join("| " + " | ".join(cell if line is lines[1] else escape(cell) for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(cell if line is lines[1] else escape(cell) for cell in line) + " |" for line in lines
+    )
 
 
 def escape(text: str) -> str:

@@ -55,7 +55,9 @@ def page(result: RunResult, sources: Sources, drawings: Sequence[Drawing]) -> st
         "predictions": story.predictions(result),
         "texts": texts,
         "texts_said": story.texts_said(texts) if texts else "",
-        "images": {name: f"data:image/png;base64,{base64.b64encode(image).decode()}" for name, image in sources.images.items()},
+        "images": {
+            name: f"data:image/png;base64,{base64.b64encode(image).decode()}" for name, image in sources.images.items()
+        },
         "images_said": sources.images_said,
         "rows": story.rows(result.comparisons, rounding=story.rounded(result)),
         "rounding": story.ROUNDING if story.rounded(result) else "",
@@ -63,7 +65,12 @@ def page(result: RunResult, sources: Sources, drawings: Sequence[Drawing]) -> st
         "evidence_rows": story.rows(result.evidence["comparisons"]) if result.evidence else [],
         "means": story.MEANS,
         "programs": [
-            (name, file, len(text.splitlines()), Markup(highlight(story.printable(text), PythonLexer(), _formatter(f"{name}-L"))))  # noqa: S704 - Pygments escapes
+            (
+                name,
+                file,
+                len(text.splitlines()),
+                Markup(highlight(story.printable(text), PythonLexer(), _formatter(f"{name}-L"))),  # noqa: S704 - Pygments escapes
+            )
             for name, (file, text) in sources.programs.items()
         ],
         "spec": Markup(highlight(story.printable(sources.spec), YamlLexer(), _formatter(""))),  # noqa: S704
@@ -74,7 +81,9 @@ def page(result: RunResult, sources: Sources, drawings: Sequence[Drawing]) -> st
         "style": Markup(_read("page.css") + _code_colours()),  # noqa: S704 - ours
     }
     content["sections"] = {key: name for key, name in SECTIONS.items() if _present(key, content)}
-    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_finalize, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, finalize=_finalize, trim_blocks=True, lstrip_blocks=True
+    )
     return environment.from_string(_read("page.html")).render(content)
 
 

@@ -47,7 +47,11 @@ def sources(directory: Path, result: RunResult) -> Sources:
         found = sorted((directory / name).glob(f"*_{name}.py"))
         if found:
             programs[name] = (found[0].name, _text(found[0]))
-    samples = {name: array for name in result.backends if (array := _images(directory / name / "outputs.safetensors")) is not None}
+    samples = {
+        name: array
+        for name in result.backends
+        if (array := _images(directory / name / "outputs.safetensors")) is not None
+    }
     return Sources(
         version, _text(directory / "spec.yaml"), programs, {name: png(tiled(array)) for name, array in samples.items()},
         _said(samples), _exact(directory, result),
@@ -129,7 +133,9 @@ def png(image: Array) -> bytes:
     height, width, channels = image.shape
     header = struct.pack(">IIBBBBB", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
     lines = b"".join(b"\0" + line.tobytes() for line in np.ascontiguousarray(image))
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(lines, 9)) + _chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(lines, 9)) + _chunk(b"IEND", b"")
+    )
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

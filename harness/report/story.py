@@ -32,9 +32,11 @@ PHASES = {
     "import": "import",
     "build": "build",
     "compile": "compile",
+    "forward": "outputs before",
     "first_step": "first step",
     "steady": "steady steps",
     "data": "batches",
+    "checks": "checks",
     "evaluate": "evaluate",
     "rest": "rest",
 }
@@ -43,11 +45,16 @@ CAVEAT = (
     "One run of each, one after the other: these times say where the time went, they are no benchmark. "
     "harness bench measures in interleaved rounds and gives ratios with intervals."
 )
-REST = "The rest is starting the interpreter, and what only a comparison needs: gradients, digests, recorded states."
+REST = (
+    "Checks are what only a comparison needs: gradients, digests and recorded states; "
+    "the rest is starting the interpreter and reading the inputs."
+)
 
 OVERRIDES = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 """Characters that turn the writing's direction: text that shows another order than it has."""
-ROUNDING = "Rounding: it differs by more than is allowed in float32, and agrees in float64, so it is rounding that grew."
+ROUNDING = (
+    "Rounding: it differs by more than is allowed in float32, and agrees in float64, so it is rounding that grew."
+)
 
 
 @dataclass(frozen=True)
@@ -276,7 +283,9 @@ def _sizes(result: RunResult) -> str:
     for what, name in (("loss", "losses are at worst"), ("state", "parameters")):
         found = worst(pairs, what)
         if found is not None:
-            parts.append(f"their {name} {small(found['worst']['difference'])} apart ({small(found['worst']['allowed'])} allowed)")
+            parts.append(
+                f"their {name} {small(found['worst']['difference'])} apart ({small(found['worst']['allowed'])} allowed)"
+            )
     over = f"over {counted(result.steps, 'step')} in {result.precision}"
     return f"{over} {' and '.join(parts)}" if parts else over
 
@@ -291,10 +300,17 @@ def conditions(result: RunResult) -> str:
 def facts(result: RunResult) -> list[Fact]:
     """The sizes below the verdict: worst differences, each with what is allowed."""
     found = []
-    wanted = [("loss", "worst loss difference"), ("state", "worst parameter difference"), ("gradients", "worst gradient difference")]
+    wanted = [
+        ("loss", "worst loss difference"),
+        ("state", "worst parameter difference"),
+        ("gradients", "worst gradient difference"),
+    ]
     runs = [(result.comparisons, "")]
     if result.evidence is not None and rounded(result):
-        wanted, runs = wanted[:2], [(result.evidence["comparisons"], " in float64"), (result.comparisons, f" in {result.precision}")]
+        wanted, runs = (
+            wanted[:2],
+            [(result.evidence["comparisons"], " in float64"), (result.comparisons, f" in {result.precision}")],
+        )
     for comparisons, where in runs:
         pairs = [c for c in comparisons if is_pair(c)]
         records = [(name, worst(pairs, what)) for what, name in wanted]
@@ -329,7 +345,7 @@ def metrics(result: RunResult) -> list[str]:
 
 def better(result: RunResult, metric: str) -> str:
     """`higher is better`, or nothing where it is not known."""
-    way = result.better.get(metric) or result.better.get("top_k" if metric.startswith("top_") else "")
+    way = result.better.get(metric)
     return f"{way} is better" if way else ""
 
 
@@ -351,7 +367,12 @@ def outcomes(result: RunResult, *, timed: bool = True) -> Table:
         row = [title(name), backend.status, *(last.get(update, "") for update in losses)]
         row += [number(backend.metrics[metric]) if metric in backend.metrics else "" for metric in names]
         if timed:
-            row += [brief(spent.get("compile")), brief(spent.get("first_step")), brief(backend.steps_per_second), brief(spent.get("wall"))]
+            row += [
+                brief(spent.get("compile")),
+                brief(spent.get("first_step")),
+                brief(backend.steps_per_second),
+                brief(spent.get("wall")),
+            ]
         rows.append(tuple(row))
     return Table(head, tuple(rows))
 
@@ -368,8 +389,18 @@ def phases(result: RunResult) -> Table:
         spent = seconds(backend)
         rate = backend.steps_per_second
         step = "" if rate is None else brief(1000 / rate)
-        rows.append((title(name), *(brief(spent.get(phase)) for phase in have), brief(backend.seconds.get("wall")), step, brief(rate)))
-    return Table(("backend", *(f"{PHASES[phase]} s" for phase in have), "wall s", "median step ms", "steps/s"), tuple(rows))
+        rows.append(
+            (
+                title(name),
+                *(brief(spent.get(phase)) for phase in have),
+                brief(backend.seconds.get("wall")),
+                step,
+                brief(rate),
+            )
+        )
+    return Table(
+        ("backend", *(f"{PHASES[phase]} s" for phase in have), "wall s", "median step ms", "steps/s"), tuple(rows)
+    )
 
 
 def scores(result: RunResult) -> Table | None:
@@ -382,7 +413,14 @@ def scores(result: RunResult) -> Table | None:
         values = [backend.metrics.get(metric) for backend in have]
         known = [value for value in values if value is not None]
         apart = max(known) - min(known) if len(known) > 1 else None
-        rows.append((metric, better(result, metric), *("" if v is None else number(v) for v in values), "" if apart is None else small(apart)))
+        rows.append(
+            (
+                metric,
+                better(result, metric),
+                *("" if v is None else number(v) for v in values),
+                "" if apart is None else small(apart),
+            )
+        )
     return Table(("metric", "", *(title(backend.backend) for backend in have), "largest difference"), tuple(rows))
 
 
@@ -405,7 +443,11 @@ def _row(record: Mapping[str, Any], verdict: str) -> Row:
         return Row(record["what"], pair, str(record["compared"]), "", "", "", "", "", "", "", verdict, missing)
     # Enough to tell the two apart, and at most what a float64 holds.
     apart = abs(found["a"] - found["b"])
-    digits = 17 if not math.isfinite(apart) or apart == 0 else min(17, 4 + math.ceil(math.log10(max(abs(found["a"]), abs(found["b"])) / apart)))
+    digits = (
+        17
+        if not math.isfinite(apart) or apart == 0
+        else min(17, 4 + math.ceil(math.log10(max(abs(found["a"]), abs(found["b"])) / apart)))
+    )
     # The pair is spelled backend first where the reference is the other one, so are its values.
     a, b = (found["a"], found["b"]) if is_pair(record) else (found["b"], found["a"])
     step = "" if found["step"] is None else str(found["step"])
@@ -474,7 +516,10 @@ def environment(result: RunResult, harness_version: str) -> Table:
     for key in dict.fromkeys(key for backend in backends for key in backend.environment):
         if key not in packages:
             facts[key.replace("_", " ")] = [_spell(key, backend.environment.get(key)) for backend in backends]
-    return Table(("", *(title(backend.backend) for backend in backends)), tuple((name, *values) for name, values in facts.items()))
+    return Table(
+        ("", *(title(backend.backend) for backend in backends)),
+        tuple((name, *values) for name, values in facts.items()),
+    )
 
 
 def _spell(key: str, value: Any) -> str:  # noqa: ANN401 - JSON
@@ -483,7 +528,9 @@ def _spell(key: str, value: Any) -> str:  # noqa: ANN401 - JSON
     if key.endswith("_bytes") and isinstance(value, (int, float)):
         return f"{value / 1e6:,.0f} MB"
     if isinstance(value, Mapping):
-        return ", ".join(f"{name}={_spell('', item)!s}" if item != "" else f"{name} is empty" for name, item in value.items())
+        return ", ".join(
+            f"{name}={_spell('', item)!s}" if item != "" else f"{name} is empty" for name, item in value.items()
+        )
     if isinstance(value, (list, tuple)):
         return ", ".join(_spell("", item) for item in value)
     return str(value)

@@ -35,7 +35,9 @@ def print_result(result: RunResult, console: Console) -> None:
     if result.evidence is not None:
         console.print()
         _say(console, Text("the same run in float64:", style="dim"))
-        console.print(_comparisons([c for c in result.evidence["comparisons"] if story.is_pair(c)], console.width, rounding=False))
+        console.print(
+            _comparisons([c for c in result.evidence["comparisons"] if story.is_pair(c)], console.width, rounding=False)
+        )
     _notes(result, console)
     _failures(result, console)
     page = result.directory / "report.html"
@@ -61,7 +63,9 @@ def split(table: story.Table, width: int) -> list[story.Table]:
         parts[-1].append(place)
         used += 2 + wide[place]
     return [
-        story.Table(tuple(table.head[i] for i in (0, *part)), tuple(tuple(row[i] for i in (0, *part)) for row in table.rows))
+        story.Table(
+            tuple(table.head[i] for i in (0, *part)), tuple(tuple(row[i] for i in (0, *part)) for row in table.rows)
+        )
         for part in parts
     ]
 
@@ -72,7 +76,12 @@ def _grid(table: story.Table, result: RunResult) -> Grid:
         words = i == 0 or name == "status"
         grid.add_column(Text(_plain(name)), justify="left" if words else "right", no_wrap=not words)
     for row, backend in zip(table.rows, result.backends.values(), strict=True):
-        grid.add_row(*(Text(_plain(cell), style=STYLES.get(backend.status, "bold red") if cell == backend.status else "") for cell in row))
+        grid.add_row(
+            *(
+                Text(_plain(cell), style=STYLES.get(backend.status, "bold red") if cell == backend.status else "")
+                for cell in row
+            )
+        )
     return grid
 
 
@@ -85,7 +94,9 @@ def _comparisons(comparisons: Sequence[Mapping[str, Any]], width: int, *, roundi
         said = story.said(record, rounding=rounding)
         what = "" if record["what"] == before else record["what"]
         before = record["what"]
-        rows.append((what, f"{record['a']}, {record['b']}", *sizes, _where(record), said.upper() if said == "differ" else said))
+        rows.append(
+            (what, f"{record['a']}, {record['b']}", *sizes, _where(record), said.upper() if said == "differ" else said)
+        )
     head = ("compared", "pair", "worst", "allowed", "where, at step", "")
     others = sum(max(len(row[i]) for row in (head, *rows)) + 1 for i in range(len(head)) if i != WHERE)
     room = max(width - others - 1, 12)
@@ -93,7 +104,11 @@ def _comparisons(comparisons: Sequence[Mapping[str, Any]], width: int, *, roundi
     for name in head:
         grid.add_column(name, justify="right" if name in ("worst", "allowed") else "left", no_wrap=True)
     for *cells, where, said in rows:
-        grid.add_row(*cells, Text(where if len(where) <= room else f"…{where[-room + 1 :]}"), Text(said, style=STYLES[said.lower()]))
+        grid.add_row(
+            *cells,
+            Text(where if len(where) <= room else f"…{where[-room + 1 :]}"),
+            Text(said, style=STYLES[said.lower()]),
+        )
     return grid
 
 
@@ -123,7 +138,10 @@ def _failures(result: RunResult, console: Console) -> None:
         if backend.status == "ok":
             continue
         console.print()
-        _say(console, Text.assemble((f"{story.title(name)} {backend.status}", STYLES["failed"]), f": {_plain(backend.error)}"))
+        _say(
+            console,
+            Text.assemble((f"{story.title(name)} {backend.status}", STYLES["failed"]), f": {_plain(backend.error)}"),
+        )
         log = story.printable(backend.log).rstrip().splitlines()[-TAIL:]
         if log:
             console.print(Text(textwrap.indent("\n".join(log), "  | ", predicate=lambda _line: True)), soft_wrap=True)

@@ -1,7 +1,7 @@
 """digits_gan in Keras on TensorFlow, compiled from a spec by harness 0.1.0.
 
 A generator and a discriminator on handwritten digits (Goodfellow et al. 2014; the generator
-minimises the non-saturating loss). Two updates a step, the discriminator's first.
+minimises the non-saturating loss). Two updates a step, the discriminator's first.
 
     python digits_gan_tensorflow.py RUN_DIRECTORY
 

@@ -1,7 +1,7 @@
 """linear_regression in PyTorch, compiled from a spec by harness 0.1.0.
 
 Two inputs, one output, two points. The first network of the tutorial that this project grew from,
-started from what torch.manual_seed(0); nn.Linear(2, 1) gives.
+started from what torch.manual_seed(0); nn.Linear(2, 1) gives.
 
     python linear_regression_torch.py RUN_DIRECTORY
 

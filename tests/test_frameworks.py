@@ -129,7 +129,7 @@ MUTANTS = {
     "padding on the other side": ("digits_cnn", "torch", "(0, 1, 0, 1)", "(1, 0, 1, 0)"),
     "unbiased running variance": ("digits_cnn", "torch", "correction=0", "correction=1"),
     "schedule a step late": ("digits_cnn", "torch", 'group["lr"] = learning_rate(step)', 'group["lr"] = learning_rate(step + 1)'),
-    "two biases that learn": ("digits_lstm", "torch", ".requires_grad_(False)", ""),
+    "a second bias that is not zero": ("digits_lstm", "torch", "nn.init.zeros_(self.lstm1.bias_hh_l0)", "nn.init.constant_(self.lstm1.bias_hh_l0, 0.01)"),
     "no label smoothing": ("digits_lstm", "torch", ", label_smoothing=0.05", ""),
     "mask of another step": ("digits_mlp", "jax", "counter=step << 64", "counter=(step + 1) << 64"),
     "mean for last state": ("digits_lstm", "jax", "[:, -1]", ".mean(axis=1)"),

@@ -37,6 +37,7 @@ def header(program: Program, precision: str) -> str:
     return f"""{shared.docstring(program, FRAMEWORK, "jax")}
 
 import math
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -258,7 +259,6 @@ def tables(program: Program) -> str:
 
 def running(program: Program, threads: int) -> str:
     """Loading parameters and batches, and `main`."""
-    del threads  # XLA takes the cores that its process is given
     single = len(program.updates) == 1
     rows = []
     for name in program.fields:
@@ -297,6 +297,9 @@ def load_batch(inputs: dict[str, np.ndarray], step: int) -> dict:
 
 
 def main(run: Path) -> None:
+    if hasattr(os, "sched_setaffinity"):
+        # XLA:CPU splits sums by the cores that it may use: as many as in the recorded run.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{threads}])
     inputs = load_file(run / "inputs" / "data.safetensors") | load_file(run / "inputs" / "batches.safetensors")
     state = load_parameters(load_file(run / "inputs" / "parameters.safetensors"))
     for step in range(len(inputs["order"])):

@@ -19,6 +19,7 @@ from harness.errors import Problem, SpecError
 
 LARGEST = 200_000  # nodes: more than any real spec, less than an alias bomb
 DEEPEST = 60
+LONGEST = 20_000_000  # characters
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ def read(path: Path) -> Source:
 
 def parse(text: str, name: str = "spec") -> Source:
     """A spec's text. Raises SpecError where it is not YAML, repeats a key or misuses a block."""
+    if len(text) > LONGEST or _depth(text) > DEEPEST:
+        raise SpecError(name, [Problem("is too large or nested too deeply for a spec")])
     yaml = YAML(typ="rt", pure=True)
     try:
         node = yaml.compose(io.StringIO(text))
@@ -104,6 +107,15 @@ def parse(text: str, name: str = "spec") -> Source:
     if problems:
         raise SpecError(name, problems)
     return Source(name, text, root)
+
+
+def _depth(text: str) -> int:
+    """The deepest nesting of brackets, at most: those in quotes are counted too."""
+    depth = deepest = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def spell(path: Sequence[str | int], root: Located | None = None) -> str:

@@ -1,22 +1,48 @@
 """The command as it is typed: exit statuses, standard output, JSON. Needs no framework."""
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from cases import CASES, spec_of
 
 import harness
+from harness import cli
 from harness.backend import BACKENDS
 from harness.errors import CallError, SpecError
 
 
-def call(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "harness", *arguments], capture_output=True, text=True, check=False, cwd=cwd, timeout=120
-    )
+@dataclass
+class Done:
+    """What a command left: exit status, standard output, standard error."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def call(*arguments: str) -> Done:
+    """The command in this process, as `harness ARGUMENTS` would run it; neither stream is a terminal."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), mock.patch.object(sys, "argv", ["harness", *arguments]):
+        try:
+            cli.main()
+            status: object = 0
+        except SystemExit as stop:
+            status = stop.code
+    assert isinstance(status, int)
+    return Done(status, out.getvalue(), err.getvalue())
+
+
+def test_the_command_is_also_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "harness", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, harness.__version__)
 
 
 @pytest.fixture

@@ -136,7 +136,7 @@ class _Run:
                 save_file(self.session.state(), self.directory / "trajectory" / f"state-{step + 1:08}.safetensors")
                 self.recorded.append(step)
             self.check_seconds += time.perf_counter() - start
-            self.tell.step(step + 1, losses)
+            self.tell.step(step + 1, losses, last=step + 1 == self.request["steps"])
 
     def note(self, batch: Any, step: int) -> None:  # noqa: ANN401 - the framework's own
         """Digest what the framework was given: fields whole, masks by what they keep (whole at the first step)."""
@@ -200,8 +200,8 @@ class _Teller:
         self.write({"phase": name})
         return time.perf_counter()
 
-    def step(self, step: int, losses: Mapping[str, float]) -> None:
-        if time.monotonic() - self.last > 0.05:  # noqa: PLR2004
+    def step(self, step: int, losses: Mapping[str, float], *, last: bool) -> None:
+        if last or time.monotonic() - self.last > 0.05:  # noqa: PLR2004
             self.write({"step": step, "losses": dict(losses)})
 
     def beat(self) -> None:

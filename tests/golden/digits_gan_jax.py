@@ -37,9 +37,9 @@ def leaky_relu(x: Array, slope: float) -> Array:
 
 class Generator(nnx.Module):
     def __init__(self, rngs: nnx.Rngs) -> None:
-        self.dense1 = nnx.Linear(16, 128, rngs=rngs)
+        self.dense1 = nnx.Linear(16, 256, rngs=rngs)
         self.deconv1 = nnx.ConvTranspose(
-            32,
+            16,
             32,
             (4, 4),
             strides=(2, 2),
@@ -52,10 +52,9 @@ class Generator(nnx.Module):
     def __call__(self, noise: Array) -> Array:
         x = self.dense1(noise)
         x = nnx.relu(x)
-        x = x.reshape(-1, 2, 2, 32)
+        x = x.reshape(-1, 4, 4, 16)
         x = self.deconv1(x)
         x = nnx.relu(x)
-        x = x.repeat(2, axis=1).repeat(2, axis=2)
         x = self.conv1(x)
         return nnx.sigmoid(x)
 
@@ -101,8 +100,8 @@ def generator_loss(model: DigitsGan, batch: dict) -> Array:
 
 
 optimizers = {
-    "discriminator": optax.adam(0.001, b1=0.5, b2=0.999, eps=1e-08),
-    "generator": optax.adam(0.001, b1=0.5, b2=0.999, eps=1e-08),
+    "discriminator": optax.adam(0.0005, b1=0.5, b2=0.999, eps=1e-08),
+    "generator": optax.adam(0.0005, b1=0.5, b2=0.999, eps=1e-08),
 }
 
 

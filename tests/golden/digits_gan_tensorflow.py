@@ -51,7 +51,7 @@ class Adam(keras.optimizers.Adam):
 class Generator(keras.Model):
     def __init__(self, **kwargs) -> None:
         super().__init__(**kwargs)
-        self.dense1 = keras.layers.Dense(128, name="dense1")
+        self.dense1 = keras.layers.Dense(256, name="dense1")
         self.deconv1 = keras.layers.Conv2DTranspose(
             32, (4, 4), strides=(2, 2), padding="same", name="deconv1"
         )
@@ -60,10 +60,9 @@ class Generator(keras.Model):
     def call(self, noise: tf.Tensor) -> tf.Tensor:
         x = self.dense1(noise)
         x = tf.nn.relu(x)
-        x = tf.reshape(x, (-1, 2, 2, 32))
+        x = tf.reshape(x, (-1, 4, 4, 16))
         x = self.deconv1(x)
         x = tf.nn.relu(x)
-        x = tf.repeat(tf.repeat(x, 2, axis=1), 2, axis=2)
         x = self.conv1(x)
         return tf.sigmoid(x)
 
@@ -124,8 +123,8 @@ def generator_loss(model: DigitsGan, batch: dict) -> tf.Tensor:
 
 def make_optimizers(model: DigitsGan) -> dict[str, keras.optimizers.Optimizer]:
     optimizers = {
-        "discriminator": Adam(learning_rate=0.001, beta_1=0.5, beta_2=0.999, epsilon=1e-08),
-        "generator": Adam(learning_rate=0.001, beta_1=0.5, beta_2=0.999, epsilon=1e-08),
+        "discriminator": Adam(learning_rate=0.0005, beta_1=0.5, beta_2=0.999, epsilon=1e-08),
+        "generator": Adam(learning_rate=0.0005, beta_1=0.5, beta_2=0.999, epsilon=1e-08),
     }
     optimizers["discriminator"].build(model.discriminator.trainable_weights)
     optimizers["generator"].build(model.generator.trainable_weights)

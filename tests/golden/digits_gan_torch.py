@@ -28,17 +28,16 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 class Generator(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.dense1 = nn.Linear(16, 128)
-        self.deconv1 = nn.ConvTranspose2d(32, 32, (4, 4), stride=(2, 2), padding=(1, 1))
+        self.dense1 = nn.Linear(16, 256)
+        self.deconv1 = nn.ConvTranspose2d(16, 32, (4, 4), stride=(2, 2), padding=(1, 1))
         self.conv1 = nn.Conv2d(32, 1, (3, 3), padding=(1, 1))
 
     def forward(self, noise: Tensor) -> Tensor:
         x = self.dense1(noise)
         x = F.relu(x)
-        x = x.reshape(-1, 2, 2, 32)
+        x = x.reshape(-1, 4, 4, 16)
         x = self.deconv1(x.permute(0, 3, 1, 2))
         x = F.relu(x)
-        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         x = self.conv1(x)
         return torch.sigmoid(x).permute(0, 2, 3, 1)
 
@@ -86,13 +85,13 @@ def generator_loss(model: DigitsGan, batch: dict) -> Tensor:
 
 
 def discriminator_learning_rate(step: int) -> float:
-    """0.001 throughout; `step` counts from 0."""
-    return 0.001
+    """0.0005 throughout; `step` counts from 0."""
+    return 0.0005
 
 
 def generator_learning_rate(step: int) -> float:
-    """0.001 throughout; `step` counts from 0."""
-    return 0.001
+    """0.0005 throughout; `step` counts from 0."""
+    return 0.0005
 
 
 def make_optimizers(model: DigitsGan) -> dict[str, torch.optim.Optimizer]:

@@ -9,7 +9,8 @@ from typing import Any
 from harness import runs, spec
 from harness.backend import BACKENDS
 from harness.errors import CallError
-from harness.graph import Program, compile_spec
+from harness.graph import Program
+from harness.resolve import compile_spec
 from harness.results import RunResult
 from harness.runs import Listener, Options
 from harness.source import Source
@@ -34,7 +35,7 @@ class Experiment:
         steps: int | None = None,
         seed: int | None = None,
     ) -> str:
-        """The program of one backend as text. Raises SpecError, CallError, Unsupported."""
+        """The program of one backend as text. Raises SpecError, CallError."""
         if backend not in BACKENDS:
             raise CallError(f"unknown backend '{backend}' (backends: {', '.join(BACKENDS)})")
         emitter = importlib.import_module(f"backends.{backend}.emit")

@@ -39,11 +39,3 @@ class CallError(HarnessError):
 
 class DataError(HarnessError):
     """Data that cannot be trained on: a missing file, NaN, labels out of range. Fix the data."""
-
-
-class Unsupported(HarnessError):  # noqa: N818 - the name that its readers look for
-    """A backend cannot express what the spec asks for."""
-
-
-class WorkerFailed(HarnessError):  # noqa: N818
-    """A backend's process ended without a result. Read its log."""

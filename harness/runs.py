@@ -8,7 +8,6 @@ import importlib
 import json
 import os
 import selectors
-import shutil
 import signal
 import subprocess
 import time
@@ -30,9 +29,10 @@ from harness.emit import container, loss_name
 from harness.environment import Interpreter, cores, importable, interpreters, worker_environment
 from harness.errors import CallError, DataError, SpecError
 from harness.expressions import Call, Expression, Name, walk
-from harness.graph import Program, compile_spec
+from harness.graph import Program
 from harness.judge import judge
 from harness.record import plain
+from harness.resolve import compile_spec
 from harness.results import BackendResult, RunResult
 from harness.source import Source
 from harness.worker import write_last
@@ -397,8 +397,3 @@ def tail(path: Path, lines: int = 20) -> str:
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
     except OSError:
         return ""
-
-
-def remove(directory: Path) -> None:
-    """Delete a run directory."""
-    shutil.rmtree(directory, ignore_errors=True)

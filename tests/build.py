@@ -16,7 +16,8 @@ import pytest
 from harness import initial, spec
 from harness.backend import BACKENDS, PACKAGES, Session
 from harness.data.inputs import cast, prepare
-from harness.graph import Program, compile_spec
+from harness.graph import Program
+from harness.resolve import compile_spec
 from harness.runs import describe
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]

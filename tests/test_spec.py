@@ -9,7 +9,7 @@ from build import program_of
 
 from harness import catalogue, spec
 from harness.errors import SpecError
-from harness.graph import compile_spec
+from harness.resolve import compile_spec
 
 GOOD = """
 name: good

@@ -200,6 +200,7 @@ VARIABLES = frozenset(
         "os",
         "parameters",
         "partial",
+        "scale_by_adam",
         "self",
         "state",
         "statistics",

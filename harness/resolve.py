@@ -1,6 +1,7 @@
 """Spec -> Program: layers become nodes, calls become values, and everything that is left open is filled in."""
 
 import keyword
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from harness.metrics import Metric
 from harness.names import CLASSES, FIELDS
 from harness.ops.base import Op, Shape, ShapeError, spell
 from harness.ops.linear import Add, Embedding, Unembed
+from harness.ops.normalisation import BatchNorm
 from harness.optimizers import Cosine
 from harness.source import Source
 from harness.spec import Block, Layer, Network, Prediction, Repeat, Residual, Spec
@@ -476,6 +478,11 @@ class _Builder:
                 return op.model_copy(update={"vocabulary": have})
             if have is not None and op.vocabulary < have:
                 self.fail(path, f"a vocabulary of {op.vocabulary} is too small: '{inputs[0]}' has {have} ids")
+        if (
+            isinstance(op, BatchNorm)
+            and math.prod(self.scope.shapes[inputs[0]][:-1]) * self.compiler.spec.data.batch == 1
+        ):
+            self.fail(path, "a batch of 1 has one value a channel: its variance is 0; use a larger batch")
         if isinstance(op, Unembed):
             table = next((n for n in self.nodes if n.name == op.embedding), None)
             if table is None or not isinstance(table.op, Embedding):

@@ -132,7 +132,12 @@ class RunResult:
             f"In float32 {self._parting()}; the same programs in float64 agree at every step (losses within "
             f"{worst:.1e}): it is rounding that grew, not a difference in meaning."
         )
-        return replace(self, verdict="same", evidence=evidence, notes=[*self.notes, note])
+        return replace(
+            self,
+            verdict="same" if self.verdict == "differs" else self.verdict,
+            evidence=evidence,
+            notes=[*self.notes, note],
+        )
 
     def _parting(self) -> str:
         """Which losses part first, and at which step."""

@@ -84,8 +84,10 @@ def run_spec(loaded: spec.Spec, text: Source, options: Options, listen: Listener
         request = write_request(directory, program, inputs, name, options)
         results[name] = train(directory, name, request, pythons[name], options, listen)
     result = replace(judge(program, inputs, directory, results, options), started=started)
-    if options.evidence and options.precision == "float32" and result.verdict == "differs":
-        exact = replace(options, precision="float64", out=directory / EVIDENCE, evidence=False)
+    parted = any(not comparison["same"] for comparison in result.comparisons)
+    if options.evidence and options.precision == "float32" and parted:
+        finished = tuple(name for name, record in results.items() if record.status == "ok")
+        exact = replace(options, backends=finished, precision="float64", out=directory / EVIDENCE, evidence=False)
         result = result.with_evidence(run_spec(loaded, text, exact, listen))
     write_last(directory / "result.json", result.to_json())
     return result
@@ -301,7 +303,10 @@ def train(
         result = json.loads((folder / "result.json").read_text())
     except FileNotFoundError:
         reason = why or f"exited with {_spell_status(status)} before writing result.json"
-        return BackendResult(backend, "failed", error=reason, log=tail(folder / "log.txt"), seconds={"wall": wall})
+        log = tail(folder / "log.txt")
+        if "ModuleNotFoundError" in log:
+            reason += f"; {python.path} needs numpy, safetensors and {', '.join(PACKAGES[backend])}"
+        return BackendResult(backend, "failed", error=reason, log=log, seconds={"wall": wall})
     except ValueError as error:
         error_text = f"its result.json cannot be read: {error}"
         return BackendResult(backend, "failed", error=error_text, log=tail(folder / "log.txt"), seconds={"wall": wall})

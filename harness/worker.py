@@ -33,7 +33,7 @@ def main(directory: Path, events: int) -> None:
     """Do what request.json asks."""
     _die_with_parent()
     request = json.loads((directory / "request.json").read_text())
-    if request["cores"]:
+    if request["cores"] and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, request["cores"])
     tell = _Teller(events)
     seconds: dict[str, float] = {}
@@ -273,7 +273,7 @@ def _process() -> dict[str, Any]:
 
     names = ("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS", "OMP_NUM_THREADS", "TF_ENABLE_ONEDNN_OPTS", "XLA_FLAGS")
     return {
-        "cores": sorted(os.sched_getaffinity(0)),
+        "cores": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [],
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "flags": {name: os.environ[name] for name in names if name in os.environ},
     }

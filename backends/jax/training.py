@@ -52,17 +52,20 @@ def optimizer(program: Program, update: Update, rate: str, spared: str) -> tuple
         text = f"optax.sgd({rate}{momentum}{nesterov})"
     else:
         assert isinstance(rule, Adam)
-        settings = f"{rate}, b1={rule.beta1!r}, b2={rule.beta2!r}, eps={rule.epsilon!r}"
-        text = f"optax.adam({settings})"
+        helpers = ("scale_by_adam",)
+        parts = [f"scale_by_adam(b1={rule.beta1!r}, b2={rule.beta2!r}, eps={rule.epsilon!r})"]
         if isinstance(rule, AdamW):
             names = [name for name in _moved(program, update) if program.parameters[name].learned]
             decay = rule.weight_decay if any(map(rule.decays, names)) else 0.0
             mask = ""
             if no_decay(program, update):
-                mask, helpers = f", mask=all_but({spared})", ("all_but",)
-            text = f"optax.adamw({settings}, weight_decay={decay!r}{mask})"
+                mask, helpers = f", mask=all_but({spared})", (*helpers, "all_but")
+            parts.append(f"optax.add_decayed_weights({decay!r}{mask})")
+        text = ", ".join([*parts, f"optax.scale_by_learning_rate({rate})"])
     clipping = clip(update)
-    return (f"optax.chain({clipping}, {text})" if clipping else text), helpers
+    if clipping or isinstance(rule, Adam):
+        return f"optax.chain({clipping + ', ' if clipping else ''}{text})", helpers
+    return text, helpers
 
 
 def _moved(program: Program, update: Update) -> list[str]:
@@ -131,6 +134,27 @@ def absolute_error(predictions: Array, targets: Array) -> Array:
     """|predictions - targets|, with gradient 0 where they are equal; that of jnp.abs is 1."""
     errors = predictions - targets
     return errors * jnp.sign(errors)
+''',
+    "scale_by_adam": '''
+def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """optax.scale_by_adam whose bias corrections are exact: its 1 - b2**t is 1e-5 off in float32."""
+
+    def init(parameters: dict) -> optax.ScaleByAdamState:
+        mu, nu = (jax.tree.map(jnp.zeros_like, parameters) for _ in range(2))
+        return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), mu, nu)
+
+    def update(
+        gradients: dict, state: optax.ScaleByAdamState, _parameters: dict | None = None
+    ) -> tuple[dict, optax.ScaleByAdamState]:
+        t = state.count + 1
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, gradients)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.nu, gradients)
+        # 1 - b**t by way of log(b) in Python's float64: b itself loses digits in float32.
+        c1, c2 = (-jnp.expm1(t * math.log(b)) if b else 1.0 for b in (b1, b2))
+        updates = jax.tree.map(lambda m, v: m / c1 / (jnp.sqrt(v / c2) + eps), mu, nu)
+        return updates, optax.ScaleByAdamState(t, mu, nu)
+
+    return optax.GradientTransformation(init, update)
 ''',
     "all_but": '''
 def all_but(spared: set[str]) -> Callable[[dict], dict]:

@@ -41,10 +41,7 @@ PHASES = {
     "rest": "rest",
 }
 """The parts of a worker's time, in order; `rest` is what the clock saw beside them."""
-CAVEAT = (
-    "One run of each, one after the other: these times say where the time went, they are no benchmark. "
-    "harness bench measures in interleaved rounds and gives ratios with intervals."
-)
+CAVEAT = "One run of each, one after the other: these times say where the time went, they are no benchmark."
 REST = (
     "Checks are what only a comparison needs: gradients, digests and recorded states; "
     "the rest is starting the interpreter and reading the inputs."
@@ -280,7 +277,7 @@ def _sizes(result: RunResult) -> str:
     """How far losses and parameters lie apart at worst."""
     pairs = [c for c in result.comparisons if is_pair(c)]
     parts = []
-    for what, name in (("loss", "losses are at worst"), ("state", "parameters")):
+    for what, name in (("loss", "losses nearest to their limit are"), ("state", "parameters")):
         found = worst(pairs, what)
         if found is not None:
             parts.append(

@@ -22,6 +22,9 @@ from harness.errors import CallError
 from harness.results import RunResult
 from harness.runs import Options
 
+NAP = f"1000.{os.getpid()}"
+"""Seconds, and how this suite's own sleepers are told from another's."""
+
 
 @pytest.fixture
 def spec_file(tmp_path: Path) -> Path:
@@ -44,8 +47,8 @@ def script(folder: Path, name: str, body: str) -> str:
         ("kill -11 $$", "exited with SIGSEGV"),
         ("echo one; echo two >&2; exit 7", "exited with status 7 before writing result.json"),
         ("exit 0", "exited with status 0 before writing result.json"),
-        ("sleep 1000", "gave no sign of life for 1 seconds"),
-        ("sleep 1000 & exit 3", "exited with status 3"),
+        (f"sleep {NAP}", "gave no sign of life for 1 seconds"),
+        (f"sleep {NAP} & exit 3", "exited with status 3"),
         ('echo \'{"request": "stale"}\' > "$4/result.json"', "its result belongs to another request"),
         ('echo "half a res" > "$4/result.json"; exit 1', "its result.json cannot be read"),
     ],
@@ -67,7 +70,7 @@ def test_a_worker_that_fails_is_a_row_with_its_reason(
     if "echo two" in body:
         assert result.backends["torch"].log == "one\ntwo"
     assert RunResult.read(tmp_path / "out").to_json() == result.to_json()
-    assert gone("sleep 1000"), "a stray child outlived its worker"
+    assert gone(f"sleep {NAP}"), "a stray child outlived its worker"
 
 
 def gone(command: str) -> bool:
@@ -152,7 +155,7 @@ def test_an_interpreter_comes_from_the_call_then_the_environment_then_the_projec
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_interrupting_leaves_no_process_and_no_result(spec_file: Path, tmp_path: Path, stop: signal.Signals) -> None:
     marker = tmp_path / "started"
-    bad = script(tmp_path, "bad", f"touch {marker}\nsleep 2000")
+    bad = script(tmp_path, "bad", f"touch {marker}\nsleep {NAP}")
     command = [
         sys.executable,
         "-m",
@@ -188,7 +191,7 @@ def test_interrupting_leaves_no_process_and_no_result(spec_file: Path, tmp_path:
     assert not (tmp_path / "out" / "result.json").exists()
     with pytest.raises(CallError, match="did not finish"):
         RunResult.read(tmp_path / "out")
-    assert gone("sleep 2000")
+    assert gone(f"sleep {NAP}")
 
 
 def test_a_killed_parent_leaves_no_worker(spec_file: Path, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Worker results -> metrics, comparisons, verdict. Every backend is held against the others and the reference."""
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,10 @@ from harness.compare import TOLERANCES, Comparison, Tolerance, compare, compare_
 from harness.data.datasets import Text
 from harness.data.inputs import Inputs
 from harness.environment import machine
-from harness.expressions import Expression
 from harness.graph import Program
+from harness.metrics import Metric
 from harness.nullspace import zero_gradient
+from harness.questions import questions
 from harness.results import BackendResult, RunResult
 
 if TYPE_CHECKING:
@@ -37,13 +39,15 @@ def judge(
     ok = {name: result for name, result in backends.items() if result.status == "ok"}
     apart = zero_gradient(program)
     comparisons = against_reference(program, directory, ok, tolerances)
+    began = all(c.same for c in comparisons)
     series: dict[str, dict[str, Any]] = {}
     drift: dict[str, float] = {}
     for a, b in combinations(ok.values(), 2):
-        found, drawn, parted = pair(a, b, tolerances, apart)
-        comparisons += found
-        series[f"{a.backend}~{b.backend}"] = drawn
-        drift = {name: max(value, drift.get(name, 0.0)) for name, value in parted.items()}
+        both = pair(a, b, tolerances, apart)
+        comparisons += both.comparisons
+        series[f"{a.backend}~{b.backend}"] = both.series
+        drift = {name: max(value, drift.get(name, 0.0)) for name, value in both.drift.items()}
+        began = began and both.began
     same = all(c.same for c in comparisons)
     for what in ("parameters", "batches", "masks"):
         if len({result.digests[what] for result in ok.values()}) > 1:
@@ -57,7 +61,7 @@ def judge(
     failed = len(ok) < len(backends) or not alive
     if len(ok) < 2 and not failed:  # noqa: PLR2004
         notes.append("Only one backend was asked for: it is compared with the reference alone.")
-    metrics = {metric.name: metric.better for metric in program.spec.evaluation.metrics}
+    metrics = {name: metric.better for name, metric in metric_names(program).items()}
     return RunResult(
         spec=program.name, about=program.about, directory=directory,
         verdict="failed" if failed else "same" if same else "differs",
@@ -65,8 +69,15 @@ def judge(
         device=options.device, backends=backends, comparisons=[c.record() for c in comparisons], series=series,
         notes=notes, zero_gradient=apart, drift=drift, better=metrics,
         tolerances={what: {"relative": t.relative, "floor": t.floor} for what, t in tolerances.items()},
-        machine=machine(),
+        machine=machine(), began=began and not any(c.missing for c in comparisons),
     )  # fmt: skip
+
+
+def metric_names(program: Program) -> dict[str, Metric]:
+    """What results call each metric: its own name, and of what where a spec has it twice."""
+    metrics = program.spec.evaluation.metrics
+    counts = Counter(metric.name for metric in metrics)
+    return {m.name if counts[m.name] == 1 else f"{m.name} of {getattr(m, m.roles[0])}": m for m in metrics}
 
 
 def finish(program: Program, inputs: Inputs, directory: Path, result: BackendResult) -> BackendResult:
@@ -78,11 +89,9 @@ def finish(program: Program, inputs: Inputs, directory: Path, result: BackendRes
     outputs = result.outputs()
     evaluation = program.spec.evaluation
     metrics = {}
-    for metric in evaluation.metrics:
+    for name, metric in metric_names(program).items():
         said = outputs[f"final/{getattr(metric, metric.roles[0])}"]
-        metrics[metric.name] = metric.compute(
-            said.astype(np.float64), inputs.test[str(getattr(metric, metric.roles[1]))]
-        )
+        metrics[name] = metric.compute(said.astype(np.float64), inputs.test[str(getattr(metric, metric.roles[1]))])
     predictions = {p.name: outputs[f"final/prediction/{p.name}"].tolist() for p in evaluation.predictions}
     text = None
     if "text" in outputs and isinstance(program.spec.data, Text):
@@ -99,54 +108,25 @@ def against_reference(
     folder = directory / "inputs"
     parameters = _wide(load_file(folder / "parameters.safetensors"))
     data, batches = _wide(load_file(folder / "data.safetensors")), _wide(load_file(folder / "batches.safetensors"))
-    some = next(iter(results.values()))
-    forward: Arrays = {}
-    for name, expression in expressions(program).items():
-        if f"initial/{name}" in some.outputs():
-            fields = _fields(program, name, data)
-            forward[name] = reference.evaluate(program, expression, parameters, fields)
+    asked = questions(program, held_out=any(name.startswith("test.") for name in data))
+    forward = {
+        name: reference.evaluate(
+            program, question.expression, parameters, {f: data[key][:ROWS] for f, key in question.fields.items()}
+        )
+        for name, question in asked.items()
+    }
     batch, masks = first_batch(program, data, batches, 0)
-    losses = _first_losses(program, parameters, batch, masks)
+    loss = reference.loss(program, program.updates[0], parameters, batch, masks)
     found = []
     for backend, result in results.items():
         said = {name.removeprefix("initial/"): a for name, a in result.outputs().items() if name.startswith("initial/")}
         found.append(compare("forward", ("reference", backend), forward, said, tolerances["forward"]))
         # Later updates of a step see what the earlier ones moved: the reference knows the first alone.
         first = program.updates[0].name
-        mine = {first: np.array(losses)}
+        mine = {first: np.array(loss)}
         theirs = {first: np.array(result.losses[first][0])}
         found.append(compare("loss", ("reference", backend), mine, theirs, tolerances["loss"], step=1))
     return found
-
-
-def expressions(program: Program) -> dict[str, Expression]:
-    """What workers evaluate, by the name under which they write it."""
-    from harness.expressions import Call, Name  # noqa: PLC0415
-
-    evaluation = program.spec.evaluation
-    found: dict[str, Expression] = {}
-    for metric in evaluation.metrics:
-        expression = getattr(metric, metric.roles[0])
-        found[str(expression)] = expression
-    found |= {f"prediction/{p.name}": p.value for p in evaluation.predictions}
-    if evaluation.images:
-        found["images"] = evaluation.images.images
-    for update in program.updates:
-        for site in update.calls:
-            if all(a.kind == "field" for a in site.arguments):
-                call = Call(site.network, tuple(Name(a.name) for a in site.arguments))
-                found.setdefault(str(call), call)
-    return found
-
-
-def _fields(program: Program, name: str, data: Mapping[str, Array]) -> Arrays:
-    part = "test" if any(key.startswith("test.") for key in data) else "train"
-    if name == "images":
-        part = "images"
-    for i, prediction in enumerate(program.spec.evaluation.predictions):
-        if name == f"prediction/{prediction.name}":
-            part = f"prediction{i}"
-    return {key.removeprefix(f"{part}."): a[:ROWS] for key, a in data.items() if key.startswith(f"{part}.")}
 
 
 def first_batch(
@@ -160,25 +140,33 @@ def first_batch(
     return batch, initial.masks(program, step, len(rows))
 
 
-def _first_losses(program: Program, parameters: Arrays, batch: Arrays, masks: Mapping[str, Arrays]) -> float:
-    return reference.loss(program, program.updates[0], parameters, batch, masks)
+@dataclass(frozen=True)
+class Pair:
+    """What two backends' trainings have in common."""
+
+    comparisons: list[Comparison]
+    series: dict[str, Any]
+    """The differences of losses and states by step, for the report."""
+    drift: dict[str, float]
+    """How far what is judged apart parted, by parameter."""
+    began: bool
+    """Whether outputs before training and the first step's losses and gradients agree."""
 
 
-def pair(
-    a: BackendResult, b: BackendResult, tolerances: Mapping[str, Tolerance], apart: Mapping[str, str]
-) -> tuple[list[Comparison], dict[str, Any], dict[str, float]]:
-    """Two backends at every step: comparisons, the series that the report draws, and the drift of what is judged apart."""
+def pair(a: BackendResult, b: BackendResult, tolerances: Mapping[str, Tolerance], apart: Mapping[str, str]) -> Pair:
+    """Two backends, at every step."""
     names = (a.backend, b.backend)
     mine, theirs = a.outputs(), b.outputs()
     found = [compare("forward", names, _part(mine, "initial/"), _part(theirs, "initial/"), tolerances["forward"])]
     found.append(compare_losses(names, a.losses, b.losses, tolerances["loss"]))
-    gradients_a, gradients_b = a.gradients(), b.gradients()
     parts = [
-        compare("gradients", names, gradients_a[step], gradients_b.get(step, {}), tolerances["gradients"], step + 1)
-        for step in gradients_a
+        compare("gradients", names, a.gradients(step), b.gradients(step), tolerances["gradients"], step + 1)
+        for step in sorted({*a.gradient_steps, *b.gradient_steps})
     ]
     if parts:
         found.append(join(parts))
+    first = compare_losses(names, _first(a.losses), _first(b.losses), tolerances["loss"])
+    began = found[0].same and first.same and all(part.same for part in parts[:1])
     states: list[Comparison] = []
     drawn: list[list[float]] = []
     parted: dict[str, float] = {}
@@ -196,30 +184,28 @@ def pair(
                 parted[name] = max(parted.get(name, 0.0), float(np.max(np.abs(left[name] - right[name]))))
     if states:
         found.append(join(states))
-    final = {n: v for n, v in _part(mine, "final/").items() if n.startswith("prediction/")}
-    if final:
-        other = {n: v for n, v in _part(theirs, "final/").items() if n.startswith("prediction/")}
-        found.append(compare("outputs", names, final, other, tolerances["outputs"]))
+    found.append(compare("outputs", names, _part(mine, "final/"), _part(theirs, "final/"), tolerances["outputs"]))
     gaps = {u: [abs(x - y) for x, y in zip(a.losses[u], b.losses[u], strict=False)] for u in a.losses}
-    return found, {"loss": gaps, "state": drawn}, parted
+    return Pair(found, {"loss": gaps, "state": drawn}, parted, began)
 
 
 def dead(results: Mapping[str, BackendResult], apart: Mapping[str, str]) -> list[str]:
     """Notes on trainings in which nothing happens: equal results prove nothing there."""
     notes = []
     for backend, result in results.items():
-        gradients = result.gradients()
-        if not gradients:
-            continue
-        updates = {name.partition("/")[0] for name in next(iter(gradients.values()))}
-        for update in sorted(updates):
-            moved = any(
-                np.any(g) for found in gradients.values() for name, g in found.items()
-                if name.startswith(f"{update}/") and name.partition("/")[2] not in apart
-            )  # fmt: skip
-            if not moved:
-                notes.append(f"Dead: in {backend} every recorded gradient of update '{update}' is zero.")
-        if all(len(set(losses)) == 1 and len(losses) > 1 for losses in result.losses.values()):
+        still = set(result.losses)
+        for step in result.gradient_steps:
+            if not still:
+                break
+            for name, gradient in result.gradients(step).items():
+                update, _, parameter = name.partition("/")
+                if parameter not in apart and np.any(gradient):
+                    still.discard(update)
+        notes += [
+            f"Dead: in {backend} every recorded gradient of update '{update}' is zero." for update in sorted(still)
+        ]
+        # A warm-up from 0 moves nothing in the first step: two equal losses prove nothing.
+        if all(len(set(losses)) == 1 and len(losses) > 2 for losses in result.losses.values()):  # noqa: PLR2004
             notes.append(f"Dead: in {backend} the loss is the same at every step.")
     return notes
 
@@ -260,6 +246,10 @@ def _wide(arrays: Mapping[str, Array]) -> Arrays:
 
 def _part(arrays: Mapping[str, Array], prefix: str) -> Arrays:
     return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+
+
+def _first(losses: Mapping[str, list[float]]) -> dict[str, list[float]]:
+    return {update: values[:1] for update, values in losses.items()}
 
 
 def _without(arrays: Mapping[str, Array], names: Mapping[str, str]) -> Arrays:

@@ -10,6 +10,7 @@ from harness.ops.attention import Attention
 from harness.ops.convolution import Convolution, ConvTranspose2d
 from harness.ops.linear import Dense
 from harness.ops.normalisation import BatchNorm
+from harness.optimizers import Adam
 
 
 def zero_gradient(program: Program) -> dict[str, str]:
@@ -17,16 +18,18 @@ def zero_gradient(program: Program) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, graph in program.networks.items():
         prefix = "" if len(program.networks) == 1 else f"{name}."
-        found |= {f"{prefix}{parameter}": why for parameter, why in _in(graph).items()}
+        # Only a rule that divides a gradient by its own size moves them far enough to show in what carries them.
+        adam = any(isinstance(u.optimizer, Adam) for u in program.updates if name in u.over)
+        found |= {f"{prefix}{parameter}": why for parameter, why in _in(graph, carriers=adam).items()}
     return found
 
 
-def _in(graph: Graph) -> dict[str, str]:
+def _in(graph: Graph, *, carriers: bool) -> dict[str, str]:
     found: dict[str, str] = {}
     for node in graph.nodes:
         op = node.op
         if isinstance(op, BlockOp):
-            found |= {f"{node.name}.{name}": why for name, why in _in(op.graph).items()}
+            found |= {f"{node.name}.{name}": why for name, why in _in(op.graph, carriers=carriers).items()}
         elif isinstance(op, Attention) and op.bias:
             found[f"{node.name}.key_bias"] = (
                 "a key bias adds the same to all scores of a query: softmax does not see it"
@@ -35,4 +38,7 @@ def _in(graph: Graph) -> dict[str, str]:
             users = graph.users(node.name)
             if users and all(isinstance(user.op, BatchNorm) for user in users):
                 found[f"{node.name}.bias"] = f"batch normalisation ({users[0].name}) subtracts it again"
+                if carriers:
+                    why = f"a statistic that carries {node.name}.bias, whose gradient is zero"
+                    found |= {f"{user.name}.mean": why for user in users}
     return found

@@ -234,6 +234,12 @@ class _Compiler:
         for i, metric in enumerate(spec.metrics):
             path: Path = ("evaluation", "metrics", i, metric.kind)
             outputs_role, targets_role = metric.roles
+            for role in metric.roles:
+                for part in walk(getattr(metric, role)):
+                    if isinstance(part, Name) and part.name in self.spec.data.noise:
+                        self.note((*path, role), f"'{part.name}' is noise, which held-out examples do not have")
+            if not isinstance(getattr(metric, targets_role), Name):
+                self.note((*path, targets_role), "what is true is a field of the data")
             outputs = self.shape_of(getattr(metric, outputs_role), {}, (*path, outputs_role))
             targets = self.shape_of(getattr(metric, targets_role), {}, (*path, targets_role))
             if outputs and targets:
@@ -242,6 +248,9 @@ class _Compiler:
                 except ShapeError as error:
                     self.note(path, str(error))
                 self.classes(metric, outputs[0], getattr(metric, targets_role), (*path, targets_role))
+        for name, count in Counter(p.name for p in spec.predictions).items():
+            if count > 1:
+                self.note(("evaluation", "predictions"), f"{count} predictions are called '{name}'; give each a 'name'")
         for i, prediction in enumerate(spec.predictions):
             self.prediction(prediction, ("evaluation", "predictions", i))
         if spec.text:

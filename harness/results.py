@@ -69,10 +69,18 @@ class BackendResult:
         """Parameters and statistics after a step, counted from 0."""
         return load_file(self.folder / "trajectory" / f"state-{step + 1:08}.safetensors") if self.folder else {}
 
-    def gradients(self) -> dict[int, dict[str, Array]]:
-        """Recorded gradients by step, counted from 0."""
-        files = sorted((self.folder / "trajectory").glob("gradients-*.safetensors")) if self.folder else []
-        return {int(file.stem.rpartition("-")[2]) - 1: load_file(file) for file in files}
+    @property
+    def gradient_steps(self) -> list[int]:
+        """The steps, counted from 0, whose gradients are recorded."""
+        files = (self.folder / "trajectory").glob("gradients-*.safetensors") if self.folder else []
+        return sorted(int(file.stem.rpartition("-")[2]) - 1 for file in files)
+
+    def gradients(self, step: int) -> dict[str, Array]:
+        """The gradients of a step, counted from 0, as `update/parameter`; none where they are not recorded."""
+        if self.folder is None:
+            return {}
+        file = self.folder / "trajectory" / f"gradients-{step + 1:08}.safetensors"
+        return load_file(file) if file.exists() else {}
 
     def to_json(self) -> dict[str, Any]:
         """The record without its arrays."""
@@ -111,6 +119,8 @@ class RunResult:
     """What was allowed, by kind of value: `relative`, and the `floor` of the magnitude that it is relative to."""
     machine: dict[str, Any] = field(default_factory=dict)
     """Operating system, processor, cores, memory."""
+    began: bool = True
+    """Whether outputs before training and the first step's losses and gradients agree: what rounding has not grown yet."""
     started: str = ""
     """When, UTC, ISO 8601."""
 
@@ -122,6 +132,9 @@ class RunResult:
     def with_evidence(self, exact: "RunResult") -> "RunResult":
         """This float32 run judged in the light of the same run in float64."""
         evidence = {"verdict": exact.verdict, "directory": exact.directory.name, "comparisons": exact.comparisons}
+        if not self.began:
+            note = "They differ from the first step on, before rounding can grow: float64 does not excuse that."
+            return replace(self, evidence=evidence, notes=[*self.notes, note])
         if exact.verdict != "same":
             note = "The same programs in float64 do not agree either: this is not rounding."
             return replace(self, evidence=evidence, notes=[*self.notes, note])
@@ -165,7 +178,7 @@ class RunResult:
             "backends": {name: clean(result.to_json()) for name, result in self.backends.items()},
             "comparisons": clean(self.comparisons), "series": clean(self.series), "notes": self.notes,
             "zero_gradient": self.zero_gradient, "drift": clean(self.drift), "evidence": clean(self.evidence),
-            "better": self.better, "tolerances": self.tolerances, "machine": self.machine, "started": self.started,
+            "better": self.better, "tolerances": self.tolerances, "machine": self.machine, "began": self.began, "started": self.started,
         }  # fmt: skip
 
     @classmethod
@@ -187,7 +200,7 @@ class RunResult:
                 for name, record in data["backends"].items()
             }
             kept = ("spec", "about", "verdict", "steps", "seed", "precision", "threads", "device", "comparisons",
-                    "series", "notes", "zero_gradient", "drift", "evidence", "better", "tolerances", "machine", "started")  # fmt: skip
+                    "series", "notes", "zero_gradient", "drift", "evidence", "better", "tolerances", "machine", "began", "started")  # fmt: skip
             return cls(directory=directory, backends=backends, **numbers({name: data[name] for name in kept}))
         except (KeyError, TypeError, AttributeError) as error:
             raise CallError(f"{directory / 'result.json'} is not complete: {error}") from None

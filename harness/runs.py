@@ -21,14 +21,13 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from harness import initial, spec
+from harness import initial, questions, spec
 from harness.backend import BACKENDS, PACKAGES
-from harness.data.datasets import Text, to_array
+from harness.data.datasets import Text
 from harness.data.inputs import Inputs, cast, prepare
 from harness.emit import container, loss_name
 from harness.environment import Interpreter, cores, importable, interpreters, worker_environment
 from harness.errors import CallError, DataError, SpecError
-from harness.expressions import Call, Expression, Name, walk
 from harness.graph import Program
 from harness.judge import judge
 from harness.record import plain
@@ -43,6 +42,7 @@ Listener = Callable[[str, Mapping[str, Any]], None]
 """Told of a backend's events: {"phase": ...}, {"step": n, "losses": {...}}, {"exit": status}."""
 
 BUDGET = 300_000_000  # bytes of recorded states a backend: beyond it they are recorded at fewer steps
+PROOF = 200  # steps at which gradients are recorded in float64; in float32, at six of them
 EVIDENCE = "float64-evidence"
 
 
@@ -164,13 +164,7 @@ def write_inputs(directory: Path, program: Program, inputs: Inputs, text: Source
     data = {f"train.{name}": array for name, array in inputs.train.items()}
     if inputs.held_out:
         data |= {f"test.{name}": array for name, array in inputs.test.items()}
-    evaluation = program.spec.evaluation
-    for i, prediction in enumerate(evaluation.predictions):
-        for name, value in prediction.inputs.items():
-            data[f"prediction{i}.{name}"] = to_array(name, value)
-    if evaluation.images:
-        drawn = initial.noise(program, "evaluation", count=evaluation.images.count)
-        data |= {f"images.{name}": array for name, array in drawn.items()}
+    data |= questions.arrays(program, inputs)
     save_file(cast(data, options.precision), folder / "data.safetensors")
     save_file(cast({"order": inputs.order, **inputs.noise}, options.precision), folder / "batches.safetensors")
 
@@ -184,6 +178,7 @@ def write_request(directory: Path, program: Program, inputs: Inputs, backend: st
     source = emitter.emit(program, options.precision, options.threads)
     (folder / name).write_text(source, encoding="utf-8")
     states, gradients = recorded_steps(program, options)
+    asked = questions.questions(program, held_out=inputs.held_out)
     request = {
         "backend": backend,
         "program": name,
@@ -195,7 +190,7 @@ def write_request(directory: Path, program: Program, inputs: Inputs, backend: st
         "cores": cores(options.threads) if options.device == "cpu" else [],
         "record_states": states,
         "record_gradients": gradients,
-        "evaluate": evaluations(program, inputs),
+        "evaluate": {name: q.request() for name, q in asked.items()},
         "text": _text_request(program),
     }
     files = [folder / name, *sorted((directory / "inputs").iterdir())]
@@ -224,49 +219,10 @@ def recorded_steps(program: Program, options: Options) -> tuple[list[int], list[
     size = width * sum(int(np.prod(p.shape)) for p in program.parameters.values())
     every = max(1, -(-size * program.steps // BUDGET))
     states = sorted({*range(0, program.steps, every), program.steps - 1})
-    gradients = sorted({step for step in (0, 1, 9, 49, 99, 199) if step < program.steps})
+    proof = range(0, min(program.steps, PROOF), max(1, -(-size * PROOF // BUDGET)))
+    some = (0, 1, 9, 49, 99, 199)
+    gradients = [*proof] if options.precision == "float64" else [step for step in some if step < program.steps]
     return states, gradients
-
-
-def evaluations(program: Program, inputs: Inputs) -> dict[str, Any]:
-    """Every expression that a worker evaluates, and where its fields are found in the inputs."""
-    part = "test" if inputs.held_out else "train"
-    evaluation = program.spec.evaluation
-    wanted = {}
-    for metric in evaluation.metrics:
-        expression = getattr(metric, metric.roles[0])
-        wanted[str(expression)] = _evaluation(expression, part)
-    for i, prediction in enumerate(evaluation.predictions):
-        wanted[f"prediction/{prediction.name}"] = _evaluation(prediction.value, f"prediction{i}")
-    if evaluation.images:
-        wanted["images"] = _evaluation(evaluation.images.images, "images")
-    if not wanted:
-        # Something of the network's is always compared before training: the first call of the first update.
-        site = next(
-            (
-                s
-                for u in program.updates
-                for s in u.calls
-                if all(a.kind == "field" and a.name in inputs.train for a in s.arguments)
-            ),
-            None,
-        )
-        if site is not None:
-            expression = Call(site.network, tuple(Name(a.name) for a in site.arguments))
-            wanted[str(expression)] = _evaluation(expression, part)
-    return wanted
-
-
-def _evaluation(expression: Expression, part: str) -> dict[str, Any]:
-    names = {e.name for e in walk(expression) if isinstance(e, Name)}
-    return {"expression": to_json(expression), "fields": {name: f"{part}.{name}" for name in sorted(names)}}
-
-
-def to_json(expression: Expression) -> list[Any]:
-    """An expression as a worker reads it."""
-    if isinstance(expression, Call):
-        return ["call", expression.network, [to_json(argument) for argument in expression.arguments]]
-    return ["field", str(expression)]
 
 
 def _text_request(program: Program) -> dict[str, Any] | None:
@@ -274,7 +230,7 @@ def _text_request(program: Program) -> dict[str, Any] | None:
     if sample is None or not isinstance(data, Text):
         return None
     return {
-        "expression": to_json(sample.logits),
+        "expression": questions.to_json(sample.logits),
         "prompt": data.encode(sample.prompt).tolist(),
         "length": sample.length,
         "window": data.length,

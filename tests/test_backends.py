@@ -11,7 +11,7 @@ from harness import initial, reference
 from harness.expressions import Call, Name
 from harness.judge import first_batch
 from harness.nullspace import zero_gradient
-from harness.runs import to_json
+from harness.questions import to_json
 
 pytestmark = pytest.mark.frameworks
 CLOSE = 1e-11

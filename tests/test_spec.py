@@ -9,6 +9,7 @@ from build import program_of
 
 from harness import catalogue, spec
 from harness.errors import SpecError
+from harness.nullspace import zero_gradient
 from harness.resolve import compile_spec
 
 GOOD = """
@@ -219,3 +220,33 @@ def test_the_schema_accepts_every_bundled_spec_and_refuses_a_wrong_one() -> None
             jsonschema.validate(data, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"name": "x"}, schema)
+
+
+EVALUATED = GOOD.replace("batch: 64", "batch: 64, noise: {z: {shape: [8, 8, 1]}}") + "evaluation:\n"
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "expected"),
+    [
+        ("  metrics: [{accuracy: {logits: net(z), labels: label}}]", "'z' is noise, which held-out examples do not have"),
+        ("  metrics: [{accuracy: {logits: net(image), labels: net(image)}}]", "what is true is a field of the data"),
+        ("  predictions: [{value: net(image), inputs: {image: []}}, {value: net(image), inputs: {}}]", "2 predictions are called 'prediction'"),
+        ("  predictions: [{value: net(image)}]", "needs 'inputs: {image: ...}'"),
+        ("  images: {images: net(image)}", "images are [height, width, 1 or 3], got [10]"),
+        ("  text: {logits: net(image), prompt: a}", "needs a text data set"),
+    ],
+)  # fmt: skip
+def test_a_wrong_evaluation_says_so(evaluation: str, expected: str) -> None:
+    found = problems(EVALUATED + evaluation)
+    assert any(expected in line for line in found), found
+
+
+def test_parameters_with_zero_gradient_are_found_from_the_graph() -> None:
+    layers = "- conv2d: {channels: 2, kernel: 3}\n      - batch_norm\n      - conv2d: {channels: 2, kernel: 3, bias: false}\n      - batch_norm\n      - conv2d: {channels: 2, kernel: 3}\n      - relu\n      - flatten"
+    text = GOOD.replace("- flatten", layers)
+    assert set(zero_gradient(program_of(text))) == {"conv1.bias"}
+    adam = text.replace("sgd: {learning_rate: 0.1}", "adam: {learning_rate: 0.1}")
+    assert set(zero_gradient(program_of(adam))) == {"conv1.bias", "norm1.mean"}
+    # A bias that something else reads as well has a gradient.
+    shared = text.replace("- batch_norm\n", "- batch_norm\n      - add: {inputs: [conv1, norm1]}\n", 1)
+    assert not zero_gradient(program_of(shared))

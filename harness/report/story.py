@@ -18,15 +18,15 @@ WHAT = {
     "gradients": "gradients",
     "loss": "loss",
     "state": "parameters and statistics",
-    "outputs": "predictions after training",
+    "outputs": "outputs after training",
 }
 """What is compared, in the order in which a difference would show."""
 MEANS = {
     "forward": "outputs before training",
-    "gradients": "of every update, at some steps, unclipped",
+    "gradients": "of every update at every recorded step, unclipped",
     "loss": "of every update at every step; with the reference, the first",
     "state": "parameters and statistics at every recorded step",
-    "outputs": "predictions after training",
+    "outputs": "outputs after training: predictions, and on the held-out examples",
 }
 PHASES = {
     "import": "import",

@@ -156,27 +156,13 @@ def test_an_interpreter_comes_from_the_call_then_the_environment_then_the_projec
 def test_interrupting_leaves_no_process_and_no_result(spec_file: Path, tmp_path: Path, stop: signal.Signals) -> None:
     marker = tmp_path / "started"
     bad = script(tmp_path, "bad", f"touch {marker}\nsleep {NAP}")
-    command = [
-        sys.executable,
-        "-m",
-        "harness",
-        "run",
-        str(spec_file),
-        "--backends",
-        "torch",
-        "--python",
-        f"torch={bad}",
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # Where this suite runs in the background of a shell, Ctrl-C is ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - nothing is threaded here
+    # Where this suite runs in the background of a shell, Ctrl-C is ignored, and children inherit that.
+    code = (
+        "import signal; from harness.cli import main; signal.signal(signal.SIGINT, signal.default_int_handler); main()"
     )
+    options = ["--backends", "torch", "--python", f"torch={bad}", "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-c", code, "run", str(spec_file), *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         deadline = time.monotonic() + 60
         while not marker.exists() and time.monotonic() < deadline:

@@ -46,14 +46,34 @@ class Session(Protocol):
     def wait(self, result: Any) -> dict[str, float]:  # noqa: ANN401
         """The losses of a step by update, once they are there."""
 
-    def gradients(self, batch: Any) -> Arrays:  # noqa: ANN401
-        """The gradient of each update's loss at the present state, unclipped, as `update/parameter`; changes nothing."""
+    def observed(self, result: Any) -> Arrays:  # noqa: ANN401
+        """What a step of an observed program saw: `values/update/call.node` and `gradients/update/parameter`."""
+
+    def gradients(self, batch: Any, *, inputs: bool = False) -> Arrays:  # noqa: ANN401
+        """The gradient of each update's loss at the present state, unclipped, as `update/parameter`; changes nothing.
+
+        `inputs`: those of the batch's float fields beside them, as `update/@field`.
+        """
 
     def state(self) -> Arrays:
         """Copies of all parameters and statistics."""
 
     def evaluate(self, expression: Any, fields: Arrays) -> Array:  # noqa: ANN401
         """An expression in evaluation mode: ["field", name] or ["call", network, [arguments]]."""
+
+    def values(self, expression: Any, fields: Arrays) -> Arrays:  # noqa: ANN401
+        """Every node's value of an observed program in evaluation mode, as `call.node`."""
+
+
+def spell(expression: Any) -> str:  # noqa: ANN401
+    """An expression as a spec writes it: the name of a call's values.
+
+    >>> spell(["call", "discriminator", [["call", "generator", [["field", "noise"]]]]])
+    'discriminator(generator(noise))'
+    """
+    if expression[0] == "field":
+        return str(expression[1])
+    return f"{expression[1]}({', '.join(spell(argument) for argument in expression[2])})"
 
 
 def flatten(batch: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -31,6 +31,17 @@ class Tolerance:
         return self.relative * max(magnitude, self.floor)
 
 
+@dataclass(frozen=True)
+class Derived(Tolerance):
+    """A tolerance that was derived for one tensor: so much and no more, whatever its values."""
+
+    absolute: float = 0.0
+
+    def allowed(self, a: Array, b: Array) -> float:  # noqa: ARG002 - as above
+        """The derived bound."""
+        return self.absolute
+
+
 FLOAT64 = 1e-10
 TOLERANCES: dict[str, dict[str, Tolerance]] = {
     # The proof: nothing semantic hides below this; agreement near 1e-15 is what is measured.
@@ -135,10 +146,10 @@ def measure(name: str, a: Array, b: Array, tolerance: Tolerance, step: int | Non
 
 
 def compare(
-    what: str, names: tuple[str, str], a: Mapping[str, Array], b: Mapping[str, Array], tolerance: Tolerance,
-    step: int | None = None,
+    what: str, names: tuple[str, str], a: Mapping[str, Array], b: Mapping[str, Array],
+    tolerance: Tolerance | Mapping[str, Tolerance], step: int | None = None,
 ) -> Comparison:  # fmt: skip
-    """Two sets of tensors: the same names and shapes first, then values."""
+    """Two sets of tensors: the same names and shapes first, then values; one tolerance, or one a name."""
     missing = [f"only {names[0]} has {name}" for name in sorted(a.keys() - b.keys())]
     missing += [f"only {names[1]} has {name}" for name in sorted(b.keys() - a.keys())]
     differences = []
@@ -146,7 +157,8 @@ def compare(
         if a[name].shape != b[name].shape:
             missing.append(f"{name} has shape {a[name].shape} and {b[name].shape}")
         else:
-            differences.append(measure(name, a[name], b[name], tolerance, step))
+            own = tolerance if isinstance(tolerance, Tolerance) else tolerance[name]
+            differences.append(measure(name, a[name], b[name], own, step))
     return Comparison(what, *names, _worst(differences), len(differences), tuple(missing))
 
 

@@ -68,6 +68,17 @@ def variables(graph: Graph) -> dict[str, str]:
     return names
 
 
+def observed(node: Node, variable: str, value: str, call: str) -> list[str]:
+    """A node's line in a program that returns every node's value: what it computes, and its entry in `values`.
+
+    `value` is the variable's expression in the axes of a spec. A block returns its own nodes' values beside its own.
+    """
+    if isinstance(node.op, BlockOp):
+        inner = f"{{f'{node.name}.{{name}}': value for name, value in inner.items()}}"
+        return [f"{variable}, inner = {call}", f"values |= {inner}", f'values["{node.name}"] = {value}']
+    return [f"{variable} = {call}", f'values["{node.name}"] = {value}']
+
+
 def masked(graph: Graph) -> bool:
     """Whether a graph's forward pass takes dropout masks."""
     return bool(graph.masks)
@@ -217,6 +228,11 @@ def call_site(program: Program, site: CallSite, extra: str = "") -> str:
     given += [extra] if extra else []
     target = "model" if len(program.networks) == 1 else f"model.{site.network}"
     return f"{target}({', '.join(given)})"
+
+
+def result(site: CallSite, *, observe: bool) -> str:
+    """What a call's result is assigned to: its variable, and in an observed program every node's value beside it."""
+    return f'{site.variable}, values["{site.variable}"]' if observe else site.variable
 
 
 def smoothed_number(term: Term) -> float:

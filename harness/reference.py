@@ -67,17 +67,20 @@ def loss(
 
 
 def evaluate(
-    program: Program, expression: Expression, parameters: Mapping[str, Array], fields: Mapping[str, Array]
-) -> Array:
-    """An expression in evaluation mode."""
+    program: Program, expression: Expression, parameters: Mapping[str, Array], fields: Mapping[str, Array],
+    observe: Observer | None = None,
+) -> Array:  # fmt: skip
+    """An expression in evaluation mode. `observe` sees every node's value, named by its call: `classifier(image).conv1`."""
     match expression:
         case Name(name):
             return fields[name]
         case Number(value):
             return np.asarray(value)
         case Call(network, arguments):
-            given = tuple(evaluate(program, argument, parameters, fields) for argument in arguments)
-            return forward(program.networks[network], given, network_parameters(program, network, parameters))[0]
+            given = tuple(evaluate(program, argument, parameters, fields, observe) for argument in arguments)
+            own = network_parameters(program, network, parameters)
+            see = None if observe is None else _prefixed(observe, str(expression))
+            return forward(program.networks[network], given, own, observe=see)[0]
 
 
 def network_parameters(program: Program, network: str, parameters: Mapping[str, Array]) -> Mapping[str, Array]:

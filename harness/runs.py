@@ -258,7 +258,7 @@ def train(
     try:
         result = json.loads((folder / "result.json").read_text())
     except FileNotFoundError:
-        reason = why or f"exited with {_spell_status(status)} before writing result.json"
+        reason = why or f"exited with {spell_status(status)} before writing result.json"
         log = tail(folder / "log.txt")
         if "ModuleNotFoundError" in log:
             reason += f"; {python.path} needs numpy, safetensors and {', '.join(PACKAGES[backend])}"
@@ -304,12 +304,12 @@ def _supervise(
                 elif process.poll() is not None:
                     break  # the worker has ended; a stray child of it may hold the pipe
                 if time.monotonic() - heard > options.timeout:
-                    _kill(process)
+                    kill(process)
                     return process.wait(), f"gave no sign of life for {options.timeout:g} seconds and was stopped"
         try:
             return process.wait(timeout=max(options.timeout, 10)), None
         except subprocess.TimeoutExpired:
-            _kill(process)
+            kill(process)
             return process.wait(), "did not end after its work and was stopped"
 
 
@@ -328,20 +328,22 @@ def _killed_at_exit(process: "subprocess.Popen[bytes]") -> Iterator[None]:
     try:
         yield
     finally:
-        _kill(process)
+        kill(process)
         process.wait()
         if before is not None:
             signal.signal(signal.SIGTERM, before)
 
 
-def _kill(process: "subprocess.Popen[bytes]") -> None:
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a worker and everything that it started."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         process.poll()  # it is gone already
 
 
-def _spell_status(status: int) -> str:
+def spell_status(status: int) -> str:
+    """How a process ended, in words."""
     if status < 0:
         try:
             name = signal.Signals(-status).name

@@ -7,16 +7,17 @@ from harness.graph import Graph, Program, Update
 
 FRAMEWORK = "JAX (Flax NNX and Optax)"
 HELPERS = layers.HELPERS | training.HELPERS
+OBSERVED = ", and every node's value and gradient"
 
 
-def emit(program: Program, precision: str = "float32", threads: int = 1) -> str:
-    """The program as a file that runs by itself."""
+def emit(program: Program, precision: str = "float32", threads: int = 1, *, observe: bool = False) -> str:
+    """The program as a file that runs by itself; `observe`: one that also returns every node's value and gradient."""
     classes, helpers = [], []
     for graph in graphs(program):
-        text, used = module(graph, precision)
+        text, used = module(graph, precision, observe=observe)
         classes.append(text)
         helpers += used
-    functions, used = step(program)
+    functions, used = step(program, observe=observe)
     helpers += used
     parts = [
         header(program, precision),
@@ -26,7 +27,7 @@ def emit(program: Program, precision: str = "float32", threads: int = 1) -> str:
         functions,
         tables(program),
         shared.masks_text(program, precision) if program.masks else "",
-        running(program, threads),
+        running(program, threads, observe=observe),
     ]
     return shared.formatted("\n\n".join(parts))
 
@@ -58,12 +59,12 @@ jax.config.update("jax_default_matmul_precision", "highest")
 """
 
 
-def module(graph: Graph, precision: str) -> tuple[str, list[str]]:
+def module(graph: Graph, precision: str, *, observe: bool = False) -> tuple[str, list[str]]:
     """A network or block as a class."""
     inits: list[str] = []
     lines: list[str] = []
     helpers: list[str] = []
-    for line, code, name in lower(graph):
+    for line, code, name in lower(graph, observe=observe):
         if code and code.init:
             inits += [f"self.{name} = {code.init}", *code.setup]
         helpers += code.helpers if code else []
@@ -79,21 +80,32 @@ class {graph.class_name}(nnx.Module):
     def __init__(self, rngs: nnx.Rngs) -> None:
 {body}
 
-    def __call__(self, {given}) -> Array:
+    def __call__(self, {given}) -> {returned("Array", observe=observe)}:
 {indented(lines)}
 """, helpers  # fmt: skip
 
 
-def lower(graph: Graph) -> list[tuple[str, Code | None, str]]:
+def returned(kind: str, *, observe: bool) -> str:
+    """The type that a function returns: in an observed program a dictionary beside what it returns otherwise."""
+    return f"tuple[{kind}, dict]" if observe else kind
+
+
+def lower(graph: Graph, *, observe: bool = False) -> list[tuple[str, Code | None, str]]:
     """The forward pass, a line a node."""
     names = shared.variables(graph)
     out: list[tuple[str, Code | None, str]] = []
     for node in graph.nodes:
         code: Code = getattr(layers, node.op.kind)(node, *(names[name] for name in node.inputs))
+        if observe:
+            name = names[node.name]
+            out.append(("\n".join(shared.observed(node, name, name, code.call)), code, node.name))
+            continue
         if code.call == names[node.name] and node.name != graph.output:
             continue  # dropout at rate 0
         line = f"return {code.call}" if node.name == graph.output else f"{names[node.name]} = {code.call}"
         out.append((line, code, node.name))
+    if observe:
+        return [("values = {}", None, ""), *out, (f"return {names[graph.output]}, values", None, "")]
     if graph.nodes[-1].name != graph.output:
         out.append((f"return {names[graph.output]}", None, ""))
     return out
@@ -111,10 +123,10 @@ class {shared.container(program)}(nnx.Module):
 '''
 
 
-def step(program: Program) -> tuple[str, list[str]]:
+def step(program: Program, *, observe: bool = False) -> tuple[str, list[str]]:
     """Losses, learning rates, optimizers, state and the training step."""
     helpers = [name for u in program.updates for t in u.terms for name in training.LOSS_HELPERS.get(t.loss.kind, ())]
-    parts = [loss(program, update) for update in program.updates]
+    parts = [loss(program, update, observe=observe) for update in program.updates]
     for update in program.updates:
         if not training.constant(update):
             parts.append(f"""
@@ -127,71 +139,88 @@ def {rate_name(program, update)}(step: Array) -> Array:
     parts += [text, state(program)]
     if len(program.updates) == 1:
         (update,) = program.updates
+        kind = returned("Array", observe=observe)
+        body = minimisation(
+            shared.loss_name(program, update),
+            "optimizer",
+            "state.optimizer_state",
+            moved(program, update),
+            observe=observe,
+        )
         parts.append(f'''
 @partial(jax.jit, donate_argnames="state")
-def train_step(state: State, batch: dict) -> tuple[State, Array]:
-    """One update; returns the new state and the loss before it."""
-{minimisation(shared.loss_name(program, update), "optimizer", "state.optimizer_state", moved(program, update))}
-    return State(parameters, statistics, optimizer_state), loss
+def train_step(state: State, batch: dict) -> tuple[State, {kind}]:
+    """One update; returns the new state and the loss before it{OBSERVED if observe else ""}."""
+{body}
+    return State(parameters, statistics, optimizer_state), {f'(loss, {{"{update.name}": observed}})' if observe else "loss"}
 ''')
         return "\n\n".join(parts), helpers
     several = len(program.networks) > 1
+    also = ", observed" if observe else ""
     lines = [
-        f'state, losses["{u.name}"] = minimise(state, "{u.name}", {shared.loss_name(program, u)}, '
+        (f'state, (losses["{u.name}"], observed["{u.name}"])' if observe else f'state, losses["{u.name}"]')
+        + f' = minimise(state, "{u.name}", {shared.loss_name(program, u)}, '
         + (f"{tuple(u.over)}, batch)" if several else "batch)")
         for u in program.updates
     ]
     parts.append(f'''
 def minimise(
     state: State, name: str, loss_fn: Callable, {"networks: tuple[str, ...], " if several else ""}batch: dict
-) -> tuple[State, Array]:
+) -> tuple[State, {returned("Array", observe=observe)}]:
     """One update{" of these networks' parameters" if several else ""}; returns the new state and the loss before it."""
-{minimisation("loss_fn", "optimizers[name]", "state.optimizer_states[name]", "networks" if several else None)}
+{minimisation("loss_fn", "optimizers[name]", "state.optimizer_states[name]", "networks" if several else None, observe=observe)}
     optimizer_states = state.optimizer_states | {{name: optimizer_state}}
-    return State(parameters, statistics, optimizer_states), loss
+    return State(parameters, statistics, optimizer_states), {"(loss, observed)" if observe else "loss"}
 
 
 @partial(jax.jit, donate_argnames="state")
-def train_step(state: State, batch: dict) -> tuple[State, dict[str, Array]]:
-    """One update after another; returns the new state and the loss before each."""
-    losses = {{}}
+def train_step(state: State, batch: dict) -> tuple[State, {returned("dict[str, Array]", observe=observe)}]:
+    """One update after another; returns the new state and the loss before each{OBSERVED if observe else ""}."""
+    losses{also} = {"{}, {}" if observe else "{}"}
 {indented(lines, 4)}
-    return state, losses
+    return state, {"(losses, observed)" if observe else "losses"}
 ''')
     return "\n\n".join(parts), helpers
 
 
-def minimisation(loss: str, optimizer: str, optimizer_state: str, networks: str | None) -> str:
+def minimisation(loss: str, optimizer: str, optimizer_state: str, networks: str | None, *, observe: bool) -> str:
     """The statements from a state and a batch to new parameters, statistics and optimizer state."""
     whole = networks is None
+    statistics = "nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))"
+    minimised = [f"    return {loss}(model, batch), {statistics}"]
+    if observe:
+        minimised = [f"    loss, values = {loss}(model, batch)", f"    return loss, ({statistics}, values)"]
     lines = [
         "",
-        "def objective(parameters: dict) -> tuple[Array, dict]:",
+        f"def objective(parameters: dict) -> tuple[Array, {'tuple' if observe else 'dict'}]:",
         f"    model = nnx.merge(GRAPHDEF, {'parameters' if whole else 'state.parameters | parameters'}, state.statistics)",
-        f"    return {loss}(model, batch), nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))",
+        *minimised,
         "",
         "parameters = state.parameters"
         if whole
         else f"parameters = {{network: state.parameters[network] for network in {networks}}}",
-        "(loss, statistics), gradients = jax.value_and_grad(objective, has_aux=True)(parameters)",
+        f"(loss, {'(statistics, values)' if observe else 'statistics'}), gradients = jax.value_and_grad(objective, has_aux=True)(parameters)",
+        *(['observed = {"values": values, "gradients": gradients}'] if observe else []),
         f"updates, optimizer_state = {optimizer}.update(gradients, {optimizer_state}, parameters)",
         f"parameters = {'' if whole else 'state.parameters | '}optax.apply_updates(parameters, updates)",
     ]
     return indented(lines, 4)
 
 
-def loss(program: Program, update: Update) -> str:
+def loss(program: Program, update: Update, *, observe: bool = False) -> str:
     """The function of one update's loss."""
-    lines: list[str] = []
+    lines: list[str] = ["values = {}"] if observe else []
     for site in update.calls:
         call = shared.call_site(program, site)
         # Nothing that this update moves lies behind the value: no gradient goes there.
-        lines.append(f"{site.variable} = {call if site.moved else f'jax.lax.stop_gradient({call})'}")
+        lines.append(
+            f"{shared.result(site, observe=observe)} = {call if site.moved else f'jax.lax.stop_gradient({call})'}"
+        )
     terms = [(term.loss.weight, training.LOSSES[term.loss.kind](term)) for term in update.terms]
     return f"""
-def {shared.loss_name(program, update)}(model: {shared.container(program)}, batch: dict) -> Array:
+def {shared.loss_name(program, update)}(model: {shared.container(program)}, batch: dict) -> {returned("Array", observe=observe)}:
 {indented(lines, 4)}
-    return {shared.weighted(terms)}
+    return {shared.weighted(terms)}{", values" if observe else ""}
 """
 
 
@@ -257,7 +286,7 @@ def tables(program: Program) -> str:
     return text + shared.table("STATISTICS", running, "the same for running statistics")
 
 
-def running(program: Program, threads: int) -> str:
+def running(program: Program, threads: int, *, observe: bool = False) -> str:
     """Loading parameters and batches, and `main`."""
     single = len(program.updates) == 1
     rows = []
@@ -274,6 +303,7 @@ def running(program: Program, threads: int) -> str:
     each = ", ".join(f'"{name}": optimizers["{name}"]{init}' for name, init in made.items())
     optimizer_state = f"optimizer{next(iter(made.values()))}" if single else f"{{{each}}}"
     show = "float(loss)" if single else "*map(float, losses.values())"
+    losses = "loss" if single else "losses"
     return f'''
 def load_parameters(arrays: dict[str, np.ndarray]) -> State:
     """The state before training, from the canonical array of every parameter and statistic."""
@@ -303,7 +333,7 @@ def main(run: Path) -> None:
     inputs = load_file(run / "inputs" / "data.safetensors") | load_file(run / "inputs" / "batches.safetensors")
     state = load_parameters(load_file(run / "inputs" / "parameters.safetensors"))
     for step in range(len(inputs["order"])):
-        state, {"loss" if single else "losses"} = train_step(state, load_batch(inputs, step))
+        state, {f"({losses}, _)" if observe else losses} = train_step(state, load_batch(inputs, step))
         print(step + 1, {show})
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from harness.backend import Array, Arrays, check_tables, flatten, to_canonical
+from harness.backend import Array, Arrays, check_tables, flatten, spell, to_canonical
 
 
 def environment() -> dict[str, Any]:
@@ -32,11 +33,12 @@ class Session:
     def __init__(self, module: ModuleType, request: Mapping[str, Any]) -> None:
         self.module, self.updates, self.networks = module, request["updates"], request["networks"]
         self.single = len(self.updates) == 1
+        self.observes = bool(request.get("observe"))
         self.model = getattr(module, request["model"])
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.state_now: Any = None
         self.evaluations: dict[str, Callable[..., Any]] = {}
-        self.losses_gradients = jax.jit(self._gradients)
+        self.losses_gradients = {inputs: jax.jit(partial(self._gradients, inputs=inputs)) for inputs in (False, True)}
         _, learned, statistics = nnx.split(nnx.eval_shape(lambda: self.model(nnx.Rngs(0))), nnx.Param, ...)
         self.live = _by_path(learned) | _by_path(statistics)
         check_tables(module, _by_path(learned), _by_path(statistics))
@@ -63,26 +65,49 @@ class Session:
         return result
 
     def wait(self, result: Any) -> dict[str, float]:
+        result = result[0] if self.observes else result
         if self.single:
             return {self.updates[0]["name"]: float(result)}
         return {name: float(loss) for name, loss in result.items()}
 
-    def gradients(self, batch: Any) -> Arrays:
+    def observed(self, result: Any) -> Arrays:
         found = {}
-        gradients = self.losses_gradients(self.state_now.parameters, self.state_now.statistics, batch)
         for update in self.updates:
-            own = flatten(gradients[update["name"]])
-            for name, (path, axes) in self.module.PARAMETERS.items():
-                if self._moves(update, name):
-                    array = np.array(own[path.replace(".", "/")])
-                    found[f"{update['name']}/{name}"] = to_canonical(array, axes, self.shapes[name])
+            seen = result[1][update["name"]]
+            for call, values in seen["values"].items():
+                found |= {f"values/{update['name']}/{call}.{node}": np.array(value) for node, value in values.items()}
+            gradients = self._canonical(update, seen["gradients"])
+            found |= {f"gradients/{name}": gradient for name, gradient in gradients.items()}
         return found
 
-    def _gradients(self, parameters: Any, statistics: Any, batch: Any) -> dict[str, Any]:
-        def objective(parameters: Any, loss: str) -> Any:
-            return getattr(self.module, loss)(nnx.merge(self.module.GRAPHDEF, parameters, statistics), batch)
+    def gradients(self, batch: Any, *, inputs: bool = False) -> Arrays:
+        found: Arrays = {}
+        gradients = self.losses_gradients[inputs](self.state_now.parameters, self.state_now.statistics, batch)
+        for update in self.updates:
+            own, fields = gradients[update["name"]]
+            found |= self._canonical(update, own)
+            found |= {f"{update['name']}/@{name}": np.array(value) for name, value in fields.items()}
+        return found
 
-        return {update["name"]: jax.grad(objective)(parameters, update["loss"]) for update in self.updates}
+    def _canonical(self, update: Mapping[str, Any], gradients: Any) -> Arrays:
+        """Gradients by Flax's paths -> `update/parameter`, those that the update moves."""
+        own, found = flatten(gradients), {}
+        for name, (path, axes) in self.module.PARAMETERS.items():
+            if self._moves(update, name):
+                array = np.array(own[path.replace(".", "/")])
+                found[f"{update['name']}/{name}"] = to_canonical(array, axes, self.shapes[name])
+        return found
+
+    def _gradients(self, parameters: Any, statistics: Any, batch: Any, *, inputs: bool) -> dict[str, Any]:
+        fields = {name: v for name, v in batch.items() if inputs and name != "masks" and v.dtype.kind == "f"}
+
+        def objective(parameters: Any, fields: Any, loss: str) -> Any:
+            model = nnx.merge(self.module.GRAPHDEF, parameters, statistics)
+            value = getattr(self.module, loss)(model, batch | fields)
+            return value[0] if self.observes else value
+
+        gradients = jax.grad(objective, argnums=(0, 1))
+        return {update["name"]: gradients(parameters, fields, update["loss"]) for update in self.updates}
 
     def _moves(self, update: Mapping[str, Any], name: str) -> bool:
         return update["networks"] is None or name.partition(".")[0] in update["networks"]
@@ -97,22 +122,34 @@ class Session:
         }
 
     def evaluate(self, expression: Any, fields: Arrays) -> Array:
+        return np.array(self._evaluation(expression, fields)[0])
+
+    def values(self, expression: Any, fields: Arrays) -> Arrays:
+        return {name: np.array(value) for name, value in self._evaluation(expression, fields)[1].items()}
+
+    def _evaluation(self, expression: Any, fields: Arrays) -> Any:
         key = json.dumps(expression)
         if key not in self.evaluations:
             self.evaluations[key] = jax.jit(lambda *given: self._evaluated(expression, *given))
-        return np.array(self.evaluations[key](self.state_now.parameters, self.state_now.statistics, fields))
+        return self.evaluations[key](self.state_now.parameters, self.state_now.statistics, fields)
 
     def _evaluated(self, expression: Any, parameters: Any, statistics: Any, fields: Mapping[str, Any]) -> Any:
         model = nnx.merge(self.module.GRAPHDEF, parameters, statistics)
         model.eval()
-        return self._value(model, expression, fields)
+        seen: dict[str, Any] = {}
+        return self._value(model, expression, fields, seen), seen
 
-    def _value(self, model: Any, expression: Any, fields: Mapping[str, Any]) -> Any:
+    def _value(self, model: Any, expression: Any, fields: Mapping[str, Any], seen: dict[str, Any]) -> Any:
         if expression[0] == "field":
             return fields[expression[1]]
         _, network, arguments = expression
         target = model if len(self.networks) == 1 else getattr(model, network)
-        return target(*(self._value(model, argument, fields) for argument in arguments))
+        value = target(*(self._value(model, argument, fields, seen) for argument in arguments))
+        if not self.observes:
+            return value
+        value, inner = value
+        seen |= {f"{spell(expression)}.{node}": each for node, each in inner.items()}
+        return value
 
 
 def _by_path(state: nnx.State) -> dict[str, tuple[int, ...]]:

@@ -7,17 +7,19 @@ from harness.graph import BlockOp, Graph, Program, Update
 
 FRAMEWORK = "Keras on TensorFlow"
 HELPERS = layers.HELPERS | training.HELPERS
+OBSERVED = ", and every node's value and gradient"
 
 
-def emit(program: Program, precision: str = "float32", threads: int = 1) -> str:
-    """The program as a file that runs by itself."""
+def emit(program: Program, precision: str = "float32", threads: int = 1, *, observe: bool = False) -> str:
+    """The program as a file that runs by itself; `observe`: one that also returns every node's value and gradient."""
     classes, helpers = [], []
     models = {graph.class_name for graph in program.networks.values()}
     for graph in graphs(program):
-        text, used = module(graph, "keras.Model" if graph.class_name in models else "keras.layers.Layer")
+        base = "keras.Model" if graph.class_name in models else "keras.layers.Layer"
+        text, used = module(graph, base, observe=observe)
         classes.append(text)
         helpers += used
-    functions, used = step(program)
+    functions, used = step(program, observe=observe)
     helpers += used
     parts = [
         header(program, precision),
@@ -27,7 +29,7 @@ def emit(program: Program, precision: str = "float32", threads: int = 1) -> str:
         functions,
         tables(program),
         shared.masks_text(program, precision) if program.masks else "",
-        running(program, threads),
+        running(program, threads, observe=observe),
     ]
     return shared.formatted("\n\n".join(parts))
 
@@ -54,12 +56,12 @@ tf.config.experimental.enable_tensor_float_32_execution(False)
 """
 
 
-def module(graph: Graph, base: str) -> tuple[str, list[str]]:
+def module(graph: Graph, base: str, *, observe: bool = False) -> tuple[str, list[str]]:
     """A network or block as a class."""
     inits: list[str] = []
     lines: list[str] = []
     helpers: list[str] = []
-    for line, code, name in lower(graph):
+    for line, code, name in lower(graph, observe=observe):
         if code and code.init:
             inits += [f"self.{name} = {code.init}", *code.setup]
         helpers += code.helpers if code else []
@@ -74,12 +76,17 @@ def module(graph: Graph, base: str) -> tuple[str, list[str]]:
     )
     return f"""
 class {graph.class_name}({base}):
-    {construct}def call(self, {given}) -> tf.Tensor:
+    {construct}def call(self, {given}) -> {returned("tf.Tensor", observe=observe)}:
 {indented(lines)}
 """, helpers  # fmt: skip
 
 
-def lower(graph: Graph) -> list[tuple[str, Code | None, str]]:
+def returned(kind: str, *, observe: bool) -> str:
+    """The type that a function returns: in an observed program a dictionary beside what it returns otherwise."""
+    return f"tuple[{kind}, dict]" if observe else kind
+
+
+def lower(graph: Graph, *, observe: bool = False) -> list[tuple[str, Code | None, str]]:
     """The forward pass, a line a node."""
     names = shared.variables(graph)
     out: list[tuple[str, Code | None, str]] = []
@@ -87,10 +94,15 @@ def lower(graph: Graph) -> list[tuple[str, Code | None, str]]:
         args = [names[name] for name in node.inputs]
         lowering = layers.block if isinstance(node.op, BlockOp) else getattr(layers, node.op.kind)
         code: Code = lowering(node, *args)
-        if node.name == graph.output:
+        if observe:
+            name = names[node.name]
+            out.append(("\n".join(shared.observed(node, name, name, code.call)), code, node.name))
+        elif node.name == graph.output:
             out.append((f"return {code.call}", code, node.name))
         else:
             out.append((f"{names[node.name]} = {code.call}", code, node.name))
+    if observe:
+        return [("values = {}", None, ""), *out, (f"return {names[graph.output]}, values", None, "")]
     if graph.nodes[-1].name != graph.output:
         out.append((f"return {names[graph.output]}", None, ""))
     return out
@@ -113,11 +125,11 @@ class {shared.container(program)}:
 '''
 
 
-def step(program: Program) -> tuple[str, list[str]]:
+def step(program: Program, *, observe: bool = False) -> tuple[str, list[str]]:
     """Losses, learning rates, optimizers and the training step."""
     single = len(program.updates) == 1
     helpers: list[str] = []
-    parts = [loss(program, update) for update in program.updates]
+    parts = [loss(program, update, observe=observe) for update in program.updates]
     for update in program.updates:
         if body := training.schedule(update.schedule, update.optimizer.learning_rate):
             parts.append(f"""
@@ -139,22 +151,33 @@ class {rate_name(program, update)}(keras.optimizers.schedules.LearningRateSchedu
         result = "loss" if single else f'losses["{update.name}"]'
         densify = ["# An embedding's gradient comes as rows: repeated ones are summed before anything reads them.",
                    "gradients = [tf.convert_to_tensor(g) for g in gradients]"]  # fmt: skip
+        seen = [
+            f"found = {{v.path: g for v, g in zip({target}, gradients, strict=True) if g is not None}}",
+            f'observed["{update.name}"] = {{"values": values, "gradients": found}}',
+        ]
         lines += [
             "with tf.GradientTape() as tape:",
-            f"    {result} = {name}(model, batch)",
+            f"    {result}{', values' if observe else ''} = {name}(model, batch)",
             f"gradients = tape.gradient({result}, {target})",
             *(densify if training.sparse(program, update) else []),
+            *(seen if observe else []),
             *training.clip(update),
             f"{variable}.apply(gradients, {target})",
         ]
+    also = ", observed" if observe else ""
+    lines = ["observed = {}", *lines] if observe else lines
     if single:
-        signature = f"model: {cls}, optimizer: keras.optimizers.Optimizer, batch: dict) -> tf.Tensor"
-        doc, lines = "One update; returns the loss before it.", [*lines, "return loss"]
-    else:
-        signature = (
-            f"model: {cls}, optimizers: dict[str, keras.optimizers.Optimizer], batch: dict) -> dict[str, tf.Tensor]"
+        kind = returned("tf.Tensor", observe=observe)
+        signature = f"model: {cls}, optimizer: keras.optimizers.Optimizer, batch: dict) -> {kind}"
+        doc, lines = (
+            f"One update; returns the loss before it{OBSERVED if observe else ''}.",
+            [*lines, f"return loss{also}"],
         )
-        doc, lines = "One update after another; returns the loss before each.", ["losses = {}", *lines, "return losses"]
+    else:
+        kind = returned("dict[str, tf.Tensor]", observe=observe)
+        signature = f"model: {cls}, optimizers: dict[str, keras.optimizers.Optimizer], batch: dict) -> {kind}"
+        doc = f"One update after another; returns the loss before each{OBSERVED if observe else ''}."
+        lines = ["losses = {}", *lines, f"return losses{also}"]
     parts.append(f'''
 @tf.function
 def train_step({signature}:
@@ -164,19 +187,23 @@ def train_step({signature}:
     return "\n\n".join(parts), helpers
 
 
-def loss(program: Program, update: Update) -> str:
+def loss(program: Program, update: Update, *, observe: bool = False) -> str:
     """The function of one update's loss."""
-    lines: list[str] = []
+    lines: list[str] = ["values = {}"] if observe else []
     for site in update.calls:
         trains = layers.trains(program.networks[site.network])
         call = shared.call_site(program, site, "training=True" if trains else "")
         # Nothing that this update moves lies behind the value: no gradient goes there.
-        lines.append(f"{site.variable} = {call if site.moved else f'tf.stop_gradient({call})'}")
+        if observe:
+            lines.append(f"{shared.result(site, observe=True)} = {call}")
+            lines += [] if site.moved else [f"{site.variable} = tf.stop_gradient({site.variable})"]
+        else:
+            lines.append(f"{site.variable} = {call if site.moved else f'tf.stop_gradient({call})'}")
     terms = [(term.loss.weight, training.LOSSES[term.loss.kind](term)) for term in update.terms]
     return f"""
-def {shared.loss_name(program, update)}(model: {shared.container(program)}, batch: dict) -> tf.Tensor:
+def {shared.loss_name(program, update)}(model: {shared.container(program)}, batch: dict) -> {returned("tf.Tensor", observe=observe)}:
 {indented(lines, 4)}
-    return {shared.weighted(terms)}
+    return {shared.weighted(terms)}{", values" if observe else ""}
 """
 
 
@@ -241,7 +268,7 @@ def tables(program: Program) -> str:
     return text + shared.table("STATISTICS", running, "the same for running statistics")
 
 
-def running(program: Program, threads: int) -> str:
+def running(program: Program, threads: int, *, observe: bool = False) -> str:
     """Making the model, loading parameters and batches, and `main`."""
     cls, single = shared.container(program), len(program.updates) == 1
     rows = []
@@ -293,7 +320,7 @@ def main(run: Path) -> None:
     load_parameters(model, load_file(run / "inputs" / "parameters.safetensors"))
     {optimizer} = make_{optimizer}(model)
     for step in range(len(inputs["order"])):
-        {"loss" if single else "losses"} = train_step(model, {optimizer}, load_batch(inputs, step))
+        {"loss" if single else "losses"}{", _" if observe else ""} = train_step(model, {optimizer}, load_batch(inputs, step))
         print(step + 1, {show})
 
 

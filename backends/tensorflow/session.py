@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
-from harness.backend import Array, Arrays, check_tables, flatten, to_canonical
+from harness.backend import Array, Arrays, check_tables, flatten, spell, to_canonical
 
 
 def environment() -> dict[str, Any]:
@@ -39,6 +40,7 @@ class Session:
         self.module, self.updates, self.networks = module, request["updates"], request["networks"]
         self.model = module.make_model()
         self.single = len(self.updates) == 1
+        self.observes = bool(request.get("observe"))
         make = module.make_optimizer if self.single else module.make_optimizers
         self.optimizers = make(self.model)
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -65,34 +67,56 @@ class Session:
         return self.module.train_step(self.model, self.optimizers, batch)
 
     def wait(self, result: Any) -> dict[str, float]:
+        result = result[0] if self.observes else result
         if self.single:
             return {self.updates[0]["name"]: float(result)}
         return {name: float(loss) for name, loss in result.items()}
 
-    def gradients(self, batch: Any) -> Arrays:
+    def observed(self, result: Any) -> Arrays:
+        found = {}
+        for update in self.updates:
+            seen = result[1][update["name"]]
+            for call, values in seen["values"].items():
+                found |= {f"values/{update['name']}/{call}.{node}": value.numpy() for node, value in values.items()}
+            for name, (path, axes) in self.module.PARAMETERS.items():
+                if self._moves(update, name):
+                    # A parameter that the loss does not reach has no gradient at all here; it is zero.
+                    gradient = seen["gradients"].get(path)
+                    array = np.zeros(self.variables[path].shape) if gradient is None else gradient.numpy()
+                    found[f"gradients/{update['name']}/{name}"] = to_canonical(array, axes, self.shapes[name])
+        return found
+
+    def gradients(self, batch: Any, *, inputs: bool = False) -> Arrays:
         found = {}
         for update in self.updates:
             # In training, batch normalisation assigns its statistics on the way.
             statistics = [(v, v.numpy().copy()) for v in self.variables.values() if not v.trainable]
-            for name, gradient in self._gradient(update)(batch).items():
-                _, axes = self.module.PARAMETERS[name]
-                found[f"{update['name']}/{name}"] = to_canonical(gradient.numpy(), axes, self.shapes[name])
+            for name, gradient in self._gradient(update, inputs=inputs)(batch).items():
+                array = gradient.numpy()
+                if not name.startswith("@"):
+                    array = to_canonical(array, self.module.PARAMETERS[name][1], self.shapes[name])
+                found[f"{update['name']}/{name}"] = array
             for variable, value in statistics:
                 variable.assign(value)
         return found
 
-    def _gradient(self, update: Mapping[str, Any]) -> Callable[..., Any]:
+    def _gradient(self, update: Mapping[str, Any], *, inputs: bool) -> Callable[..., Any]:
         names = [name for name in self.module.PARAMETERS if self._moves(update, name)]
         moved = [self.variables[self.module.PARAMETERS[name][0]] for name in names]
 
         def gradient(batch: Any) -> Any:
+            fields = {name: v for name, v in batch.items() if inputs and name != "masks" and v.dtype.is_floating}
             with tf.GradientTape() as tape:
+                tape.watch(fields)
                 loss = getattr(self.module, update["loss"])(self.model, batch)
+                loss = loss[0] if self.observes else loss
             # Rows for an embedding, and nothing for a parameter that the loss does not reach.
-            gradients = tape.gradient(loss, moved, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-            return dict(zip(names, map(tf.convert_to_tensor, gradients), strict=True))
+            sources = [*moved, *fields.values()]
+            gradients = tape.gradient(loss, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            labels = [*names, *(f"@{name}" for name in fields)]
+            return dict(zip(labels, map(tf.convert_to_tensor, gradients), strict=True))
 
-        return self._compiled(f"gradient {update['name']}", gradient)
+        return self._compiled(f"gradient {update['name']} {inputs}", gradient)
 
     def _moves(self, update: Mapping[str, Any], name: str) -> bool:
         return update["networks"] is None or name.partition(".")[0] in update["networks"]
@@ -105,19 +129,31 @@ class Session:
         }
 
     def evaluate(self, expression: Any, fields: Arrays) -> Array:
-        def evaluate(fields: Mapping[str, Any]) -> Any:
-            return self._value(expression, fields)
-
-        given = {name: tf.convert_to_tensor(array) for name, array in fields.items()}
-        value: Array = self._compiled(f"evaluate {json.dumps(expression)}", evaluate)(given).numpy()
+        value: Array = self._evaluated(expression, fields)[0].numpy()
         return value
 
-    def _value(self, expression: Any, fields: Mapping[str, Any]) -> Any:
+    def values(self, expression: Any, fields: Arrays) -> Arrays:
+        return {name: value.numpy() for name, value in self._evaluated(expression, fields)[1].items()}
+
+    def _evaluated(self, expression: Any, fields: Arrays) -> Any:
+        def evaluate(fields: Mapping[str, Any]) -> Any:
+            seen: dict[str, Any] = {}
+            return self._value(expression, fields, seen), seen
+
+        given = {name: tf.convert_to_tensor(array) for name, array in fields.items()}
+        return self._compiled(f"evaluate {json.dumps(expression)}", evaluate)(given)
+
+    def _value(self, expression: Any, fields: Mapping[str, Any], seen: dict[str, Any]) -> Any:
         if expression[0] == "field":
             return fields[expression[1]]
         _, network, arguments = expression
         target = self.model if len(self.networks) == 1 else getattr(self.model, network)
-        return target(*(self._value(argument, fields) for argument in arguments))
+        value = target(*(self._value(argument, fields, seen) for argument in arguments))
+        if not self.observes:
+            return value
+        value, inner = value
+        seen |= {f"{spell(expression)}.{node}": each for node, each in inner.items()}
+        return value
 
     def _compiled(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """One tf.function for each purpose; a new shape traces it again."""

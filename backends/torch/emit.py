@@ -10,16 +10,17 @@ from harness.graph import BlockOp, Graph, Program, Update
 
 FRAMEWORK = "PyTorch"
 HELPERS = layers.HELPERS | training.HELPERS
+OBSERVED = ", and every node's value and gradient"
 
 
-def emit(program: Program, precision: str = "float32", threads: int = 1) -> str:
-    """The program as a file that runs by itself."""
+def emit(program: Program, precision: str = "float32", threads: int = 1, *, observe: bool = False) -> str:
+    """The program as a file that runs by itself; `observe`: one that also returns every node's value and gradient."""
     classes, helpers = [], []
     for graph in graphs(program):
-        text, used = module(graph)
+        text, used = module(graph, observe=observe)
         classes.append(text)
         helpers += used
-    functions, used = step(program)
+    functions, used = step(program, observe=observe)
     helpers += used
     parts = [
         header(program, precision),
@@ -29,7 +30,7 @@ def emit(program: Program, precision: str = "float32", threads: int = 1) -> str:
         functions,
         tables(program),
         shared.masks_text(program, precision) if program.masks else "",
-        running(program, threads),
+        running(program, threads, observe=observe),
     ]
     return shared.formatted("\n\n".join(parts))
 
@@ -57,12 +58,12 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 """
 
 
-def module(graph: Graph) -> tuple[str, list[str]]:
+def module(graph: Graph, *, observe: bool = False) -> tuple[str, list[str]]:
     """A network or block as a class."""
     inits: list[str] = []
     lines: list[str] = []
     helpers: list[str] = []
-    for line, code, name in lower(graph):
+    for line, code, name in lower(graph, observe=observe):
         if code and code.init:
             inits += [f"self.{name} = {code.init}", *code.setup]
         helpers += code.helpers if code else []
@@ -72,12 +73,17 @@ def module(graph: Graph) -> tuple[str, list[str]]:
     construct = f"def __init__(self) -> None:\n        super().__init__()\n{indented(inits)}\n\n    " if inits else ""
     return f"""
 class {graph.class_name}(nn.Module):
-    {construct}def forward(self, {given}) -> Tensor:
+    {construct}def forward(self, {given}) -> {returned("Tensor", observe=observe)}:
 {indented(lines)}
 """, helpers  # fmt: skip
 
 
-def lower(graph: Graph) -> list[tuple[str, Code | None, str]]:
+def returned(kind: str, *, observe: bool) -> str:
+    """The type that a function returns: in an observed program a dictionary beside what it returns otherwise."""
+    return f"tuple[{kind}, dict]" if observe else kind
+
+
+def lower(graph: Graph, *, observe: bool = False) -> list[tuple[str, Code | None, str]]:
     """The forward pass, a line a node, with each value's memory layout followed through."""
     names = shared.variables(graph)
     layout = dict.fromkeys(graph.inputs, LAST)
@@ -93,15 +99,22 @@ def lower(graph: Graph) -> list[tuple[str, Code | None, str]]:
         code: Code = lowering(node, *args)
         shapes[node.name] = node.shape
         layout[node.name] = wanted if len(node.shape) > 1 else LAST
+        if observe:
+            value = convert(names[node.name], len(node.shape), layout[node.name], LAST)
+            out.append(("\n".join(shared.observed(node, names[node.name], value, code.call)), code, node.name))
+            continue
         if code.call == names[node.name] and node.name != graph.output:
             continue  # dropout at rate 0
         if node.name == graph.output:
             out.append((f"return {convert(code.call, len(node.shape), layout[node.name], LAST)}", code, node.name))
         else:
             out.append((f"{names[node.name]} = {code.call}", code, node.name))
-    if graph.nodes[-1].name != graph.output:
-        last = graph.output
-        out.append((f"return {convert(names[last], len(shapes[last]), layout[last], LAST)}", None, ""))
+    last = graph.output
+    whole = convert(names[last], len(shapes[last]), layout[last], LAST)
+    if observe:
+        return [("values = {}", None, ""), *out, (f"return {whole}, values", None, "")]
+    if graph.nodes[-1].name != last:
+        out.append((f"return {whole}", None, ""))
     return out
 
 
@@ -128,11 +141,11 @@ class {shared.container(program)}(nn.Module):
 '''
 
 
-def step(program: Program) -> tuple[str, list[str]]:
+def step(program: Program, *, observe: bool = False) -> tuple[str, list[str]]:
     """Losses, learning rates, optimizers and the training step."""
     single = len(program.updates) == 1
     helpers: list[str] = []
-    parts = [loss(program, update) for update in program.updates]
+    parts = [loss(program, update, observe=observe) for update in program.updates]
     for update in program.updates:
         parts.append(f"""
 def {rate_name(program, update)}(step: int) -> float:
@@ -148,24 +161,43 @@ def {rate_name(program, update)}(step: int) -> float:
         result = "loss" if single else f'losses["{update.name}"]'
         clipping, used = training.clip(update, f"{target}.parameters()")
         helpers += used
+        seen = []
+        if observe:
+            # Copies: clipping changes gradients in place.
+            seen = [
+                "gradients = {",
+                "    name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None",
+                "}",
+                f'observed["{update.name}"] = {{"values": values, "gradients": gradients}}',
+            ]
         lines += [
             f"for group in {variable}.param_groups:",
             f'    group["lr"] = {rate_name(program, update)}(step)',
             f"{variable}.zero_grad()",
-            f"loss = {name}(model, batch)",
+            f"loss{', values' if observe else ''} = {name}(model, batch)",
             "loss.backward()",
+            *seen,
             *clipping,
             f"{variable}.step()",
             *([] if single else [f"{result} = loss.detach()"]),
         ]
+    also = ", observed" if observe else ""
+    lines = ["observed = {}", *lines] if observe else lines
     if single:
-        signature = f"model: {cls}, optimizer: torch.optim.Optimizer, step: int, batch: dict) -> Tensor"
-        doc, lines = "One update; returns the loss before it.", [*lines, "return loss.detach()"]
-    else:
-        signature = (
-            f"model: {cls}, optimizers: dict[str, torch.optim.Optimizer], step: int, batch: dict) -> dict[str, Tensor]"
+        kind = returned("Tensor", observe=observe)
+        signature = f"model: {cls}, optimizer: torch.optim.Optimizer, step: int, batch: dict) -> {kind}"
+        doc, lines = (
+            f"One update; returns the loss before it{OBSERVED if observe else ''}.",
+            [
+                *lines,
+                f"return loss.detach(){also}",
+            ],
         )
-        doc, lines = "One update after another; returns the loss before each.", ["losses = {}", *lines, "return losses"]
+    else:
+        kind = returned("dict[str, Tensor]", observe=observe)
+        signature = f"model: {cls}, optimizers: dict[str, torch.optim.Optimizer], step: int, batch: dict) -> {kind}"
+        doc = f"One update after another; returns the loss before each{OBSERVED if observe else ''}."
+        lines = ["losses = {}", *lines, f"return losses{also}"]
     parts.append(f'''
 def train_step({signature}:
     """{doc}"""
@@ -174,18 +206,18 @@ def train_step({signature}:
     return "\n\n".join(parts), helpers
 
 
-def loss(program: Program, update: Update) -> str:
+def loss(program: Program, update: Update, *, observe: bool = False) -> str:
     """The function of one update's loss."""
-    lines: list[str] = []
+    lines: list[str] = ["values = {}"] if observe else []
     for site in update.calls:
-        line = f"{site.variable} = {shared.call_site(program, site)}"
+        line = f"{shared.result(site, observe=observe)} = {shared.call_site(program, site)}"
         # Nothing that this update moves lies behind the value: no graph is kept for it.
         lines += [line] if site.moved else ["with torch.no_grad():", f"    {line}"]
     terms = [(term.loss.weight, training.LOSSES[term.loss.kind](term)) for term in update.terms]
     return f"""
-def {shared.loss_name(program, update)}(model: {shared.container(program)}, batch: dict) -> Tensor:
+def {shared.loss_name(program, update)}(model: {shared.container(program)}, batch: dict) -> {returned("Tensor", observe=observe)}:
 {indented(lines, 4)}
-    return {shared.weighted(terms)}
+    return {shared.weighted(terms)}{", values" if observe else ""}
 """
 
 
@@ -248,7 +280,7 @@ def tables(program: Program) -> str:
     return text + shared.table("STATISTICS", running, "the same for running statistics")
 
 
-def running(program: Program, threads: int) -> str:
+def running(program: Program, threads: int, *, observe: bool = False) -> str:
     """Loading parameters and batches, and `main`."""
     cls, single = shared.container(program), len(program.updates) == 1
     rows = []
@@ -296,7 +328,7 @@ def main(run: Path) -> None:
     load_parameters(model, load_file(run / "inputs" / "parameters.safetensors"))
     {optimizer} = make_{optimizer}(model)
     for step in range(len(inputs["order"])):
-        {"loss" if single else "losses"} = train_step(model, {optimizer}, step, load_batch(inputs, step))
+        {"loss" if single else "losses"}{", _" if observe else ""} = train_step(model, {optimizer}, step, load_batch(inputs, step))
         print(step + 1, {show})
 
 

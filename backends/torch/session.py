@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.backend import Array, Arrays, check_tables, flatten, to_canonical
+from harness.backend import Array, Arrays, check_tables, flatten, spell, to_canonical
 
 
 def environment() -> dict[str, Any]:
@@ -34,6 +34,7 @@ class Session:
         self.module, self.updates, self.networks = module, request["updates"], request["networks"]
         self.model = getattr(module, request["model"])().to(module.DEVICE)
         self.single = len(self.updates) == 1
+        self.observes = bool(request.get("observe"))
         make = module.make_optimizer if self.single else module.make_optimizers
         self.optimizers = make(self.model)
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -58,22 +59,43 @@ class Session:
         return self.module.train_step(self.model, self.optimizers, step, batch)
 
     def wait(self, result: Any) -> dict[str, float]:
+        result = result[0] if self.observes else result
         if self.single:
             return {self.updates[0]["name"]: result.item()}
         return {name: loss.item() for name, loss in result.items()}
 
-    def gradients(self, batch: Any) -> Arrays:
+    def observed(self, result: Any) -> Arrays:
         found = {}
         for update in self.updates:
+            seen = result[1][update["name"]]
+            for call, values in seen["values"].items():
+                found |= {f"values/{update['name']}/{call}.{node}": _numpy(value) for node, value in values.items()}
+            gradients = self._canonical(update, seen["gradients"])
+            found |= {f"gradients/{name}": gradient for name, gradient in gradients.items()}
+        return found
+
+    def gradients(self, batch: Any, *, inputs: bool = False) -> Arrays:
+        found: Arrays = {}
+        for update in self.updates:
             model = copy.deepcopy(self.model)
-            getattr(self.module, update["loss"])(model, batch).backward()
-            own = dict(model.named_parameters())
-            for name, (path, axes) in self.module.PARAMETERS.items():
-                if self._moves(update, name):
-                    # A parameter that the loss does not reach has no gradient at all here; it is zero.
-                    gradient = own[path].grad
-                    array = np.zeros(own[path].shape) if gradient is None else gradient.numpy(force=True)
-                    found[f"{update['name']}/{name}"] = to_canonical(array, axes, self.shapes[name])
+            given = {n: v.detach().requires_grad_() for n, v in batch.items() if n != "masks" and v.is_floating_point()}
+            loss = getattr(self.module, update["loss"])(model, batch | given if inputs else batch)
+            (loss[0] if self.observes else loss).backward()
+            found |= self._canonical(update, {name: p.grad for name, p in model.named_parameters()})
+            if inputs:
+                found |= {f"{update['name']}/@{n}": _gradient(v) for n, v in given.items()}
+        return found
+
+    def _canonical(self, update: Mapping[str, Any], gradients: Mapping[str, torch.Tensor | None]) -> Arrays:
+        """Gradients by PyTorch's names -> `update/parameter`, those that the update moves."""
+        found = {}
+        live = dict(self.model.named_parameters())
+        for name, (path, axes) in self.module.PARAMETERS.items():
+            if self._moves(update, name):
+                # A parameter that the loss does not reach has no gradient at all here; it is zero.
+                gradient = gradients.get(path)
+                array = np.zeros(live[path].shape) if gradient is None else _numpy(gradient)
+                found[f"{update['name']}/{name}"] = to_canonical(array, axes, self.shapes[name])
         return found
 
     def _moves(self, update: Mapping[str, Any], name: str) -> bool:
@@ -88,16 +110,38 @@ class Session:
         }
 
     def evaluate(self, expression: Any, fields: Arrays) -> Array:
+        return _numpy(self._evaluated(expression, fields, {}))
+
+    def values(self, expression: Any, fields: Arrays) -> Arrays:
+        seen: dict[str, torch.Tensor] = {}
+        self._evaluated(expression, fields, seen)
+        return {name: _numpy(value) for name, value in seen.items()}
+
+    def _evaluated(self, expression: Any, fields: Arrays, seen: dict[str, torch.Tensor]) -> torch.Tensor:
         self.model.eval()
         with torch.inference_mode():
-            value = self._value(expression, fields)
+            value = self._value(expression, fields, seen)
         self.model.train()
-        return value.numpy(force=True)
+        return value
 
-    def _value(self, expression: Any, fields: Arrays) -> torch.Tensor:
+    def _value(self, expression: Any, fields: Arrays, seen: dict[str, torch.Tensor]) -> torch.Tensor:
         if expression[0] == "field":
             value = torch.from_numpy(fields[expression[1]]).to(self.module.DEVICE)
             return value.long() if value.dtype == torch.int32 else value
         _, network, arguments = expression
         target = self.model if len(self.networks) == 1 else getattr(self.model, network)
-        return target(*(self._value(argument, fields) for argument in arguments))
+        value = target(*(self._value(argument, fields, seen) for argument in arguments))
+        if not self.observes:
+            return value
+        value, inner = value
+        seen |= {f"{spell(expression)}.{node}": each for node, each in inner.items()}
+        return value
+
+
+def _numpy(value: torch.Tensor) -> Array:
+    return np.array(value.numpy(force=True))
+
+
+def _gradient(value: torch.Tensor) -> Array:
+    """A leaf's gradient; one that the loss does not reach has none at all, and it is zero."""
+    return _numpy(torch.zeros_like(value) if value.grad is None else value.grad)

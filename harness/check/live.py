@@ -1,0 +1,139 @@
+"""A worker that stays: one framework in a process of its own, asked about many programs (see harness.serve)."""
+
+import json
+import os
+import selectors
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load_file
+
+from harness.backend import PACKAGES, Arrays
+from harness.environment import Interpreter, importable, worker_environment
+from harness.errors import WorkerFailed
+from harness.runs import kill, spell_status, tail
+
+
+@dataclass
+class LiveWorker:
+    """A running server of one backend. `ask` raises WorkerFailed with the reason and the end of the log."""
+
+    backend: str
+    folder: Path
+    """Where its log lies, and the arrays of its answers."""
+    process: "subprocess.Popen[bytes]"
+    questions: int
+    answers: int
+    timeout: float
+    core: int
+    count: int = 0
+    rest: bytes = b""
+    asked: str = field(default="start", repr=False)
+
+    def ask(self, do: str, **fields: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
+        """Ask and wait for the answer."""
+        self.asked = do
+        return self._send({"do": do, **fields})
+
+    def arrays(self, do: str, **fields: Any) -> Arrays:  # noqa: ANN401 - JSON
+        """Ask for arrays, which come by way of a file that is gone afterwards."""
+        path = self.fresh()
+        try:
+            self.ask(do, into=str(path), **fields)
+            return load_file(path)
+        finally:
+            path.unlink(missing_ok=True)
+
+    def fresh(self) -> Path:
+        """A file's path that nothing has used yet."""
+        self.count += 1
+        return self.folder / f"answer-{self.count:05}.safetensors"
+
+    def _send(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            os.write(self.questions, (json.dumps(question) + "\n").encode())
+        except OSError:
+            self._died()
+        answer: dict[str, Any] = json.loads(self._line())
+        if not answer.pop("ok"):
+            raise WorkerFailed(f"{self.backend} could not '{self.asked}': {_last(answer['error'])}\n{answer['error']}")
+        return answer
+
+    def _line(self) -> bytes:
+        until = time.monotonic() + self.timeout
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.answers, selectors.EVENT_READ)
+            while b"\n" not in self.rest:
+                if selector.select(timeout=0.2):
+                    chunk = os.read(self.answers, 65536)
+                    if not chunk:
+                        self._died()
+                    self.rest += chunk
+                elif self.process.poll() is not None:
+                    self._died()
+                if time.monotonic() > until:
+                    kill(self.process)
+                    raise WorkerFailed(
+                        f"worker {self.backend} gave no answer to '{self.asked}' for {self.timeout:g} seconds and was "
+                        f"stopped; last lines of {self.folder / 'log.txt'}:\n{tail(self.folder / 'log.txt')}"
+                    )
+        line, _, self.rest = self.rest.partition(b"\n")
+        return line
+
+    def _died(self) -> None:
+        kill(self.process)
+        how = spell_status(self.process.wait())
+        log = tail(self.folder / "log.txt")
+        raise WorkerFailed(
+            f"worker {self.backend} ended with {how} when asked to '{self.asked}'; last lines of "
+            f"{self.folder / 'log.txt'}:\n{log}"
+        )
+
+
+@contextmanager
+def worker(
+    backend: str, python: Interpreter, folder: Path, *, core: int, timeout: float = 600.0
+) -> Iterator[LiveWorker]:
+    """A live worker, pinned to one core; killed on the way out, whatever happened. Raises WorkerFailed."""
+    if not importable(backend, python):
+        raise WorkerFailed(
+            f"{PACKAGES[backend][0]} is not installed here; pip install 'framework-harness[{backend}]', or name an "
+            f"interpreter that has it: --python {backend}=PATH"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        ask_read, ask_write = os.pipe()
+        answer_read, answer_write = os.pipe()
+        stack.callback(os.close, ask_write)
+        stack.callback(os.close, answer_read)
+        with (folder / "log.txt").open("wb") as log:
+            try:
+                process = subprocess.Popen(  # noqa: S603 - our own module, the user's own interpreter
+                    [python.path, "-P", "-m", "harness.serve", str(ask_read), str(answer_write)],
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(ask_read, answer_write),
+                    start_new_session=True, cwd=folder, env=worker_environment("cpu", 1),
+                )  # fmt: skip
+            except OSError as error:
+                raise WorkerFailed(f"{python.path} cannot be run: {error.strerror}") from None
+            finally:
+                os.close(ask_read)
+                os.close(answer_write)
+        stack.callback(process.wait)
+        stack.callback(kill, process)
+        live = LiveWorker(backend, folder, process, ask_write, answer_read, timeout, core)
+        live._send({"backend": backend, "threads": 1, "cores": [core]})  # noqa: SLF001 - the first line is the request
+        yield live
+
+
+def allowed_cores() -> Sequence[int]:
+    """The cores that this process may use: a worker each."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+
+
+def _last(error: str) -> str:
+    return error.strip().splitlines()[-1]

@@ -1,0 +1,195 @@
+"""Answer questions about emitted programs: `python -P -m harness.serve READ_FD WRITE_FD`, one framework, many programs.
+
+Each line on READ_FD is a question, a JSON object with `do`; each on WRITE_FD its answer, `{"ok": true, ...}`, or
+`{"ok": false, "error": traceback}`, after which the worker goes on. Arrays cross as safetensors files that the question
+names. The process imports its framework once and keeps sessions by name, so that hundreds of programs and trainings
+cost no start-up. Imports NumPy, safetensors and one framework, nothing else.
+"""
+
+import importlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from harness.backend import PACKAGES, Array, Arrays, Session
+from harness.worker import _die_with_parent, _load, _process
+
+Question = Mapping[str, Any]
+
+
+@dataclass
+class Opened:
+    """An emitted program, live, with the inputs that it trains on."""
+
+    session: Session
+    inputs: Arrays
+
+
+class Server:
+    """What a worker keeps between questions. Its public methods are the questions."""
+
+    def __init__(self, backend: str, request: Question) -> None:
+        self.backend = backend
+        importlib.import_module(PACKAGES[backend][0])
+        self.module: ModuleType = importlib.import_module(f"backends.{backend}.session")
+        self.module.configure(request)
+        self.opened: dict[str, Opened] = {}
+        self.inputs: dict[str, Arrays] = {}
+        self.series: dict[str, list[Arrays]] = {}
+
+    def open(self, asked: Question) -> dict[str, Any]:
+        """Import a program and build its session: `name`, `program` (a file), `inputs` (a run's folder), `request`."""
+        where = asked["inputs"]
+        if where not in self.inputs:
+            folder = Path(where)
+            self.inputs = {where: load_file(folder / "data.safetensors") | load_file(folder / "batches.safetensors")}
+        program = _load(Path(asked["program"]))
+        session: Session = self.module.Session(program, asked["request"])
+        self.opened[asked["name"]] = Opened(session, self.inputs[where])
+        return {}
+
+    def close(self, asked: Question) -> dict[str, Any]:
+        """Forget a session and the series kept under its name."""
+        self.opened.pop(asked["name"], None)
+        for key in [key for key in self.series if key.split("/")[0] == asked["name"]]:
+            del self.series[key]
+        return {}
+
+    def load(self, asked: Question) -> dict[str, Any]:
+        """Set parameters and statistics (`state/...`) and, where the file has it, the optimizer's state (`optimizer/...`)."""
+        session = self.opened[asked["name"]].session
+        arrays = load_file(asked["arrays"])
+        session.load(_below(arrays, "state/"))
+        if slots := _below(arrays, "optimizer/"):
+            session.load_optimizer(slots)
+        return {}
+
+    def observe(self, asked: Question) -> dict[str, Any]:
+        """A training step of an observed program: values, gradients, losses, and what it left behind."""
+        here = self.opened[asked["name"]]
+        result = here.session.step(asked["step"], here.session.batch(here.inputs, asked["step"]))
+        losses = here.session.wait(result)
+        found = here.session.observed(result)
+        found |= {f"loss/{name}": np.array(loss) for name, loss in losses.items()}
+        _save(found | self._position(here.session), asked["into"])
+        return {"losses": losses}
+
+    def _position(self, session: Session) -> Arrays:
+        found = {f"state/{name}": value for name, value in session.state().items()}
+        return found | {f"optimizer/{name}": value for name, value in session.optimizer_state().items()}
+
+    def position(self, asked: Question) -> dict[str, Any]:
+        """Parameters, statistics and the optimizer's state: what training goes on from."""
+        _save(self._position(self.opened[asked["name"]].session), asked["into"])
+        return {}
+
+    def values(self, asked: Question) -> dict[str, Any]:
+        """Every node's value in evaluation mode: `expression`, `fields` (field -> input's name), `rows` at most."""
+        here = self.opened[asked["name"]]
+        fields = {name: here.inputs[key][: asked["rows"]] for name, key in asked["fields"].items()}
+        _save(here.session.values(asked["expression"], fields), asked["into"])
+        return {}
+
+    def gradients(self, asked: Question) -> dict[str, Any]:
+        """Gradients at the present state, those of inputs too; nothing is moved."""
+        here = self.opened[asked["name"]]
+        batch = here.session.batch(here.inputs, asked["step"])
+        _save(here.session.gradients(batch, inputs=True), asked["into"])
+        return {}
+
+    def batch(self, asked: Question) -> dict[str, Any]:
+        """The batch of a step as the framework holds it, masks included."""
+        here = self.opened[asked["name"]]
+        _save(here.session.arrays(here.session.batch(here.inputs, asked["step"])), asked["into"])
+        return {}
+
+    def train(self, asked: Question) -> dict[str, Any]:
+        """Steps `first` to `last` - 1 from the present state.
+
+        `keep`: remember every state under this name. `against`: the distance of every tensor at every step from the
+        states that were kept under that name. `into`: a file for all states (`all`) or for the end (`last`).
+        """
+        here = self.opened[asked["name"]]
+        session, first, last = here.session, asked["first"], asked["last"]
+        losses: dict[str, list[float]] = {}
+        states: list[Arrays] = []
+        distances: dict[str, list[float]] = {}
+        base = self.series[asked["against"]] if asked.get("against") else None
+        began = time.perf_counter()
+        for step in range(first, last):
+            for name, loss in session.wait(session.step(step, session.batch(here.inputs, step))).items():
+                losses.setdefault(name, []).append(loss)
+            if asked.get("keep") or base is not None or asked.get("write") == "all":
+                state = session.state()
+                if base is not None:
+                    for name, value in state.items():
+                        distances.setdefault(name, []).append(distance(value, base[step - first][name]))
+                else:
+                    states.append(state)
+        seconds = time.perf_counter() - began
+        if asked.get("keep"):
+            self.series[asked["keep"]] = states
+        if asked.get("write") == "all":
+            stacked = {f"states/{name}": np.stack([state[name] for state in states]) for name in states[0]}
+            _save(stacked | self._position(session), asked["into"])
+        elif asked.get("write") == "last":
+            _save(self._position(session), asked["into"])
+        return {"losses": losses, "distances": distances, "seconds": seconds}
+
+    def environment(self, _asked: Question) -> dict[str, Any]:
+        """What the framework and the process say of themselves."""
+        return {"environment": self.module.environment() | _process()}
+
+
+def distance(a: Array, b: Array) -> float:
+    """The root of the sum of squared differences, in float64."""
+    return float(np.linalg.norm(a.astype(np.float64).ravel() - b.astype(np.float64).ravel()))
+
+
+def _below(arrays: Mapping[str, Array], prefix: str) -> Arrays:
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+
+
+def _save(arrays: Mapping[str, Array], path: str) -> None:
+    save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, path)
+
+
+def main(read: int, write: int) -> None:
+    """Answer until the questions end. The first is the request: backend, threads, cores."""
+    _die_with_parent()
+    with os.fdopen(read, encoding="utf-8") as questions, os.fdopen(write, "w", encoding="utf-8") as answers:
+
+        def answer(do: Callable[[], dict[str, Any]]) -> None:
+            try:
+                said = {"ok": True, **do()}
+            except Exception:  # noqa: BLE001 - whatever a program raises is its answer
+                said = {"ok": False, "error": traceback.format_exc()}
+            answers.write(json.dumps(said) + "\n")
+            answers.flush()
+
+        request = json.loads(questions.readline())
+        if request["cores"] and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, request["cores"])
+        server: list[Server] = []
+        answer(lambda: server.append(Server(request["backend"], request)) or {})  # type: ignore[func-returns-value]
+        for line in questions:
+            asked = json.loads(line)
+            answer(lambda asked=asked: getattr(server[0], asked["do"])(asked))  # type: ignore[misc]
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
+    # A framework's own clean-up at exit can hang; everything is on disk.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -58,6 +58,16 @@ class Session(Protocol):
     def state(self) -> Arrays:
         """Copies of all parameters and statistics."""
 
+    def optimizer_state(self) -> Arrays:
+        """Copies of what the optimizers remember, in canonical axes: `update/slot/parameter`, and `update/count`.
+
+        Slots are `velocity` (SGD with momentum; no learning rate inside), `first_moment` and `second_moment` (Adam,
+        AdamW); plain SGD has none. Before the first step all are zero. `count` is the updates done so far, int64.
+        """
+
+    def load_optimizer(self, arrays: Arrays) -> None:
+        """The inverse, after `load`: the next step goes on where they were taken. Raises where names or shapes differ."""
+
     def evaluate(self, expression: Any, fields: Arrays) -> Array:  # noqa: ANN401
         """An expression in evaluation mode: ["field", name] or ["call", network, [arguments]]."""
 
@@ -96,6 +106,18 @@ def check_tables(module: ModuleType, parameters: Mapping[str, Any], statistics: 
                 f"the program's tables and its model disagree: only in the tables {sorted(named - set(live))}, "
                 f"only in the model {sorted(set(live) - named)}"
             )
+
+
+def check_optimizer(live: Arrays, given: Arrays) -> None:
+    """Raise unless an optimizer state has exactly the arrays that the live optimizers have, in their shapes."""
+    have, want = ({name: array.shape for name, array in arrays.items()} for arrays in (given, live))
+    if have != want:
+        differ = sorted(name for name in have.keys() | want.keys() if have.get(name) != want.get(name))
+        name = differ[0]
+        raise RuntimeError(
+            f"this optimizer state is another program's: {name} is {have.get(name, 'missing')} in it "
+            f"and {want.get(name, 'missing')} in the program"
+        )
 
 
 def to_canonical(array: Array, axes: tuple[int, ...], shape: tuple[int, ...]) -> Array:

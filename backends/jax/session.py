@@ -7,10 +7,13 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
+from flax.traverse_util import unflatten_dict
 
-from harness.backend import Array, Arrays, check_tables, flatten, spell, to_canonical
+from harness.backend import Array, Arrays, check_optimizer, check_tables, flatten, spell, to_canonical
 
 
 def environment() -> dict[str, Any]:
@@ -37,6 +40,7 @@ class Session:
         self.model = getattr(module, request["model"])
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.state_now: Any = None
+        self.count = 0  # Optax's plain SGD at a constant rate does not count.
         self.evaluations: dict[str, Callable[..., Any]] = {}
         self.losses_gradients = {inputs: jax.jit(partial(self._gradients, inputs=inputs)) for inputs in (False, True)}
         _, learned, statistics = nnx.split(nnx.eval_shape(lambda: self.model(nnx.Rngs(0))), nnx.Param, ...)
@@ -49,6 +53,7 @@ class Session:
             if arrays[name].transpose(axes).shape != self.live[path]:
                 raise RuntimeError(f"{name} {arrays[name].shape} does not fit the model's {path} {self.live[path]}")
         self.state_now = self.module.load_parameters(arrays)
+        self.count = 0
 
     def batch(self, inputs: Arrays, step: int) -> Any:
         return self.module.load_batch(inputs, step)
@@ -61,6 +66,7 @@ class Session:
         self.module.train_step.lower(self.state_now, batch).compile()
 
     def step(self, step: int, batch: Any) -> Any:  # noqa: ARG002 - Optax counts steps itself
+        self.count += 1
         self.state_now, result = self.module.train_step(self.state_now, batch)
         return result
 
@@ -121,6 +127,51 @@ class Session:
             for name, (path, axes) in table.items()
         }
 
+    def optimizer_state(self) -> Arrays:
+        found: Arrays = {}
+        for update, state in self._optimizer_states().items():
+            slots: dict[str, Any] = {}
+            _walk(state, lambda part, slots=slots: slots.update(_slots(part)) or part)
+            for slot, tree in slots.items():
+                own = flatten(tree)
+                for name, (path, axes) in self.module.PARAMETERS.items():
+                    if (key := path.replace(".", "/")) in own:
+                        # Copies: the next step takes the buffers over.
+                        value = to_canonical(np.array(own[key]), axes, self.shapes[name])
+                        found[f"{update}/{slot}/{name}"] = value
+            found[f"{update}/count"] = np.array(self.count, np.int64)
+        return found
+
+    def load_optimizer(self, arrays: Arrays) -> None:
+        check_optimizer(self.optimizer_state(), arrays)
+        self.count = int(arrays[f"{self.updates[0]['name']}/count"])
+        states = {
+            update: _walk(state, lambda part, update=update: self._loaded(part, update, arrays))
+            for update, state in self._optimizer_states().items()
+        }
+        name = self.updates[0]["name"]
+        changed = {"optimizer_state": states[name]} if self.single else {"optimizer_states": states}
+        self.state_now = self.state_now._replace(**changed)
+
+    def _optimizer_states(self) -> dict[str, Any]:
+        if self.single:
+            return {self.updates[0]["name"]: self.state_now.optimizer_state}
+        return dict(self.state_now.optimizer_states)
+
+    def _loaded(self, part: Any, update: str, arrays: Arrays) -> Any:
+        """One transformation's state with an update's slots and count in it."""
+        changed: dict[str, Any] = {}
+        for slot in _slots(part):
+            named = {
+                path: jnp.array(arrays[key].transpose(axes).reshape(self.live[path]))
+                for name, (path, axes) in self.module.PARAMETERS.items()
+                if (key := f"{update}/{slot}/{name}") in arrays
+            }
+            changed[SLOTS[slot]] = unflatten_dict(named, sep=".")
+        if "count" in part._fields:
+            changed["count"] = jnp.array(self.count, part.count.dtype)
+        return part._replace(**changed)
+
     def evaluate(self, expression: Any, fields: Arrays) -> Array:
         return np.array(self._evaluation(expression, fields)[0])
 
@@ -155,3 +206,21 @@ class Session:
 def _by_path(state: nnx.State) -> dict[str, tuple[int, ...]]:
     """The shape of every array by its path."""
     return {".".join(map(str, path)): variable.shape for path, variable in nnx.to_flat_state(state)}
+
+
+SLOTS = {"velocity": "trace", "first_moment": "mu", "second_moment": "nu"}
+"""What an optimizer remembers of each parameter: canonical name -> Optax's."""
+
+
+def _slots(part: Any) -> dict[str, Any]:
+    """The slots that one transformation's state holds: canonical name -> tree of arrays."""
+    return {slot: getattr(part, own) for slot, own in SLOTS.items() if own in part._fields}
+
+
+def _walk(state: optax.OptState, change: Callable[[Any], Any]) -> Any:
+    """A chain's state with each transformation's own, a named tuple, changed; inner states (a mask's) first."""
+    if hasattr(state, "_fields"):
+        if "inner_state" in state._fields:
+            state = state._replace(inner_state=_walk(state.inner_state, change))
+        return change(state)
+    return tuple(_walk(part, change) for part in state)

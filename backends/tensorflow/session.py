@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
-from harness.backend import Array, Arrays, check_tables, flatten, spell, to_canonical
+from harness.backend import Array, Arrays, check_optimizer, check_tables, flatten, spell, to_canonical
 
 
 def environment() -> dict[str, Any]:
@@ -128,6 +129,35 @@ class Session:
             for name, (path, axes) in table.items()
         }
 
+    def optimizer_state(self) -> Arrays:
+        found: Arrays = {}
+        for update, optimizer in self._optimizers():
+            for name, path, axes in self._held(optimizer):
+                for slot, variables in _slots(optimizer).items():
+                    array = variables[path].numpy().copy()
+                    found[f"{update}/{slot}/{name}"] = to_canonical(array, axes, self.shapes[name])
+            found[f"{update}/count"] = np.array(optimizer.iterations.numpy(), np.int64)
+        return found
+
+    def load_optimizer(self, arrays: Arrays) -> None:
+        check_optimizer(self.optimizer_state(), arrays)
+        for update, optimizer in self._optimizers():
+            for name, path, axes in self._held(optimizer):
+                for slot, variables in _slots(optimizer).items():
+                    variable = variables[path]
+                    variable.assign(arrays[f"{update}/{slot}/{name}"].transpose(axes).reshape(variable.shape))
+            optimizer.iterations.assign(arrays[f"{update}/count"])
+
+    def _optimizers(self) -> list[tuple[str, keras.optimizers.Optimizer]]:
+        if self.single:
+            return [(self.updates[0]["name"], self.optimizers)]
+        return [(update["name"], self.optimizers[update["name"]]) for update in self.updates]
+
+    def _held(self, optimizer: keras.optimizers.Optimizer) -> list[tuple[str, str, tuple[int, ...]]]:
+        """The parameters that an optimizer moves: canonical name, Keras's path, axes."""
+        held = {variable.path for variable in optimizer._trainable_variables}  # noqa: SLF001 - nothing public names them
+        return [(name, path, axes) for name, (path, axes) in self.module.PARAMETERS.items() if path in held]
+
     def evaluate(self, expression: Any, fields: Arrays) -> Array:
         value: Array = self._evaluated(expression, fields)[0].numpy()
         return value
@@ -160,3 +190,13 @@ class Session:
         if name not in self.compiled:
             self.compiled[name] = tf.function(function)
         return self.compiled[name]
+
+
+def _slots(optimizer: keras.optimizers.Optimizer) -> dict[str, dict[str, keras.Variable]]:
+    """What an optimizer remembers: canonical slot -> the parameter's path -> Keras's variable."""
+    if isinstance(optimizer, keras.optimizers.SGD):
+        slots = {"velocity": optimizer.momentums} if optimizer.momentum else {}
+    else:
+        slots = {"first_moment": optimizer._momentums, "second_moment": optimizer._velocities}  # noqa: SLF001
+    paths = [variable.path for variable in optimizer._trainable_variables]  # noqa: SLF001
+    return {slot: dict(zip(paths, variables, strict=True)) for slot, variables in slots.items()}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.backend import Array, Arrays, check_tables, flatten, spell, to_canonical
+from harness.backend import Array, Arrays, check_optimizer, check_tables, flatten, spell, to_canonical
 
 
 def environment() -> dict[str, Any]:
@@ -37,6 +37,7 @@ class Session:
         self.observes = bool(request.get("observe"))
         make = module.make_optimizer if self.single else module.make_optimizers
         self.optimizers = make(self.model)
+        self.count = 0  # PyTorch's SGD does not count.
         self.shapes: dict[str, tuple[int, ...]] = {}
         learned = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         statistics = {name: b for name, b in self.model.named_buffers() if not name.endswith("num_batches_tracked")}
@@ -56,6 +57,7 @@ class Session:
         """PyTorch runs eagerly: there is nothing to compile."""
 
     def step(self, step: int, batch: Any) -> Any:
+        self.count += 1
         return self.module.train_step(self.model, self.optimizers, step, batch)
 
     def wait(self, result: Any) -> dict[str, float]:
@@ -109,6 +111,45 @@ class Session:
             for name, (path, axes) in table.items()
         }
 
+    def optimizer_state(self) -> Arrays:
+        found: Arrays = {}
+        for update, optimizer in self._optimizers():
+            for name, parameter, axes in self._held(optimizer):
+                for slot, own in _slots(optimizer).items():
+                    # PyTorch makes a slot in the first step; until then it is zero.
+                    value = optimizer.state.get(parameter, {}).get(own)
+                    array = np.zeros_like(parameter.numpy(force=True)) if value is None else value.numpy(force=True)
+                    found[f"{update}/{slot}/{name}"] = to_canonical(array.copy(), axes, self.shapes[name])
+            found[f"{update}/count"] = np.array(self.count, np.int64)
+        return found
+
+    def load_optimizer(self, arrays: Arrays) -> None:
+        check_optimizer(self.optimizer_state(), arrays)
+        for update, optimizer in self._optimizers():
+            self.count = int(arrays[f"{update}/count"])
+            optimizer.state.clear()
+            for name, parameter, axes in self._held(optimizer) if self.count else ():
+                state = optimizer.state[parameter]
+                for slot, own in _slots(optimizer).items():
+                    array = np.ascontiguousarray(arrays[f"{update}/{slot}/{name}"].transpose(axes))
+                    state[own] = torch.empty_like(parameter, requires_grad=False)
+                    state[own].copy_(torch.from_numpy(array).reshape(parameter.shape))
+                if isinstance(optimizer, torch.optim.Adam):
+                    # The fused rule keeps its count in float32, whatever the parameters are.
+                    state["step"] = torch.tensor(float(self.count), dtype=torch.float32, device=parameter.device)
+
+    def _optimizers(self) -> list[tuple[str, torch.optim.Optimizer]]:
+        if self.single:
+            return [(self.updates[0]["name"], self.optimizers)]
+        return [(update["name"], self.optimizers[update["name"]]) for update in self.updates]
+
+    def _held(self, optimizer: torch.optim.Optimizer) -> list[tuple[str, torch.nn.Parameter, tuple[int, ...]]]:
+        """The parameters that an optimizer moves: canonical name, PyTorch's own, axes."""
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        own = dict(self.model.named_parameters())
+        table = self.module.PARAMETERS.items()
+        return [(name, own[path], axes) for name, (path, axes) in table if id(own[path]) in held]
+
     def evaluate(self, expression: Any, fields: Arrays) -> Array:
         return _numpy(self._evaluated(expression, fields, {}))
 
@@ -145,3 +186,10 @@ def _numpy(value: torch.Tensor) -> Array:
 def _gradient(value: torch.Tensor) -> Array:
     """A leaf's gradient; one that the loss does not reach has none at all, and it is zero."""
     return _numpy(torch.zeros_like(value) if value.grad is None else value.grad)
+
+
+def _slots(optimizer: torch.optim.Optimizer) -> dict[str, str]:
+    """What an optimizer remembers of each parameter: canonical name -> PyTorch's."""
+    if isinstance(optimizer, torch.optim.SGD):
+        return {"velocity": "momentum_buffer"} if optimizer.defaults["momentum"] else {}
+    return {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"}

@@ -5,19 +5,37 @@ Order within an update: clip the raw gradient, then the optimizer; weight decay 
 """
 
 import math
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Annotated
+from typing import Annotated, ClassVar
 
+import numpy as np
 from pydantic import Field, model_validator
 
-from harness.ops.base import Count, Flag, Fraction, NotNegative, Positive, Size
+from harness.ops.base import Array, Count, Flag, Fraction, NotNegative, Positive, Size
 from harness.record import Kind, OneOf
 
 
 class Optimizer(Kind):
     """A rule that turns gradients into new parameters."""
 
+    slots: ClassVar[tuple[str, ...]] = ()
+    """What a kind of rule can remember of each parameter, zero before the first update."""
     learning_rate: NotNegative
+
+    @property
+    def remembers(self) -> tuple[str, ...]:
+        """The slots that this very rule keeps: plain gradient descent has no velocity."""
+        return self.slots
+
+    def reference(
+        self, gradient: Array, parameter: Array, slots: Mapping[str, Array], t: int, rate: float, *, decays: bool
+    ) -> tuple[Array, dict[str, Array]]:
+        """One update of one parameter in float64: the definition. Returns the new parameter and the new slots.
+
+        `rate` is the learning rate of update t, schedule included; `decays` says whether weight decay moves it.
+        """
+        raise TypeError(self.kind)  # pragma: no cover
 
 
 class Sgd(Optimizer):
@@ -28,6 +46,7 @@ class Sgd(Optimizer):
     """
 
     kind = "sgd"
+    slots = ("velocity",)
     momentum: Fraction = 0.0
     nesterov: Flag = False
 
@@ -36,6 +55,19 @@ class Sgd(Optimizer):
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
         return self
+
+    @property
+    def remembers(self) -> tuple[str, ...]:
+        return self.slots if self.momentum else ()
+
+    def reference(
+        self, gradient: Array, parameter: Array, slots: Mapping[str, Array], t: int, rate: float, *, decays: bool
+    ) -> tuple[Array, dict[str, Array]]:
+        if not self.momentum:
+            return parameter - rate * gradient, {}
+        velocity = self.momentum * slots["velocity"] + gradient
+        step = gradient + self.momentum * velocity if self.nesterov else velocity
+        return parameter - rate * step, {"velocity": velocity}
 
 
 class Adam(Optimizer):
@@ -46,9 +78,20 @@ class Adam(Optimizer):
     """
 
     kind = "adam"
+    slots = ("first_moment", "second_moment")
     beta1: Fraction = 0.9
     beta2: Fraction = 0.999
     epsilon: Positive = 1e-8
+
+    def reference(
+        self, gradient: Array, parameter: Array, slots: Mapping[str, Array], t: int, rate: float, *, decays: bool
+    ) -> tuple[Array, dict[str, Array]]:
+        first = self.beta1 * slots["first_moment"] + (1 - self.beta1) * gradient
+        second = self.beta2 * slots["second_moment"] + (1 - self.beta2) * gradient**2
+        # 1 - b^(t+1), whose digits a small t would lose to cancellation; log(0) is none.
+        c1, c2 = (-math.expm1((t + 1) * math.log(b)) if b else 1.0 for b in (self.beta1, self.beta2))
+        step = (first / c1) / (np.sqrt(second / c2) + self.epsilon)
+        return parameter - rate * step, {"first_moment": first, "second_moment": second}
 
 
 class AdamW(Adam):
@@ -71,6 +114,13 @@ class AdamW(Adam):
         leaf = parameter.rpartition(".")[2]
         kind = leaf.rpartition("_")[2]
         return not any(fnmatchcase(parameter, p) or p in (leaf, kind) for p in self.no_decay)
+
+    def reference(
+        self, gradient: Array, parameter: Array, slots: Mapping[str, Array], t: int, rate: float, *, decays: bool
+    ) -> tuple[Array, dict[str, Array]]:
+        moved, slots = super().reference(gradient, parameter, slots, t, rate, decays=decays)
+        # The parameter before the update shrinks, not the moved one.
+        return (moved - rate * self.weight_decay * parameter if decays else moved), dict(slots)
 
 
 OPTIMIZERS: tuple[type[Optimizer], ...] = (Sgd, Adam, AdamW)
@@ -138,17 +188,29 @@ class Clip(Kind):
     shorthand = "limit"
     limit: Positive
 
+    def reference(self, gradients: Mapping[str, Array]) -> dict[str, Array]:
+        """The bounded gradients of one update, all of them together, in float64: the definition."""
+        raise TypeError(self.kind)  # pragma: no cover
+
 
 class GlobalNorm(Clip):
     """All gradients times `min(1, limit / norm)`, norm that of them all together (Pascanu et al. 2013, ICML)."""
 
     kind = "global_norm"
 
+    def reference(self, gradients: Mapping[str, Array]) -> dict[str, Array]:
+        norm = math.sqrt(sum(float(np.sum(np.square(gradient))) for gradient in gradients.values()))
+        scale = min(1.0, self.limit / norm) if norm else 1.0
+        return {name: gradient * scale for name, gradient in gradients.items()}
+
 
 class ClipValue(Clip):
     """Each value of each gradient into [-limit, limit]."""
 
     kind = "value"
+
+    def reference(self, gradients: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: np.clip(gradient, -self.limit, self.limit) for name, gradient in gradients.items()}
 
 
 CLIPS: tuple[type[Clip], ...] = (GlobalNorm, ClipValue)

@@ -9,6 +9,7 @@ from harness.expressions import Call, Expression, Name, Number
 from harness.graph import BlockOp, Graph, Program, Ref, Update
 from harness.ops.base import Array, Mode
 from harness.ops.linear import Unembed
+from harness.optimizers import AdamW
 
 Arrays = dict[str, Array]
 Observer = Callable[[str, Array], None]
@@ -64,6 +65,46 @@ def loss(
         )  # fmt: skip
     total = sum(term.loss.weight * term.loss.reference(get(term.outputs), get(term.targets)) for term in update.terms)
     return float(total)
+
+
+def moved(program: Program, update: Update) -> tuple[str, ...]:
+    """The canonical names of what an update moves: the learned parameters of its networks."""
+    several = len(program.networks) > 1
+    return tuple(
+        name
+        for name, parameter in program.parameters.items()
+        if parameter.learned and (not several or name.partition(".")[0] in update.over)
+    )
+
+
+def initial_slots(program: Program, update: Update) -> Arrays:
+    """What an update's optimizer remembers before the first step, as `slot/parameter`: zeros."""
+    shapes = {name: program.parameters[name].shape for name in moved(program, update)}
+    return {f"{s}/{name}": np.zeros(shape) for s in update.optimizer.remembers for name, shape in shapes.items()}
+
+
+def apply_update(
+    update: Update, parameters: Mapping[str, Array], gradients: Mapping[str, Array], slots: Mapping[str, Array], t: int
+) -> tuple[Arrays, Arrays]:
+    """Update t of a training: clip, the schedule's rate, the optimizer. Returns all parameters and the new slots.
+
+    `gradients` are the raw ones of everything that the update moves (`moved`), by canonical name, and nothing else
+    is touched; `slots` by `slot/parameter`. t counts from 0.
+    """
+    rule = update.optimizer
+    want = {f"{slot}/{name}" for slot in rule.remembers for name in gradients}
+    if slots.keys() != want:
+        raise ValueError(f"slots and gradients do not belong together: {sorted(slots.keys() ^ want)}")
+    bounded = update.clip.reference(gradients) if update.clip else gradients
+    rate = rule.learning_rate * update.schedule.factor(t)
+    changed: Arrays = dict(parameters)
+    kept: Arrays = {}
+    for name, gradient in bounded.items():
+        own = {slot: slots[f"{slot}/{name}"] for slot in rule.remembers}
+        decays = isinstance(rule, AdamW) and rule.decays(name)
+        changed[name], new = rule.reference(gradient, parameters[name], own, t, rate, decays=decays)
+        kept |= {f"{slot}/{name}": value for slot, value in new.items()}
+    return changed, kept
 
 
 def evaluate(

@@ -12,7 +12,8 @@ from harness.ops.linear import Unembed
 from harness.optimizers import AdamW
 
 Arrays = dict[str, Array]
-Observer = Callable[[str, Array], None]
+Observer = Callable[[str, Array], Array | None]
+"""Sees a node's name and value; an array that it returns takes the value's place."""
 
 
 def forward(
@@ -39,8 +40,8 @@ def forward(
             mode = Mode(training, masks.get(node.name) if masks else None)
             values[node.name] = node.op.reference(given, own, mode)
             statistics |= {f"{node.name}.{name}": value for name, value in mode.statistics.items()}
-        if observe is not None:
-            observe(node.name, values[node.name])
+        if observe is not None and (other := observe(node.name, values[node.name])) is not None:
+            values[node.name] = other
     return values[graph.output], statistics
 
 
@@ -49,7 +50,17 @@ def loss(
     masks: Mapping[str, Mapping[str, Array]] | None = None, observe: Observer | None = None,
 ) -> float:  # fmt: skip
     """An update's loss in training mode. `batch` by field; `masks` by call and layer."""
+    return train(program, update, parameters, batch, masks, observe)[0]
+
+
+def train(
+    program: Program, update: Update, parameters: Mapping[str, Array], batch: Mapping[str, Array],
+    masks: Mapping[str, Mapping[str, Array]] | None = None, observe: Observer | None = None,
+) -> tuple[float, Arrays]:  # fmt: skip
+    """An update's loss in training mode, and the running statistics that its calls leave, by canonical name."""
     values: Arrays = {}
+    now = dict(parameters)
+    changed: Arrays = {}
 
     def get(ref: Ref) -> Array:
         if ref.kind == "number":
@@ -57,14 +68,17 @@ def loss(
         return values[ref.name] if ref.kind == "value" else batch[ref.name]
 
     for site in update.calls:
-        own = network_parameters(program, site.network, parameters)
+        own = network_parameters(program, site.network, now)
         see = None if observe is None else _prefixed(observe, site.variable)
-        values[site.variable], _ = forward(
+        values[site.variable], statistics = forward(
             program.networks[site.network], tuple(get(a) for a in site.arguments), own, training=True,
             masks=(masks or {}).get(site.scope), observe=see,
         )  # fmt: skip
+        prefix = "" if len(program.networks) == 1 else f"{site.network}."
+        changed |= {f"{prefix}{name}": value for name, value in statistics.items()}
+        now |= changed
     total = sum(term.loss.weight * term.loss.reference(get(term.outputs), get(term.targets)) for term in update.terms)
-    return float(total)
+    return float(total), changed
 
 
 def moved(program: Program, update: Update) -> tuple[str, ...]:

@@ -49,14 +49,24 @@ class Server:
 
     def open(self, asked: Question) -> dict[str, Any]:
         """Import a program and build its session: `name`, `program` (a file), `inputs` (a run's folder), `request`."""
-        where = asked["inputs"]
-        if where not in self.inputs:
-            folder = Path(where)
-            self.inputs = {where: load_file(folder / "data.safetensors") | load_file(folder / "batches.safetensors")}
         program = _load(Path(asked["program"]))
         session: Session = self.module.Session(program, asked["request"])
-        self.opened[asked["name"]] = Opened(session, self.inputs[where])
+        self.opened[asked["name"]] = Opened(session, self._inputs(asked["inputs"]))
         return {}
+
+    def _inputs(self, where: str) -> Arrays:
+        """A folder's data and batches, read once; those of the last two folders are kept."""
+        if where not in self.inputs:
+            folder = Path(where)
+            last = dict(list(self.inputs.items())[-1:])
+            self.inputs = last | {
+                where: load_file(folder / "data.safetensors") | load_file(folder / "batches.safetensors")
+            }
+        return self.inputs[where]
+
+    def _given(self, asked: Question) -> Arrays:
+        """The inputs that a question is about: those that the program was opened with, or others."""
+        return self._inputs(asked["inputs"]) if asked.get("inputs") else self.opened[asked["name"]].inputs
 
     def close(self, asked: Question) -> dict[str, Any]:
         """Forget a session and the series kept under its name."""
@@ -75,11 +85,13 @@ class Server:
         return {}
 
     def observe(self, asked: Question) -> dict[str, Any]:
-        """A training step of an observed program: values, gradients, losses, and what it left behind."""
+        """A training step of an observed program: values (unless `values` is false), gradients, losses, what it left."""
         here = self.opened[asked["name"]]
-        result = here.session.step(asked["step"], here.session.batch(here.inputs, asked["step"]))
+        result = here.session.step(asked["step"], here.session.batch(self._given(asked), asked["step"]))
         losses = here.session.wait(result)
         found = here.session.observed(result)
+        if not asked.get("values", True):
+            found = {name: value for name, value in found.items() if not name.startswith("values/")}
         found |= {f"loss/{name}": np.array(loss) for name, loss in losses.items()}
         _save(found | self._position(here.session), asked["into"])
         return {"losses": losses}
@@ -96,14 +108,15 @@ class Server:
     def values(self, asked: Question) -> dict[str, Any]:
         """Every node's value in evaluation mode: `expression`, `fields` (field -> input's name), `rows` at most."""
         here = self.opened[asked["name"]]
-        fields = {name: here.inputs[key][: asked["rows"]] for name, key in asked["fields"].items()}
+        given = self._given(asked)
+        fields = {name: given[key][: asked["rows"]] for name, key in asked["fields"].items()}
         _save(here.session.values(asked["expression"], fields), asked["into"])
         return {}
 
     def gradients(self, asked: Question) -> dict[str, Any]:
         """Gradients at the present state, those of inputs too; nothing is moved."""
         here = self.opened[asked["name"]]
-        batch = here.session.batch(here.inputs, asked["step"])
+        batch = here.session.batch(self._given(asked), asked["step"])
         _save(here.session.gradients(batch, inputs=True), asked["into"])
         return {}
 
@@ -151,6 +164,12 @@ class Server:
         return {"environment": self.module.environment() | _process()}
 
 
+def _question(server: Server, name: str) -> Callable[[Question], dict[str, Any]]:
+    if name.startswith("_") or not callable(found := getattr(server, name, None)):
+        raise ValueError(f"there is no question '{name}'")
+    return found  # type: ignore[no-any-return]
+
+
 def distance(a: Array, b: Array) -> float:
     """The root of the sum of squared differences, in float64."""
     return float(np.linalg.norm(a.astype(np.float64).ravel() - b.astype(np.float64).ravel()))
@@ -161,7 +180,8 @@ def _below(arrays: Mapping[str, Array], prefix: str) -> Arrays:
 
 
 def _save(arrays: Mapping[str, Array], path: str) -> None:
-    save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, path)
+    # np.ascontiguousarray would make a vector of a scalar.
+    save_file({name: np.asarray(value, order="C") for name, value in arrays.items()}, path)
 
 
 def main(read: int, write: int) -> None:
@@ -184,7 +204,7 @@ def main(read: int, write: int) -> None:
         answer(lambda: server.append(Server(request["backend"], request)) or {})  # type: ignore[func-returns-value]
         for line in questions:
             asked = json.loads(line)
-            answer(lambda asked=asked: getattr(server[0], asked["do"])(asked))  # type: ignore[misc]
+            answer(lambda asked=asked: _question(server[0], asked["do"])(asked))  # type: ignore[misc]
 
 
 if __name__ == "__main__":

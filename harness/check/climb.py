@@ -1,0 +1,198 @@
+"""Run the ladder: every rung that was asked for, on each spec, in each precision, with live workers."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness import spec
+from harness.backend import BACKENDS
+from harness.check import rungs
+from harness.check import trajectory as long
+from harness.check.evidence import Evidence, allowances, gather, slopes
+from harness.check.live import LiveWorker
+from harness.check.record import RUNGS, USUAL, CheckResult, Rung
+from harness.check.subject import Subject, each, prepare, workers
+from harness.environment import interpreters
+from harness.errors import CallError
+from harness.graph import Program
+from harness.nullspace import zero_gradient
+from harness.resolve import compile_spec
+from harness.runs import prepared
+from harness.source import Source
+from harness.worker import write_last
+
+Listener = Callable[[str, Mapping[str, Any]], None]
+STEPS = 200
+"""Steps of whole trainings, where the spec has as many."""
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What a call may change about a check."""
+
+    rungs: tuple[str, ...] = USUAL
+    backends: tuple[str, ...] = BACKENDS
+    precisions: tuple[str, ...] = ("float64", "float32")
+    steps: int | None = None
+    """Of whole trainings; left out, the spec's, at most STEPS."""
+    seed: int | None = None
+    twins: int = 5
+    pythons: tuple[str, ...] = ()
+    timeout: float = 600.0
+    out: Path | None = None
+    """A new folder that keeps what the check worked with; left out, a temporary one."""
+
+
+def check(
+    paths: Sequence[str | Path], options: CheckOptions | None = None, listen: Listener | None = None
+) -> list[CheckResult]:
+    """Climb the ladder with each spec. Raises SpecError, DataError or CallError before any worker starts."""
+    options, listen = options or CheckOptions(), listen or (lambda _backend, _event: None)
+    _validate(options)
+    loaded = [spec.load(spec.find(str(path))) for path in paths]
+    programs = [_program(own, text, options) for own, text in loaded]
+    pythons = interpreters(options.pythons)
+    folder = _folder(options)
+    try:
+        with workers(options.backends, options.precisions, pythons, folder, options.timeout) as (live, failures):
+            return [
+                _climb(program, text, folder, live, dict(failures), options, listen)
+                for program, (_, text) in zip(programs, loaded, strict=True)
+            ]
+    finally:
+        if options.out is None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def rung_names(text: str | None) -> tuple[str, ...]:
+    """`1,2,relay` or `1-4` as names of rungs. Raises CallError.
+
+    >>> rung_names("1-3,relay")
+    ('forward', 'gradients', 'optimizer', 'relay')
+    """
+    if text is None:
+        return USUAL
+    chosen: set[str] = set()
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        low, dash, high = item.partition("-")
+        numbers = range(1, len(RUNGS) + 1)
+        if low.isdigit() and (high.isdigit() or not dash) and int(low) in numbers and int(high or low) in numbers:
+            chosen.update(RUNGS[int(low) - 1 : int(high or low)])
+        elif item in RUNGS:
+            chosen.add(item)
+        else:
+            known = ", ".join(f"{i} {name}" for i, name in enumerate(RUNGS, start=1))
+            raise CallError(f"--rungs: there is no rung '{item}' (rungs: {known}; 1-4 is a range)")
+    if not chosen:
+        raise CallError("--rungs names no rung")
+    return tuple(name for name in RUNGS if name in chosen)
+
+
+def _validate(options: CheckOptions) -> None:
+    for name, value, least in (
+        ("--steps", options.steps, 2),
+        ("--seed", options.seed, 0),
+        ("--twins", options.twins, 5),
+    ):
+        if value is not None and value < least:
+            raise CallError(f"{name} is at least {least}, got {value}")
+    for precision in options.precisions:
+        if precision not in ("float32", "float64"):
+            raise CallError(f"--precision is float32, float64 or both, got '{precision}'")
+    if options.timeout <= 0:
+        raise CallError(f"--timeout is above 0 seconds, got {options.timeout:g}")
+
+
+def _program(loaded: spec.Spec, text: Source, options: CheckOptions) -> Program:
+    """The program of whole trainings: its schedules and batches are those of so many steps."""
+    steps = options.steps or min(loaded.training.steps, STEPS)
+    return compile_spec(loaded, text, steps, options.seed)
+
+
+def _folder(options: CheckOptions) -> Path:
+    if options.out is None:
+        return Path(tempfile.mkdtemp(prefix="harness-check-"))
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        raise CallError(f"--out {options.out}: exists and is not an empty directory")
+    options.out.mkdir(parents=True, exist_ok=True)
+    return options.out.resolve()
+
+
+def _climb(
+    program: Program, text: Source, folder: Path, live: Mapping[str, dict[str, LiveWorker]], failures: dict[str, str],
+    options: CheckOptions, listen: Listener,
+) -> CheckResult:  # fmt: skip
+    began = time.perf_counter()
+    inputs = prepared(program, text)
+    own = folder / program.name
+    found: list[Rung] = []
+    for precision in options.precisions:
+        holders = {name: each for name, each in live[precision].items() if name not in failures}
+        if not holders:
+            break
+        subject = prepare(program, text, inputs, precision, own / precision, holders)
+        found += _rungs(subject, options, listen, {rung.name: rung for rung in found})
+        failures |= subject.failures
+        for worker in holders.values():
+            if worker.backend not in subject.failures:
+                worker.ask("close", name="plain")
+        shutil.rmtree(own / precision / "inputs", ignore_errors=True)
+    result = CheckResult(
+        program.name, own, program.steps, program.seed, options.backends, tuple(found), failures,
+        zero_gradient(program), time.perf_counter() - began,
+    )  # fmt: skip
+    write_last(own / "check.json", result.to_json())
+    return result
+
+
+def _rungs(subject: Subject, options: CheckOptions, listen: Listener, exact: Mapping[str, Rung]) -> list[Rung]:
+    found: list[Rung] = []
+    asked = options.rungs
+
+    def add(name: str, judge: Callable[[], Rung]) -> None:
+        if name in asked:
+            start = time.perf_counter()
+            listen(subject.program.name, {"phase": f"{subject.precision} {name}"})
+            rung = judge()
+            found.append(replace(rung, seconds=time.perf_counter() - start))
+
+    start = time.perf_counter()
+    if {"forward", "gradients", "optimizer"} & set(asked):
+        listen(subject.program.name, {"phase": f"{subject.precision} asking"})
+        evidence: dict[str, Evidence] = each(
+            subject, lambda live: gather(subject, live, subject.sources[live.backend, True], support=True)
+        )
+        allowed = allowances(subject, evidence)
+        gathered = time.perf_counter() - start
+        if not evidence:
+            return found
+        add("forward", lambda: rungs.forward(subject, evidence, allowed))
+        add("gradients", lambda: rungs.gradients(subject, evidence, allowed, slopes(subject)))
+        add("optimizer", lambda: rungs.optimizer(subject, evidence))
+        found[0] = replace(found[0], seconds=found[0].seconds + gathered)
+    if {"trajectory", "twins", "relay"} & set(asked):
+        steps = subject.program.steps
+        start = time.perf_counter()
+        trainings = long.train(subject, steps)
+        trained = time.perf_counter() - start
+        if not trainings:
+            return found
+        drift = None
+        if "twins" in asked:
+            distances = long.twin_distances(subject, steps, options.twins)
+            kept = {name: own for name, own in trainings.items() if name in distances}
+            drift = long.drift(subject, kept, distances)
+        twinned = time.perf_counter() - start - trained
+        before = len(found)
+        add("trajectory", lambda: long.trajectory(subject, trainings, drift, exact.get("trajectory")))
+        if drift is not None:
+            known = drift
+            add("twins", lambda: long.twins_rung(subject, known, options.twins))
+            found[-1] = replace(found[-1], seconds=found[-1].seconds + twinned)
+        add("relay", lambda: long.relay(subject, trainings, steps))
+        found[before] = replace(found[before], seconds=found[before].seconds + trained)
+    return found

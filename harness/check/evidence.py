@@ -1,0 +1,262 @@
+"""What the workers are asked for, and what the reference says: the material that the rungs judge."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from harness import initial, reference
+from harness.backend import Array, Arrays
+from harness.check.live import LiveWorker
+from harness.check.subject import ROWS, Subject, moved_parameters, open_program, part, twin, wide
+from harness.compare import FLOAT64, Derived
+from harness.graph import Ref, Update
+
+STEPS = 5  # of the optimizer rung
+TWINS = 3  # of the derived tolerances
+FLOOR, ROOM = 32, 16
+"""A derived tolerance: FLOOR units in the last place of a tensor's largest value (measured on the frameworks' own tanh
+and erf: up to 8), and ROOM times the largest move of the tensor when every parameter moves by one unit."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """A program at one position with one set of inputs: nothing in it depends on another step."""
+
+    evaluated: Arrays
+    """Every node's value in evaluation mode, by call and node."""
+    seen: Arrays
+    """The first training step: `values/…`, `gradients/…`, `loss/…`, and `state/…` after it."""
+    gradients: Arrays
+    """At the position itself, those of inputs too (`update/@field`)."""
+
+    def every(self) -> Arrays:
+        """All of them in one dictionary, where they came from before their names."""
+        kept = {n: a for n, a in self.seen.items() if not n.startswith("optimizer/")}
+        return {f"{kind}:{n}": a for kind, group in (("evaluation", self.evaluated), ("step", kept), ("at", self.gradients)) for n, a in group.items()}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one backend said."""
+
+    look: Look
+    twins: tuple[Look, ...] = ()
+    moved: Mapping[str, Look] = field(default_factory=dict)
+    """The same program with other parameters, and with other inputs: everything must move."""
+    steps: tuple[Arrays, ...] = ()
+    """Gradients, state and optimizer state of the first steps."""
+
+
+def look(subject: Subject, live: LiveWorker, name: str, position: str, inputs: str | None = None) -> Look:
+    """Ask an opened, observed program for everything at a position."""
+    folder = {"inputs": str(subject.folder / inputs)} if inputs else {}
+    live.ask("load", name=name, arrays=position)
+    evaluated: Arrays = {}
+    for question in subject.questions.values():
+        evaluated |= live.arrays("values", name=name, rows=ROWS, **question.request(), **folder)
+    gradients = live.arrays("gradients", name=name, step=0, **folder)
+    seen = live.arrays("observe", name=name, step=0, **folder)
+    return Look(evaluated, seen, gradients)
+
+
+def gather(subject: Subject, live: LiveWorker, source: str, *, support: bool, steps: int = STEPS) -> Evidence:
+    """One backend's evidence. `support`: its twins and its moved self too, from which tolerances and vacuity come."""
+    name = "observed"
+    open_program(subject, live, name, source, observe=True)
+    start = subject.position("start", subject.start)
+    first = look(subject, live, name, start)
+    twins: tuple[Look, ...] = ()
+    moved: dict[str, Look] = {}
+    if support:
+        twins = tuple(
+            look(subject, live, name, subject.position(f"twin-{i}", twin(subject.program, subject.start, i)))
+            for i in range(TWINS)
+        )
+        other = subject.position("moved", moved_parameters(subject.start))
+        moved = {
+            "a parameter": look(subject, live, name, other),
+            "an input": look(subject, live, name, start, "moved"),
+        }
+    live.ask("load", name=name, arrays=start)
+    taken = tuple(
+        live.arrays("observe", name=name, step=t, values=False) for t in range(min(steps, subject.program.steps))
+    )
+    live.ask("close", name=name)
+    return Evidence(first, twins, moved, taken)
+
+
+def allowances(subject: Subject, evidence: Mapping[str, Evidence]) -> dict[str, Derived]:
+    """What is allowed for every tensor of a look, by its full name: derived from its size and from how twins move it."""
+    found: dict[str, Derived] = {}
+    sizes: dict[str, float] = {}
+    moves: dict[str, float] = {}
+    for own in evidence.values():
+        base = own.look.every()
+        for n, value in base.items():
+            sizes[n] = max(sizes.get(n, 0.0), float(np.max(np.abs(value), initial=0.0)))
+        for other in own.twins:
+            for n, value in other.every().items():
+                move = float(np.max(np.abs(value.astype(np.float64) - base[n]), initial=0.0))
+                moves[n] = max(moves.get(n, 0.0), move)
+    for n, size in sizes.items():
+        scale = size
+        if (gradient_of(n) or "") in subject.apart:
+            # Rounding noise: as large as rounding in its neighbours, whatever its own size.
+            layer = n.rpartition(".")[0]
+            scale = max(s for other, s in sizes.items() if other.rpartition(".")[0] == layer)
+        bound = FLOOR * subject.unit * scale + ROOM * moves.get(n, 0.0)
+        if subject.precision == "float64":
+            bound = min(bound, FLOAT64 * max(1.0, scale))
+        found[n] = Derived(0.0, absolute=bound)
+    return found
+
+
+def gradient_of(name: str) -> str | None:
+    """The canonical parameter whose gradient a tensor of a look is, if it is one."""
+    kind, _, rest = name.partition(":")
+    rest = rest.removeprefix("gradients/") if kind == "step" and rest.startswith("gradients/") else rest
+    if kind == "at" or (kind == "step" and name.startswith("step:gradients/")):
+        return rest.partition("/")[2]
+    return None
+
+
+# The reference ------------------------------------------------------------------------------------------
+
+
+def evaluated(subject: Subject) -> Arrays:
+    """Every node's value in evaluation mode at the start."""
+    found: Arrays = {}
+    parameters = wide(part(subject.start, "state/"))
+    for question in subject.questions.values():
+        fields = {name: subject.data[key][:ROWS] for name, key in question.fields.items()}
+        reference.evaluate(subject.program, question.expression, parameters, fields, partial(_note, found))
+    return found
+
+
+def stepped(subject: Subject, seen: Arrays) -> Arrays:
+    """Values, losses and statistics of the first step, by the reference.
+
+    A later update sees what the earlier ones moved: the reference moves it by the same rule with the backend's own
+    gradients, so that a fault of one update is not found again in the next.
+    """
+    found: Arrays = {}
+    parameters = wide(part(subject.start, "state/"))
+    batch, masks = subject.batch(0)
+    for update in subject.program.updates:
+        values: Arrays = {}
+        loss, statistics = reference.train(subject.program, update, parameters, batch, masks, partial(_note, values))
+        found |= {f"values/{update.name}/{name}": value for name, value in values.items()}
+        found[f"loss/{update.name}"] = np.array(loss)
+        found |= {f"state/{name}": value for name, value in statistics.items()}
+        gradients = wide(part(seen, f"gradients/{update.name}/"))
+        slots = reference.initial_slots(subject.program, update)
+        parameters, _ = reference.apply_update(update, parameters | statistics, gradients, slots, 0)
+    return found
+
+
+def _note(found: Arrays, name: str, value: Array) -> None:
+    found[name] = value
+
+
+def optimized(subject: Subject, steps: tuple[Arrays, ...]) -> list[Arrays]:
+    """Parameters and optimizer state after each step, by the rules, from a backend's own gradients."""
+    parameters = wide(part(subject.start, "state/"))
+    slots = {u.name: reference.initial_slots(subject.program, u) for u in subject.program.updates}
+    found = []
+    for t, said in enumerate(steps):
+        now: Arrays = {}
+        for update in subject.program.updates:
+            gradients = wide(part(said, f"gradients/{update.name}/"))
+            parameters, slots[update.name] = reference.apply_update(
+                update, parameters, gradients, slots[update.name], t
+            )
+            now |= {f"optimizer/{update.name}/{name}": value for name, value in slots[update.name].items()}
+            now[f"optimizer/{update.name}/count"] = np.array(t + 1)
+        now |= {f"state/{n}": parameters[n] for n, p in subject.program.parameters.items() if p.learned}
+        found.append(now)
+    return found
+
+
+@dataclass(frozen=True)
+class Slope:
+    """The reference's slope of a loss along a direction in one parameter or input."""
+
+    direction: Array
+    slope: float
+    error: float
+    """How far two widths of the difference disagree: kinks and curvature."""
+
+
+def slopes(subject: Subject) -> dict[str, Slope]:
+    """Central differences of the reference's losses at the first parameters, by `update/parameter` and `update/@field`.
+
+    On the moved inputs: where pixels are alike, values tie in a maximum, and a gradient there is none of the slopes
+    on either side.
+    """
+    found: dict[str, Slope] = {}
+    parameters = wide(part(subject.start, "state/"))
+    batch, masks = subject.batch(0, subject.moved_data)
+    for update in subject.program.updates:
+
+        def loss(changed: Arrays, fields: Arrays, update: Update = update) -> float:
+            return reference.loss(subject.program, update, parameters | changed, batch | fields, masks)
+
+        for name in reference.moved(subject.program, update):
+            direction = initial.stream(1, update.name, name).standard_normal(parameters[name].shape)
+            found[f"{update.name}/{name}"] = _slope(
+                lambda h, n=name, d=direction, loss=loss: loss({n: parameters[n] + h * d}, {}), direction
+            )
+        for name in differentiable(subject, update):
+            direction = initial.stream(1, update.name, "@", name).standard_normal(batch[name].shape)
+            found[f"{update.name}/@{name}"] = _slope(
+                lambda h, n=name, d=direction, loss=loss: loss({}, {n: batch[n] + h * d}), direction
+            )
+    return found
+
+
+def differentiable(subject: Subject, update: Update) -> list[str]:
+    """The float fields through which an update's gradient flows: those behind a stopped call are constants to it."""
+    stopped: set[str] = set()
+    values: dict[str, set[str]] = {}
+
+    def fields(ref: Ref) -> set[str]:
+        return {ref.name} if ref.kind == "field" else values.get(ref.name, set()) if ref.kind == "value" else set()
+
+    used: set[str] = set()
+    for site in update.calls:
+        values[site.variable] = set().union(*(fields(argument) for argument in site.arguments))
+        used |= values[site.variable]
+        stopped |= set() if site.moved else values[site.variable]
+    for term in update.terms:
+        used |= fields(term.outputs) | fields(term.targets)
+    columns = subject.program.columns
+    return [name for name in subject.program.fields if name in used - stopped and columns[name].dtype == "float"]
+
+
+def _slope(loss: Callable[[float], float], direction: Array, width: float = 2e-7) -> Slope:
+    """The slope at three widths: where a kink lies between, they disagree, and none of them is trusted further."""
+    found = [(loss(h) - loss(-h)) / (2 * h) for h in (width, 2 * width, 4 * width)]
+    return Slope(direction, found[0], max(found) - min(found))
+
+
+def unmoved(subject: Subject, rows: int = 8) -> list[str]:
+    """Nodes whose value can be anything without a trace in what the network says: comparing outputs says nothing of them."""
+    parameters = wide(part(subject.start, "state/"))
+    silent = []
+    for question in subject.questions.values():
+        fields = {name: subject.data[key][:rows] for name, key in question.fields.items()}
+        ask = partial(reference.evaluate, subject.program, question.expression, parameters, fields)
+        names: Arrays = {}
+        said = ask(partial(_note, names))
+        silent += [name for name in names if np.array_equal(ask(partial(_moved, name)), said)]
+    return silent
+
+
+def _moved(target: str, name: str, value: Array) -> Array | None:
+    if name != target:
+        return None
+    spread = float(value.std()) or 1.0
+    moved: Array = value + 0.1 * spread * initial.stream(0, "moved", name).standard_normal(value.shape)
+    return moved

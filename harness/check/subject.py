@@ -1,0 +1,228 @@
+"""What is checked: one program in one precision, open in a live worker of each backend, and what it is given.
+
+`each` asks all backends at once, as many as there are cores; the functions below it are the questions.
+"""
+
+import importlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from harness import initial, reference
+from harness.backend import Array, Arrays
+from harness.check.live import LiveWorker, allowed_cores, worker
+from harness.data.inputs import Inputs
+from harness.environment import Interpreter
+from harness.errors import WorkerFailed
+from harness.graph import Program
+from harness.nullspace import zero_gradient
+from harness.questions import Question, questions
+from harness.runs import Options, describe, write_inputs
+from harness.source import Source
+
+T = TypeVar("T")
+ROWS = 64  # examples of the comparison in evaluation mode
+
+
+@dataclass
+class Subject:
+    """One program in one precision, and the workers that hold it."""
+
+    program: Program
+    precision: str
+    folder: Path
+    held_out: bool
+    workers: dict[str, LiveWorker]
+    sources: dict[tuple[str, bool], str] = field(default_factory=dict)
+    """By backend and whether it is observed: the emitted program."""
+    failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """The backends that still answer."""
+        return tuple(name for name in self.workers if name not in self.failures)
+
+    @property
+    def unit(self) -> float:
+        """The distance from 1 to the next number: the unit in the last place of a value near 1."""
+        return float(np.finfo(self.precision).eps)
+
+    @cached_property
+    def apart(self) -> dict[str, str]:
+        """Parameters whose true gradient is zero, and why."""
+        return zero_gradient(self.program)
+
+    @cached_property
+    def start(self) -> Arrays:
+        """The position before training as the workers load it: parameters, statistics, an optimizer that did nothing."""
+        own = load_file(self.folder / "inputs" / "parameters.safetensors")
+        return {f"state/{name}": value for name, value in own.items()} | fresh_optimizer(self.program, self.precision)
+
+    @cached_property
+    def data(self) -> Arrays:
+        """The inputs as the workers read them, widened to float64."""
+        folder = self.folder / "inputs"
+        return wide(load_file(folder / "data.safetensors") | load_file(folder / "batches.safetensors"))
+
+    @cached_property
+    def moved_data(self) -> Arrays:
+        """The inputs of the vacuity check, widened to float64."""
+        folder = self.folder / "moved"
+        return wide(load_file(folder / "data.safetensors") | load_file(folder / "batches.safetensors"))
+
+    @property
+    def questions(self) -> dict[str, Question]:
+        """What is asked of the program in evaluation mode, calls of networks alone."""
+        asked = questions(self.program, held_out=self.held_out)
+        return {str(q.expression): q for q in asked.values() if q.request()["expression"][0] == "call"}
+
+    def position(self, name: str, arrays: Arrays) -> str:
+        """A file with a position, for workers to load."""
+        path = self.folder / f"{name}.safetensors"
+        if not path.exists():
+            save_file({n: np.asarray(a, order="C") for n, a in arrays.items()}, path)
+        return str(path)
+
+    def batch(self, step: int, data: Arrays | None = None) -> tuple[Arrays, dict[str, Arrays]]:
+        """The batch of a step and its masks as the reference reads them."""
+        data = self.data if data is None else data
+        rows = data["order"][step].astype(int)
+        rows = rows[rows >= 0]
+        batch = {key.removeprefix("train."): a[rows] for key, a in data.items() if key.startswith("train.")}
+        batch |= {name: data[name][step][: len(rows)] for name in self.program.spec.data.noise}
+        return batch, initial.masks(self.program, step, len(rows))
+
+
+def fresh_optimizer(program: Program, precision: str) -> Arrays:
+    """The state of optimizers before the first step."""
+    found: Arrays = {}
+    for update in program.updates:
+        slots = reference.initial_slots(program, update)
+        found |= {f"optimizer/{update.name}/{name}": value.astype(precision) for name, value in slots.items()}
+        found[f"optimizer/{update.name}/count"] = np.array(0, np.int64)
+    return found
+
+
+def prepare(
+    program: Program, text: Source, inputs: Inputs, precision: str, folder: Path, workers: dict[str, LiveWorker]
+) -> Subject:
+    """Write what the program trains on, and its programs."""
+    folder.mkdir(parents=True)
+    options = Options(precision=precision)
+    write_inputs(folder, program, inputs, text, options)
+    subject = Subject(program, precision, folder, inputs.held_out, workers)
+    (folder / "moved").mkdir()
+    for file in ("data", "batches"):
+        own = load_file(folder / "inputs" / f"{file}.safetensors")
+        save_file({name: moved_input(name, a) for name, a in own.items()}, folder / "moved" / f"{file}.safetensors")
+    for backend in workers:
+        emitter = importlib.import_module(f"backends.{backend}.emit")
+        for observe in (False, True):
+            subject.sources[backend, observe] = emitter.emit(program, precision, 1, observe=observe)
+    return subject
+
+
+def moved_input(name: str, array: Array) -> Array:
+    """Other inputs of the same kind: numbers shifted by a tenth of their spread, ids dealt to other examples."""
+    if name == "order":
+        return array
+    rng = initial.stream(0, "moved", name)
+    if array.dtype.kind == "f":
+        spread = float(array.std()) or 1.0
+        return (array + 0.1 * spread * rng.standard_normal(array.shape)).astype(array.dtype)
+    return np.ascontiguousarray(rng.permuted(array, axis=0))
+
+
+def moved_parameters(start: Arrays) -> Arrays:
+    """Other parameters: each value shifted by a tenth of its tensor's spread (of 0.1, where it has none)."""
+    found = dict(start)
+    for name, value in start.items():
+        if name.startswith("state/"):
+            spread = float(value.std()) or 1.0
+            noise = np.abs(initial.stream(0, "moved", name).standard_normal(value.shape))
+            found[name] = (value + 0.1 * spread * noise).astype(value.dtype)
+    return found
+
+
+def twin(program: Program, start: Arrays, number: int) -> Arrays:
+    """The same start with every parameter moved by one unit in the last place, up or down by a seeded coin."""
+    found = dict(start)
+    for name, parameter in program.parameters.items():
+        if parameter.learned:
+            value = start[f"state/{name}"]
+            up = initial.stream(program.seed, "twin", number, name).random(value.shape) < 0.5  # noqa: PLR2004 - a fair coin
+            far = np.asarray(math.inf, value.dtype)
+            found[f"state/{name}"] = np.where(up, np.nextafter(value, far), np.nextafter(value, -far))
+    return found
+
+
+@contextmanager
+def workers(
+    backends: Sequence[str], precisions: Sequence[str], pythons: Mapping[str, Interpreter], folder: Path, timeout: float
+) -> Iterator[tuple[dict[str, dict[str, LiveWorker]], dict[str, str]]]:
+    """A live worker for each precision and backend, and the reasons of those that could not be started."""
+    cores = allowed_cores()
+    found: dict[str, dict[str, LiveWorker]] = {precision: {} for precision in precisions}
+    failures: dict[str, str] = {}
+    with ExitStack() as stack:
+        number = 0
+        for precision in precisions:
+            for backend in backends:
+                if backend in failures:
+                    continue
+                place = folder / "workers" / f"{backend}-{precision}"
+                core = cores[number % len(cores)]
+                number += 1
+                try:
+                    made = worker(backend, pythons[backend], place, core=core, timeout=timeout)
+                    found[precision][backend] = stack.enter_context(made)
+                except WorkerFailed as error:
+                    failures[backend] = str(error)
+        yield found, failures
+
+
+def each(subject: Subject, ask: Callable[[LiveWorker], T]) -> dict[str, T]:
+    """Ask every backend, those on different cores at once. One that fails is noted and asked no more."""
+    queues: dict[int, list[LiveWorker]] = {}
+    for name in subject.backends:
+        queues.setdefault(subject.workers[name].core, []).append(subject.workers[name])
+    answers: dict[str, T] = {}
+
+    def work(queue: Sequence[LiveWorker]) -> None:
+        for live in queue:
+            try:
+                answers[live.backend] = ask(live)
+            except WorkerFailed as error:
+                subject.failures[live.backend] = str(error)
+
+    with ThreadPoolExecutor(max(1, len(queues))) as pool:
+        list(pool.map(work, queues.values()))
+    return {name: answers[name] for name in subject.workers if name in answers}
+
+
+def open_program(subject: Subject, live: LiveWorker, name: str, source: str, *, observe: bool) -> None:
+    """Have a worker import a program under a name, at the start of training."""
+    path = live.folder / f"{subject.program.name}_{live.backend}_{name}_{live.count:05}.py"
+    live.count += 1
+    path.write_text(source, encoding="utf-8")
+    request = describe(subject.program) | {"observe": observe}
+    live.ask("open", name=name, program=str(path), inputs=str(subject.folder / "inputs"), request=request)
+    live.ask("load", name=name, arrays=subject.position("start", subject.start))
+
+
+def wide(arrays: Mapping[str, Array]) -> Arrays:
+    """Floats as float64."""
+    return {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in arrays.items()}
+
+
+def part(arrays: Mapping[str, Array], prefix: str) -> Arrays:
+    """The arrays below a prefix, without it."""
+    return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}

@@ -1,0 +1,289 @@
+"""Rungs four to six: whole trainings, how fast they part beside a framework and its own twin, and handing one over."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, permutations
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from harness.backend import Array, Arrays
+from harness.check.live import LiveWorker
+from harness.check.record import Rung, judged
+from harness.check.subject import Subject, each, open_program, part, twin
+from harness.compare import FLOAT64, TOLERANCES, Comparison, Derived, Difference, Tolerance, compare, compare_losses
+
+Losses = dict[str, list[float]]
+TIMES = 3
+"""How many times the worst twin's drift two frameworks may drift apart."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A whole training of one backend."""
+
+    losses: Losses
+    states: Arrays
+    """Parameters and statistics after every step, the steps along the first axis."""
+    end: Arrays
+    """The position after the last step."""
+
+
+def train(subject: Subject, steps: int) -> dict[str, Training]:
+    """The unbroken training of every backend; each worker keeps its states for its twins."""
+
+    def work(live: LiveWorker) -> Training:
+        open_program(subject, live, "plain", subject.sources[live.backend, False], observe=False)
+        path = live.fresh()
+        said = live.ask("train", name="plain", first=0, last=steps, keep="plain/base", write="all", into=str(path))
+        arrays = load_file(path)
+        path.unlink()
+        end = {n: a for n, a in arrays.items() if n.startswith(("state/", "optimizer/"))}
+        return Training(said["losses"], part(arrays, "states/"), end)
+
+    return each(subject, work)
+
+
+def trajectory(subject: Subject, trainings: Mapping[str, Training], twins: "Drift | None", exact: Rung | None) -> Rung:
+    """Losses, parameters and statistics at every step, pairwise."""
+    tolerances = TOLERANCES[subject.precision]
+    comparisons: list[Comparison] = []
+    for a, b in combinations(trainings, 2):
+        x, y = trainings[a], trainings[b]
+        comparisons.append(compare_losses((a, b), x.losses, y.losses, tolerances["loss"]))
+        left, right = ({n: s for n, s in t.states.items() if n not in subject.apart} for t in (x, y))
+        comparisons.append(compare_series("state", (a, b), left, right, tolerances["state"]))
+    void = [f"{backend}: {why}" for backend, own in trainings.items() for why in dead(subject, own)]
+    found = judged("trajectory", subject.precision, comparisons, void=void)
+    if found.status != "failed" or subject.precision == "float64":
+        return found
+    # Float32 shows practice: what parts there is judged by how a framework parts from its own twin, or by float64.
+    if twins is not None and twins.worst <= TIMES:
+        why = f"within rounding: at most {twins.worst:.2g} times as far apart as twins of one framework"
+    elif twins is None and exact is not None and exact.status == "passed":
+        why = "rounding that grew: the same programs in float64 agree at every step (run rung 5 for a yardstick)"
+    else:
+        return found
+    return Rung(
+        found.name, found.precision, "passed", why, found.comparisons, (*found.notes, f"in float32: {found.sentence}")
+    )
+
+
+def dead(subject: Subject, training: Training) -> list[str]:
+    """Why a training would look the same whatever the network did: a loss that stays or is none, parameters that stay."""
+    found = []
+    for name, losses in training.losses.items():
+        if not np.isfinite(losses).all():
+            found.append(f"the loss of '{name}' is no number")
+        elif len(set(losses)) == 1 and len(losses) > 1:
+            found.append(f"the loss of '{name}' is the same at every step")
+    minimised = training.losses if len(training.losses) == 1 else {}
+    for name, losses in minimised.items():
+        tenth = max(1, len(losses) // 10)
+        if len(losses) >= 10 and not np.mean(losses[-tenth:]) < np.mean(losses[:tenth]):  # noqa: PLR2004
+            found.append(f"the loss of '{name}' does not fall")
+    for name, states in training.states.items():
+        if name not in subject.apart and len(states) > 1 and np.array_equal(states[0], states[-1]):
+            found.append(f"{name} never moves after the first step")
+    return found
+
+
+def compare_series(
+    what: str, names: tuple[str, str], a: Mapping[str, Array], b: Mapping[str, Array], tolerance: Tolerance
+) -> Comparison:
+    """Tensors at every step, the steps along the first axis: each step by its own magnitude."""
+    missing = [f"only {names[0]} has {n}" for n in sorted(a.keys() - b.keys())]
+    missing += [f"only {names[1]} has {n}" for n in sorted(b.keys() - a.keys())]
+    worst: Difference | None = None
+    compared = 0
+    for name in sorted(a.keys() & b.keys()):
+        if a[name].shape != b[name].shape:
+            missing.append(f"{name} has shape {a[name].shape} and {b[name].shape}")
+            continue
+        steps = len(a[name])
+        x, y = (s[name].reshape(steps, -1).astype(np.float64) for s in (a, b))
+        compared += steps
+        with np.errstate(invalid="ignore"):
+            gaps = np.where(np.isfinite(x) & np.isfinite(y), np.abs(x - y), np.nan).max(axis=1)
+            sizes = np.maximum(np.abs(x), np.abs(y)).max(axis=1)
+        allowed = tolerance.relative * np.maximum(np.nan_to_num(sizes, posinf=0.0), tolerance.floor)
+        ratios = np.where(np.isnan(gaps), np.inf, gaps / np.maximum(allowed, np.finfo(np.float64).tiny))
+        step = int(np.argmax(ratios))
+        place = int(np.argmax(np.nan_to_num(np.abs(x[step] - y[step]), nan=np.inf)))
+        index = tuple(int(i) for i in np.unravel_index(place, a[name].shape[1:]))
+        found = Difference(
+            name, step + 1, float(gaps[step]), float(allowed[step]), index, float(x[step, place]), float(y[step, place])
+        )
+        worst = found if worst is None or found.ratio > worst.ratio else worst
+    return Comparison(what, *names, worst, compared, tuple(missing))
+
+
+# Twins ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far frameworks part beside how far one parts from its own twins."""
+
+    worst: float
+    """The largest ratio of any tensor at any step, and of all together."""
+    overall: dict[str, list[float]]
+    """By pair: the drift of all tensors together at every step over that of the worst twin."""
+    tensors: dict[str, dict[str, float]]
+    """By pair and tensor: the largest ratio at any step."""
+    twins: list[float]
+    """The worst twin's drift of all tensors together, at every step."""
+    exact: bool
+
+
+def twin_distances(subject: Subject, steps: int, count: int) -> dict[str, list[dict[str, list[float]]]]:
+    """By backend: how far each twin is from the unbroken training, by tensor, at every step."""
+
+    def work(live: LiveWorker) -> list[dict[str, list[float]]]:
+        found = []
+        for number in range(count):
+            start = subject.position(f"twin-{number}", twin(subject.program, subject.start, number))
+            live.ask("load", name="plain", arrays=start)
+            said = live.ask("train", name="plain", first=0, last=steps, against="plain/base")
+            found.append(said["distances"])
+        return found
+
+    return each(subject, work)
+
+
+def drift(
+    subject: Subject, trainings: Mapping[str, Training], twins: Mapping[str, Sequence[Mapping[str, Sequence[float]]]]
+) -> Drift:
+    """Cross-framework drift over the worst twin's, by tensor and overall, at every step."""
+    names = [n for n in next(iter(trainings.values())).states if n not in subject.apart]
+    states = next(iter(trainings.values())).states
+    sizes = {n: _norm(states[n]) for n in names}
+    for n in names:
+        if (spread := f"{n.removesuffix('.mean')}.variance") in states and n.endswith(".mean"):
+            # A mean is as exact as the values that it is of, however near to zero it is itself.
+            sizes[n] = np.maximum(sizes[n], _norm(np.sqrt(np.abs(states[spread]))))
+    # A twin starts one unit in the last place away: no yardstick is shorter than that.
+    least = {n: subject.unit * np.maximum(sizes[n], subject.unit) for n in names}
+    every = [own for backend in trainings for own in twins[backend]]
+    worst = {n: np.maximum(np.max([own[n] for own in every], axis=0), least[n]) for n in names}
+    together = np.max([_together([np.array(own[n]) for n in names]) for own in every], axis=0)
+    together = np.maximum(together, _together([least[n] for n in names]))
+    overall: dict[str, list[float]] = {}
+    tensors: dict[str, dict[str, float]] = {}
+    exact = True
+    for a, b in combinations(trainings, 2):
+        cross = {n: _norm(trainings[a].states[n].astype(np.float64) - trainings[b].states[n]) for n in names}
+        exact = exact and not any(np.any(gaps) for gaps in cross.values())
+        overall[f"{a}~{b}"] = (_together(list(cross.values())) / together).tolist()
+        tensors[f"{a}~{b}"] = {n: float(np.max(cross[n] / worst[n])) for n in names}
+    largest = max((max(r) for r in overall.values()), default=0.0)
+    return Drift(largest, overall, tensors, together.tolist(), exact)
+
+
+def twins_rung(subject: Subject, found: Drift, count: int) -> Rung:
+    """The verdict on drift: exact, within rounding, or different."""
+    details = {
+        "twins": count, "worst": found.worst, "overall": found.overall, "tensors": found.tensors,
+        "drift": found.twins, "allowed": TIMES,
+    }  # fmt: skip
+    pair, at = max(
+        ((p, int(np.argmax(r))) for p, r in found.overall.items()),
+        key=lambda w: found.overall[w[0]][w[1]],
+        default=("", 0),
+    )
+    tensor, ratio = max(
+        ((f"{n} ({p})", r) for p, own in found.tensors.items() for n, r in own.items()),
+        key=lambda w: w[1],
+        default=("", 0.0),
+    )
+    if not found.overall:
+        return Rung("twins", subject.precision, "skipped", "there is one backend: nothing to hold beside its twins")
+    if found.exact:
+        return Rung("twins", subject.precision, "passed", "exact: the same bits at every step", details=details)
+    said = f"{found.worst:.2g} times the worst of {count} twins a backend ({pair}, step {at + 1}); single tensors up to {ratio:.2g} ({tensor})"
+    if not np.isfinite(found.worst) or found.worst > TIMES:
+        return Rung("twins", subject.precision, "failed", f"differs: {said}, {TIMES} allowed", details=details)
+    return Rung("twins", subject.precision, "passed", f"within rounding: {said}", details=details)
+
+
+def _norm(states: Array) -> Array:
+    """The norm at every step."""
+    found: Array = np.linalg.norm(states.reshape(len(states), -1).astype(np.float64), axis=1)
+    return found
+
+
+def _together(parts: Sequence[Array]) -> Array:
+    found: Array = np.sqrt(np.sum(np.square(parts), axis=0))
+    return found
+
+
+# Relay ----------------------------------------------------------------------------------------------------
+
+
+def relay(subject: Subject, trainings: Mapping[str, Training], steps: int) -> Rung:
+    """A third of the training in each framework, in every order: where it ends beside each unbroken training."""
+    backends = tuple(trainings)
+    if len(backends) < 2:  # noqa: PLR2004
+        return Rung("relay", subject.precision, "skipped", "there is one backend: nobody to hand over to")
+    legs = len(backends)
+    ends = [steps * (i + 1) // legs for i in range(legs)]
+    if ends[0] == 0:
+        return Rung("relay", subject.precision, "skipped", f"{steps} steps cannot be split among {legs} backends")
+    positions: dict[tuple[str, ...], str] = {}
+    losses: dict[tuple[str, ...], Losses] = {}
+    arrived: dict[tuple[str, ...], Arrays] = {}
+    for leg in range(legs):
+        routes = list(permutations(backends, leg + 1))
+
+        def work(live: LiveWorker, leg: int = leg, routes: Sequence[tuple[str, ...]] = routes) -> None:
+            for route in routes:
+                if route[-1] != live.backend:
+                    continue
+                before = positions[route[:-1]] if leg else subject.position("start", subject.start)
+                live.ask("load", name="plain", arrays=before)
+                path = live.fresh()
+                first, last = ends[leg - 1] if leg else 0, ends[leg]
+                said = live.ask("train", name="plain", first=first, last=last, write="last", into=str(path))
+                positions[route] = str(path)
+                had = losses.get(route[:-1], {})
+                losses[route] = {u: [*had.get(u, []), *own] for u, own in said["losses"].items()}
+                if leg == legs - 1:
+                    arrived[route] = load_file(path)
+
+        each(subject, work)
+    comparisons = []
+    for route, end in sorted(arrived.items()):
+        for backend, own in trainings.items():
+            names = (" then ".join(route), f"{backend} alone")
+            comparisons.append(_arrival(subject, trainings, names, end, own.end))
+            tolerance = TOLERANCES[subject.precision]["loss"]
+            if subject.precision == "float64":
+                comparisons.append(compare_losses(names, losses[route], own.losses, tolerance))
+    return judged("relay", subject.precision, comparisons, details={"orders": len(arrived), "hand_overs": ends[:-1]})
+
+
+def _arrival(
+    subject: Subject, trainings: Mapping[str, Training], names: tuple[str, str], end: Arrays, own: Arrays
+) -> Comparison:
+    """The end of a relay beside an unbroken end: float64 to 1e-10, float32 as far as unbroken trainings part."""
+    kept = [{n: a for n, a in arrays.items() if not _judged_apart(subject, n)} for arrays in (end, own)]
+    if subject.precision == "float64":
+        return compare("relay", names, *kept, Tolerance(FLOAT64))
+    bounds: dict[str, Tolerance] = {}
+    for n, a in kept[1].items():
+        spread = max(
+            (
+                float(np.max(np.abs(x.end[n].astype(np.float64) - y.end[n]), initial=0.0))
+                for x, y in combinations(trainings.values(), 2)
+            ),
+            default=0.0,
+        )
+        bounds[n] = Derived(0.0, absolute=TIMES * spread + 64 * subject.unit * float(np.max(np.abs(a), initial=0.0)))
+    return compare("relay", names, *kept, bounds)
+
+
+def _judged_apart(subject: Subject, name: str) -> bool:
+    parameter = name.removeprefix("state/")
+    if name.startswith("optimizer/"):
+        parameter = name.split("/", 3)[-1]
+    return parameter in subject.apart

@@ -38,15 +38,13 @@ def test_a_paired_test_by_hand() -> None:
 
 
 def test_the_published_example_comes_out() -> None:
-    """Lakens 2017, two independent groups: means 4.55 and 4.87, deviations 1.05 and 1.11, n 15 and 15, d = 0.5."""
-    margin = 0.5 * math.sqrt((1.05**2 + 1.11**2) / 2)
-    found = tost(sample(4.55, 1.05, 15), sample(4.87, 1.11, 15), margin, paired=False)
-    error = math.sqrt(1.05**2 / 15 + 1.11**2 / 15)
-    degrees = (1.05**2 / 15 + 1.11**2 / 15) ** 2 / ((1.05**2 / 15) ** 2 / 14 + (1.11**2 / 15) ** 2 / 14)
-    assert found.degrees == pytest.approx(degrees)
-    assert found.p_above == pytest.approx(tail_by_hand((-0.32 + margin) / error, degrees), abs=1e-9)
-    assert found.p_below == pytest.approx(tail_by_hand((margin + 0.32) / error, degrees), abs=1e-9)
-    assert found.verdict == "undecided"
+    """Lakens 2017, organic food and moral judgment: t(182) = 2.69, p = .004 for d within ±0.43."""
+    margin = 0.43 * math.sqrt((0.95**2 + 0.83**2) / 2)
+    found = tost(sample(5.25, 0.95, 95), sample(5.22, 0.83, 89), margin, paired=False)
+    assert found.degrees == pytest.approx(182, abs=1.5)
+    assert (margin - found.difference) / found.standard_error == pytest.approx(2.69, abs=0.005)
+    assert found.p == pytest.approx(0.004, abs=5e-4)
+    assert found.verdict == "equivalent"
 
 
 def sample(mean: float, deviation: float, count: int) -> Array:

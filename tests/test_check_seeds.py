@@ -357,7 +357,7 @@ def real(name: str, folder: Path, **options: Any) -> SeedsResult:
     if len(INSTALLED) < 2:
         pytest.skip("needs two frameworks")
     return check(
-        folder, runs.run_spec, name, **({"backends": INSTALLED[:2], "seeds": 3, "least": 3, "steps": 8} | options)
+        folder, runs.run_spec, name, **({"backends": INSTALLED[:2], "seeds": 2, "least": 2, "steps": 8} | options)
     )
 
 
@@ -386,7 +386,7 @@ def test_real_trainings_end_alike_and_a_fault_in_one_program_is_found(
     assert right.status == "passed", right.sentences()
     assert not list(tmp_path.glob("right/seeds/*/inputs/*.safetensors"))
     assert not list(tmp_path.glob("right/seeds/*/*/trajectory/*"))
-    assert len(list(tmp_path.glob("right/seeds/*/*/outputs.safetensors"))) == 3 * 2
+    assert len(list(tmp_path.glob("right/seeds/*/*/outputs.safetensors"))) == 2 * 2
     emitter = importlib.import_module(f"backends.{INSTALLED[1]}.emit")
     emit = emitter.emit
 

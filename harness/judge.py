@@ -56,7 +56,7 @@ def judge(
     if options.precision == "float64" and len({r.text for r in ok.values()}) > 1:
         same = False
         notes.append("The texts written by greedy decoding differ.")
-    notes += dead(ok, apart)
+    notes += dead(ok, apart) if options.record else unmoved(program, directory, ok)
     alive = not any(note.startswith("Dead") for note in notes)
     failed = len(ok) < len(backends) or not alive
     if len(ok) < 2 and not failed:  # noqa: PLR2004
@@ -204,10 +204,31 @@ def dead(results: Mapping[str, BackendResult], apart: Mapping[str, str]) -> list
         notes += [
             f"Dead: in {backend} every recorded gradient of update '{update}' is zero." for update in sorted(still)
         ]
-        # A warm-up from 0 moves nothing in the first step: two equal losses prove nothing.
-        if all(len(set(losses)) == 1 and len(losses) > 2 for losses in result.losses.values()):  # noqa: PLR2004
-            notes.append(f"Dead: in {backend} the loss is the same at every step.")
+        notes += _constant(result)
     return notes
+
+
+def unmoved(program: Program, directory: Path, results: Mapping[str, BackendResult]) -> list[str]:
+    """`dead` for a run without recorded gradients: an update none of whose parameters ended elsewhere than it began."""
+    before = load_file(directory / "inputs" / "parameters.safetensors")
+    learned = [name for name, parameter in program.parameters.items() if parameter.learned]
+    single = len(program.networks) == 1
+    notes = []
+    for backend, result in results.items():
+        after = _part(result.outputs(), "state/")
+        for update in program.updates:
+            own = [n for n in learned if single or n.partition(".")[0] in update.over]
+            if all(np.array_equal(before[name], after[name]) for name in own):
+                notes.append(f"Dead: in {backend} update '{update.name}' moved no parameter.")
+        notes += _constant(result)
+    return notes
+
+
+def _constant(result: BackendResult) -> list[str]:
+    # A warm-up from 0 moves nothing in the first step: two equal losses prove nothing.
+    if all(len(set(losses)) == 1 and len(losses) > 2 for losses in result.losses.values()):  # noqa: PLR2004
+        return [f"Dead: in {result.backend} the loss is the same at every step."]
+    return []
 
 
 def locate(program: Program, directory: Path, result: BackendResult) -> str:

@@ -62,6 +62,8 @@ class Options:
     """Seconds without a sign of life after which a worker is stopped."""
     evidence: bool = True
     """Whether a float32 run that parts is run again in float64, to tell rounding from meaning."""
+    record: bool = True
+    """Whether states and gradients are recorded at steps; without them losses and outputs alone are compared."""
 
 
 def run(path: str | Path, options: Options | None = None, listen: Listener | None = None) -> RunResult:
@@ -215,6 +217,8 @@ def describe(program: Program) -> dict[str, Any]:
 
 def recorded_steps(program: Program, options: Options) -> tuple[list[int], list[int]]:
     """The steps (from 0) whose state is recorded, every one where that fits BUDGET, and whose gradients are."""
+    if not options.record:
+        return [], []
     width = 8 if options.precision == "float64" else 4
     size = width * sum(int(np.prod(p.shape)) for p in program.parameters.values())
     every = max(1, -(-size * program.steps // BUDGET))

@@ -35,7 +35,10 @@ PythonOption = Annotated[
     ),
 ]
 SeedOption = Annotated[int | None, typer.Option(help="Instead of the spec's seed.")]
-StepsOption = Annotated[int | None, typer.Option(help="Instead of the spec's number of steps.")]
+StepsOption = Annotated[
+    int | None,
+    typer.Option(help="Steps of the whole training, those before a checkpoint included; left out, the spec's."),
+]
 PrecisionOption = Annotated[str, typer.Option(help="float32 or float64.")]
 
 
@@ -71,6 +74,17 @@ def run(
     spec: SpecArgument,
     backends: Annotated[str | None, typer.Option(help="Which ones, like torch,jax; left out, all.")] = None,
     steps: StepsOption = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="CHECKPOINT",
+            help="Go on from a checkpoint, of whichever backend, with the step after its last.",
+        ),
+    ] = None,
+    until: Annotated[
+        int | None, typer.Option(help="Stop when this many of the steps are done; schedules still span --steps.")
+    ] = None,
     seed: SeedOption = None,
     precision: PrecisionOption = "float32",
     threads: Annotated[int, typer.Option(help="Threads, and cores, of each worker.")] = 1,
@@ -84,7 +98,9 @@ def run(
     from harness import report, runs  # noqa: PLC0415 - seconds of imports that other commands do without
     from harness.environment import backends as chosen  # noqa: PLC0415
 
-    options = runs.Options(chosen(backends), steps, seed, precision, threads, device, tuple(python or ()), out, timeout)
+    options = runs.Options(
+        chosen(backends), steps, seed, precision, threads, device, tuple(python or ()), out, timeout, start, until
+    )
     _check_json(json_file)
     with _progress() as listen:
         result = runs.run(spec, options, listen)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -68,8 +69,8 @@ class Checkpoint:
 
     def arrays(self) -> Arrays:
         """All of them by their names in the file."""
-        state = {f"state/{name}": array for name, array in self.state.items()}
-        return state | {f"optimizer/{name}": array for name, array in self.optimizer.items()}
+        state = {f"state/{name}": np.asarray(array, order="C") for name, array in self.state.items()}
+        return state | {f"optimizer/{n}": np.asarray(array, order="C") for n, array in self.optimizer.items()}
 
     def write(self, path: Path) -> None:
         """The file, complete or not at all."""
@@ -77,7 +78,7 @@ class Checkpoint:
         origin = self.origin.to_json()
         metadata = {name: origin[name] for name in ("spec", "source", "text", "precision")}
         metadata |= {name: str(origin[name]) for name in ("seed", "steps")}
-        metadata |= {name: json.dumps(origin[name], sort_keys=True) for name in ("columns", "table")}
+        metadata |= {name: json.dumps(origin[name]) for name in ("columns", "table")}
         metadata |= {"schema": str(SCHEMA), "harness": self.version, "step": str(self.step), "digest": digest(arrays)}
         temporary = path.with_name(path.name + ".part")
         save_file(arrays, temporary, metadata)

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 import harness
-from harness.errors import CallError, HarnessError
+from harness.errors import CallError, HarnessError, WorkerFailed
 
 app = typer.Typer(
     help="One network spec, compiled to PyTorch, TensorFlow/Keras and JAX, trained identically and compared.",
@@ -51,7 +51,7 @@ def main() -> None:
         status = app(standalone_mode=False)
     except HarnessError as error:
         _complain(str(error))
-        sys.exit(2)
+        sys.exit(3 if isinstance(error, WorkerFailed) else 2)
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted; no result was written")
         sys.exit(INTERRUPTED)
@@ -133,6 +133,25 @@ def emit(
         out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise CallError(f"cannot write {out}: {error.strerror}") from None
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A run's checkpoint.safetensors.")],
+    backend: Annotated[str, typer.Option(help="torch, tensorflow or jax, whichever wrote the checkpoint.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="A new file: NAME.pt for torch, NAME.weights.h5 or NAME.keras for tensorflow; for jax a new directory."
+        ),
+    ],
+    python: PythonOption = None,
+) -> None:
+    """Write a checkpoint in a framework's own format, with the program that reads it; neither needs the harness."""
+    from harness import export as exports  # noqa: PLC0415
+
+    for path in exports.export(checkpoint, backend, out, tuple(python or ())):
+        sys.stdout.write(f"{path}\n")
 
 
 @app.command(name="report")

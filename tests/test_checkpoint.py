@@ -36,14 +36,16 @@ def text(rule: str = "adamw, clipped", **network: Any) -> str:
     return json.dumps(made)
 
 
-def made(step: int = 5, steps: int = 9, rule: str = "adamw, clipped", **network: Any) -> tuple[Checkpoint, Program]:
+def made(
+    step: int = 5, steps: int = 9, rule: str = "adamw, clipped", spec: str | None = None, **network: Any
+) -> tuple[Checkpoint, Program]:
     """A checkpoint made by hand, and its program."""
-    program = program_of(text(rule, **network), steps=steps)
+    spec = spec or text(rule, **network)
+    program = program_of(spec, steps=steps)
     shapes = runs.optimizer_table(program)
     optimizer = {name: np.full(shape, 0.25) for name, shape in shapes.items()}
     optimizer |= {name: np.array(step, np.int64) for name in shapes if name.endswith("/count")}
-    source = parse(text(rule, **network), "small.yaml")
-    origin = runs.origin(program, source, "float64")
+    origin = runs.origin(program, parse(spec, "small.yaml"), "float64")
     return Checkpoint(origin, step, initial.parameters(program), optimizer), program
 
 

@@ -66,8 +66,9 @@ def run(experiment: Experiment | str | Path, *, listen: Listener | None = None, 
     for name in options.get("backends", ()):
         if name not in BACKENDS:
             raise CallError(f"unknown backend '{name}' (backends: {', '.join(BACKENDS)})")
-    if isinstance(out := options.get("out"), str):
-        options["out"] = Path(out)
+    for name in ("out", "start"):
+        if isinstance(path := options.get(name), str):
+            options[name] = Path(path)
     return runs.run_spec(
         experiment.spec, experiment.source, Options(**options), listen or (lambda _backend, _event: None)
     )

@@ -4,6 +4,7 @@
 class `Session` below and `environment()`. A worker imports NumPy, safetensors, the framework and these; nothing else.
 """
 
+import hashlib
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, Protocol
@@ -84,6 +85,21 @@ def spell(expression: Any) -> str:  # noqa: ANN401
     if expression[0] == "field":
         return str(expression[1])
     return f"{expression[1]}({', '.join(spell(argument) for argument in expression[2])})"
+
+
+def digest(arrays: Mapping[str, Array]) -> str:
+    """SHA-256 over names, shapes and values, in the order of the names."""
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        total.update(f"{name} {arrays[name].shape}".encode())
+        total.update(to_bytes(arrays[name]))
+    return total.hexdigest()
+
+
+def to_bytes(array: Array) -> bytes:
+    """Values as bytes, integers of whatever width as int64."""
+    wide = array.astype(np.int64) if array.dtype.kind in "iu" and array.dtype != np.uint8 else array
+    return np.ascontiguousarray(wide).tobytes()
 
 
 def flatten(batch: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 import harness
-from harness.errors import CallError, HarnessError
+from harness.errors import CallError, HarnessError, WorkerFailed
 
 app = typer.Typer(
     help="One network spec, compiled to PyTorch, TensorFlow/Keras and JAX, trained identically and compared.",
@@ -35,7 +35,10 @@ PythonOption = Annotated[
     ),
 ]
 SeedOption = Annotated[int | None, typer.Option(help="Instead of the spec's seed.")]
-StepsOption = Annotated[int | None, typer.Option(help="Instead of the spec's number of steps.")]
+StepsOption = Annotated[
+    int | None,
+    typer.Option(help="Steps of the whole training, those before a checkpoint included; left out, the spec's."),
+]
 PrecisionOption = Annotated[str, typer.Option(help="float32 or float64.")]
 
 
@@ -48,7 +51,7 @@ def main() -> None:
         status = app(standalone_mode=False)
     except HarnessError as error:
         _complain(str(error))
-        sys.exit(2)
+        sys.exit(3 if isinstance(error, WorkerFailed) else 2)
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted; no result was written")
         sys.exit(INTERRUPTED)
@@ -71,6 +74,17 @@ def run(
     spec: SpecArgument,
     backends: Annotated[str | None, typer.Option(help="Which ones, like torch,jax; left out, all.")] = None,
     steps: StepsOption = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="CHECKPOINT",
+            help="Go on from a checkpoint, of whichever backend, with the step after its last.",
+        ),
+    ] = None,
+    until: Annotated[
+        int | None, typer.Option(help="Stop when this many of the steps are done; schedules still span --steps.")
+    ] = None,
     seed: SeedOption = None,
     precision: PrecisionOption = "float32",
     threads: Annotated[int, typer.Option(help="Threads, and cores, of each worker.")] = 1,
@@ -84,7 +98,9 @@ def run(
     from harness import report, runs  # noqa: PLC0415 - seconds of imports that other commands do without
     from harness.environment import backends as chosen  # noqa: PLC0415
 
-    options = runs.Options(chosen(backends), steps, seed, precision, threads, device, tuple(python or ()), out, timeout)
+    options = runs.Options(
+        chosen(backends), steps, seed, precision, threads, device, tuple(python or ()), out, timeout, start, until
+    )
     _check_json(json_file)
     with _progress() as listen:
         result = runs.run(spec, options, listen)
@@ -117,6 +133,25 @@ def emit(
         out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise CallError(f"cannot write {out}: {error.strerror}") from None
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A run's checkpoint.safetensors.")],
+    backend: Annotated[str, typer.Option(help="torch, tensorflow or jax, whichever wrote the checkpoint.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="A new file: NAME.pt for torch, NAME.weights.h5 or NAME.keras for tensorflow; for jax a new directory."
+        ),
+    ],
+    python: PythonOption = None,
+) -> None:
+    """Write a checkpoint in a framework's own format, with the program that reads it; neither needs the harness."""
+    from harness import export as exports  # noqa: PLC0415
+
+    for path in exports.export(checkpoint, backend, out, tuple(python or ())):
+        sys.stdout.write(f"{path}\n")
 
 
 @app.command(name="report")

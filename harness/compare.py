@@ -163,15 +163,16 @@ def compare(
 
 
 def compare_losses(
-    names: tuple[str, str], a: Mapping[str, list[float]], b: Mapping[str, list[float]], tolerance: Tolerance
-) -> Comparison:
-    """The losses of every update at every step; different numbers of steps are a mismatch."""
+    names: tuple[str, str], a: Mapping[str, list[float]], b: Mapping[str, list[float]], tolerance: Tolerance,
+    start: int = 0,
+) -> Comparison:  # fmt: skip
+    """The losses of every update at every step after `start`; different numbers of steps are a mismatch."""
     missing = [f"only one has losses of '{name}'" for name in sorted(a.keys() ^ b.keys())]
     differences = []
     for name in sorted(a.keys() & b.keys()):
         if len(a[name]) != len(b[name]):
             missing.append(f"'{name}' has {len(a[name])} and {len(b[name])} steps")
-        for step, (x, y) in enumerate(zip(a[name], b[name], strict=False), start=1):
+        for step, (x, y) in enumerate(zip(a[name], b[name], strict=False), start=start + 1):
             differences.append(measure(name, np.array(x), np.array(y), tolerance, step))
     return Comparison("loss", *names, _worst(differences), len(differences), tuple(missing))
 

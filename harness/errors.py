@@ -37,6 +37,10 @@ class CallError(HarnessError):
     """The call itself is wrong: an unknown backend, a missing directory. Fix the command."""
 
 
+class WorkerFailed(HarnessError):  # noqa: N818 - the name that its readers look for
+    """A backend's process failed at what it was asked alone. Read what it said."""
+
+
 class DataError(HarnessError):
     """Data that cannot be trained on: a missing file, NaN, labels out of range. Fix the data."""
 

@@ -26,33 +26,35 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = dict[str, Array]
+DIGESTED = {"parameters": "parameters", "optimizer": "optimizer state", "batches": "batches", "masks": "masks"}
 ROWS = 256  # examples of the forward comparison, as many as a worker evaluates before training
 
 
 def judge(
-    program: Program, inputs: Inputs, directory: Path, results: Mapping[str, BackendResult], options: "Options"
-) -> RunResult:
-    """The run's result from its workers'."""
+    program: Program, inputs: Inputs, directory: Path, results: Mapping[str, BackendResult], options: "Options",
+    start: int = 0,
+) -> RunResult:  # fmt: skip
+    """The run's result from its workers'; `start` is the steps that were done before it."""
     tolerances = TOLERANCES[options.precision]
     notes: list[str] = []
     backends = {name: finish(program, inputs, directory, result) for name, result in results.items()}
     ok = {name: result for name, result in backends.items() if result.status == "ok"}
     apart = zero_gradient(program)
-    comparisons = against_reference(program, directory, ok, tolerances)
+    comparisons = against_reference(program, directory, ok, tolerances, start)
     began = all(c.same for c in comparisons)
     series: dict[str, dict[str, Any]] = {}
     drift: dict[str, float] = {}
     for a, b in combinations(ok.values(), 2):
-        both = pair(a, b, tolerances, apart)
+        both = pair(a, b, tolerances, apart, start)
         comparisons += both.comparisons
         series[f"{a.backend}~{b.backend}"] = both.series
         drift = {name: max(value, drift.get(name, 0.0)) for name, value in both.drift.items()}
         began = began and both.began
     same = all(c.same for c in comparisons)
-    for what in ("parameters", "batches", "masks"):
+    for what, name in DIGESTED.items():
         if len({result.digests[what] for result in ok.values()}) > 1:
             same = False
-            notes.append(f"The backends did not start from the same {what}: their digests differ.")
+            notes.append(f"The backends did not start from the same {name}: their digests differ.")
     if options.precision == "float64" and len({r.text for r in ok.values()}) > 1:
         same = False
         notes.append("The texts written by greedy decoding differ.")
@@ -65,7 +67,7 @@ def judge(
     return RunResult(
         spec=program.name, about=program.about, directory=directory,
         verdict="failed" if failed else "same" if same else "differs",
-        steps=program.steps, seed=program.seed, precision=options.precision, threads=options.threads,
+        steps=options.until or program.steps, start=start, seed=program.seed, precision=options.precision, threads=options.threads,
         device=options.device, backends=backends, comparisons=[c.record() for c in comparisons], series=series,
         notes=notes, zero_gradient=apart, drift=drift, better=metrics,
         tolerances={what: {"relative": t.relative, "floor": t.floor} for what, t in tolerances.items()},
@@ -100,8 +102,9 @@ def finish(program: Program, inputs: Inputs, directory: Path, result: BackendRes
 
 
 def against_reference(
-    program: Program, directory: Path, results: Mapping[str, BackendResult], tolerances: Mapping[str, Tolerance]
-) -> list[Comparison]:
+    program: Program, directory: Path, results: Mapping[str, BackendResult], tolerances: Mapping[str, Tolerance],
+    start: int = 0,
+) -> list[Comparison]:  # fmt: skip
     """Outputs before training, and the loss of the first step, against float64 NumPy."""
     if not results:
         return []
@@ -115,7 +118,7 @@ def against_reference(
         )
         for name, question in asked.items()
     }
-    batch, masks = first_batch(program, data, batches, 0)
+    batch, masks = first_batch(program, data, batches, start)
     loss = reference.loss(program, program.updates[0], parameters, batch, masks)
     found = []
     for backend, result in results.items():
@@ -125,7 +128,7 @@ def against_reference(
         first = program.updates[0].name
         mine = {first: np.array(loss)}
         theirs = {first: np.array(result.losses[first][0])}
-        found.append(compare("loss", ("reference", backend), mine, theirs, tolerances["loss"], step=1))
+        found.append(compare("loss", ("reference", backend), mine, theirs, tolerances["loss"], step=start + 1))
     return found
 
 
@@ -153,12 +156,14 @@ class Pair:
     """Whether outputs before training and the first step's losses and gradients agree."""
 
 
-def pair(a: BackendResult, b: BackendResult, tolerances: Mapping[str, Tolerance], apart: Mapping[str, str]) -> Pair:
+def pair(
+    a: BackendResult, b: BackendResult, tolerances: Mapping[str, Tolerance], apart: Mapping[str, str], start: int = 0
+) -> Pair:
     """Two backends, at every step."""
     names = (a.backend, b.backend)
     mine, theirs = a.outputs(), b.outputs()
     found = [compare("forward", names, _part(mine, "initial/"), _part(theirs, "initial/"), tolerances["forward"])]
-    found.append(compare_losses(names, a.losses, b.losses, tolerances["loss"]))
+    found.append(compare_losses(names, a.losses, b.losses, tolerances["loss"], start))
     parts = [
         compare("gradients", names, a.gradients(step), b.gradients(step), tolerances["gradients"], step + 1)
         for step in sorted({*a.gradient_steps, *b.gradient_steps})

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from harness.data.datasets import Text, to_array
+from harness.data.datasets import Column, Text, to_array
 from harness.errors import DataError, Problem, SpecError
 from harness.expressions import Call, Expression, Name, Number, walk
 from harness.graph import BlockOp, CallSite, Graph, Node, Program, Ref, Term, Update
@@ -24,17 +24,26 @@ from harness.spec import Block, Layer, Network, Prediction, Repeat, Residual, Sp
 Path = tuple[str | int, ...]
 
 
-def compile_spec(spec: Spec, text: Source, steps: int | None = None, seed: int | None = None) -> Program:
-    """Resolve a spec. Raises SpecError with every problem that can be seen, DataError where the data is missing."""
-    return _Compiler(spec, text, steps or spec.training.steps, spec.seed if seed is None else seed).program()
+def compile_spec(
+    spec: Spec, text: Source, steps: int | None = None, seed: int | None = None,
+    columns: dict[str, Column] | None = None,
+) -> Program:  # fmt: skip
+    """Resolve a spec. Raises SpecError with every problem that can be seen, or with what is wrong with the data.
+
+    `columns` are the data's fields where they are known already: no data is read then.
+    """
+    return _Compiler(spec, text, steps or spec.training.steps, spec.seed if seed is None else seed, columns).program()
 
 
 class _Compiler:
-    def __init__(self, spec: Spec, text: Source, steps: int, seed: int) -> None:
+    def __init__(
+        self, spec: Spec, text: Source, steps: int, seed: int, columns: dict[str, Column] | None = None
+    ) -> None:
         self.spec, self.text, self.steps, self.seed = spec, text, steps, seed
         self.problems: list[Problem] = []
         try:
-            self.columns = spec.data.columns()
+            self.columns = spec.data.columns() if columns is None else columns
+            self.own_fields = set(spec.data.fields()) if spec.data.noise and columns is None else set()
         except DataError as error:
             raise SpecError(text.name, [text.problem(("data",), str(error))]) from None
         self.networks: dict[str, Graph] = {}
@@ -52,7 +61,7 @@ class _Compiler:
             if name in self.columns:
                 self.note(("networks", name), f"the name '{name}' is a field of the data too; choose another")
         for name in self.spec.data.noise:
-            if name in self.spec.data.fields():
+            if name in self.own_fields:
                 self.note(("data", "noise", name), f"the field '{name}' is the data set's own; choose another name")
         for name in self.columns:
             if not name.isidentifier() or not name.isascii() or keyword.iskeyword(name):

@@ -33,7 +33,7 @@ class BackendResult:
     error: str = ""
     log: str = ""
     losses: dict[str, list[float]] = field(default_factory=dict)
-    """By update, of every step."""
+    """By update, of every step of this run."""
     metrics: dict[str, float] = field(default_factory=dict)
     predictions: dict[str, Any] = field(default_factory=dict)
     text: str | None = None
@@ -99,6 +99,7 @@ class RunResult:
     verdict: str
     """`same`, `differs` or `failed`."""
     steps: int
+    """Done at its end, those before its checkpoint included."""
     seed: int
     precision: str
     threads: int
@@ -121,6 +122,8 @@ class RunResult:
     """Operating system, processor, cores, memory."""
     began: bool = True
     """Whether outputs before training and the first step's losses and gradients agree: what rounding has not grown yet."""
+    start: int = 0
+    """Steps that were done before: a run from a checkpoint goes on from there."""
     started: str = ""
     """When, UTC, ISO 8601."""
 
@@ -159,7 +162,7 @@ class RunResult:
         for pair, series in self.series.items():
             for update, gaps in series["loss"].items():
                 losses = self.backends[pair.partition("~")[0]].losses[update]
-                for step, (gap, loss) in enumerate(zip(gaps, losses, strict=False), start=1):
+                for step, (gap, loss) in enumerate(zip(gaps, losses, strict=False), start=self.start + 1):
                     if gap > allowed["relative"] * max(abs(loss), allowed["floor"]):
                         first = min(first or (step, pair, update), (step, pair, update))
                         break
@@ -178,7 +181,8 @@ class RunResult:
             "backends": {name: clean(result.to_json()) for name, result in self.backends.items()},
             "comparisons": clean(self.comparisons), "series": clean(self.series), "notes": self.notes,
             "zero_gradient": self.zero_gradient, "drift": clean(self.drift), "evidence": clean(self.evidence),
-            "better": self.better, "tolerances": self.tolerances, "machine": self.machine, "began": self.began, "started": self.started,
+            "better": self.better, "tolerances": self.tolerances, "machine": self.machine, "began": self.began,
+            "start": self.start, "started": self.started,
         }  # fmt: skip
 
     @classmethod
@@ -201,7 +205,8 @@ class RunResult:
             }
             kept = ("spec", "about", "verdict", "steps", "seed", "precision", "threads", "device", "comparisons",
                     "series", "notes", "zero_gradient", "drift", "evidence", "better", "tolerances", "machine", "began", "started")  # fmt: skip
-            return cls(directory=directory, backends=backends, **numbers({name: data[name] for name in kept}))
+            start = data.get("start", 0)  # a result of a version that had no checkpoints began at 0
+            return cls(directory=directory, backends=backends, start=start, **numbers({n: data[n] for n in kept}))
         except (KeyError, TypeError, AttributeError) as error:
             raise CallError(f"{directory / 'result.json'} is not complete: {error}") from None
 

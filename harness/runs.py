@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 
 from harness import initial, questions, spec
 from harness.backend import BACKENDS, PACKAGES
+from harness.checkpoint import Checkpoint, Origin, Table
 from harness.data.datasets import Text
 from harness.data.inputs import Inputs, cast, prepare
 from harness.emit import container, loss_name
@@ -30,7 +31,9 @@ from harness.environment import Interpreter, cores, importable, interpreters, wo
 from harness.errors import CallError, DataError, SpecError
 from harness.graph import Program
 from harness.judge import judge
+from harness.optimizers import Cosine
 from harness.record import plain
+from harness.reference import initial_slots
 from harness.resolve import compile_spec
 from harness.results import BackendResult, RunResult
 from harness.source import Source
@@ -60,6 +63,10 @@ class Options:
     out: Path | None = None
     timeout: float = 600.0
     """Seconds without a sign of life after which a worker is stopped."""
+    start: Path | None = None
+    """A checkpoint to go on from: the training's steps after the checkpoint's are run."""
+    until: int | None = None
+    """How many of the training's steps are done when it stops; None: all."""
     evidence: bool = True
     """Whether a float32 run that parts is run again in float64, to tell rounding from meaning."""
     record: bool = True
@@ -76,16 +83,25 @@ def run_spec(loaded: spec.Spec, text: Source, options: Options, listen: Listener
     """See `run`."""
     _check(options)
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    program = compile_spec(loaded, text, options.steps, options.seed)
+    checkpoint = None if options.start is None else Checkpoint.read(options.start)
+    program = compile_spec(loaded, text, options.steps, _seed(options, checkpoint))
+    require(program, options, checkpoint)
     pythons = interpreters(options.pythons)
     inputs = prepared(program, text)
     directory = make_directory(program, options)
-    write_inputs(directory, program, inputs, text, options)
+    write_inputs(directory, program, inputs, text, options, checkpoint)
     results = {}
     for name in options.backends:
-        request = write_request(directory, program, inputs, name, options)
+        request = write_request(directory, program, inputs, text, name, options, checkpoint)
         results[name] = train(directory, name, request, pythons[name], options, listen)
-    result = replace(judge(program, inputs, directory, results, options), started=started)
+    done = 0 if checkpoint is None else checkpoint.step
+    result = replace(judge(program, inputs, directory, results, options, done), started=started)
+    if checkpoint is not None and checkpoint.origin.steps != program.steps and _spans(program):
+        note = (
+            f"The checkpoint is of a training of {checkpoint.origin.steps} steps, this one has {program.steps}: "
+            "its cosine schedule spans another length."
+        )
+        result = replace(result, notes=[*result.notes, note])
     parted = any(not comparison["same"] for comparison in result.comparisons)
     if options.evidence and options.precision == "float32" and parted:
         finished = tuple(name for name, record in results.items() if record.status == "ok")
@@ -99,6 +115,7 @@ def _check(options: Options) -> None:
     for name, value, least in (
         ("--threads", options.threads, 1),
         ("--steps", options.steps, 1),
+        ("--until", options.until, 1),
         ("--seed", options.seed, 0),
     ):
         if value is not None and value < least:
@@ -112,6 +129,63 @@ def _check(options: Options) -> None:
     have = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if options.threads > have:
         raise CallError(f"--threads {options.threads}: this machine gives {have} cores")
+
+
+def _seed(options: Options, checkpoint: Checkpoint | None) -> int | None:
+    """The seed of a training that goes on is the one that it began with."""
+    if checkpoint is None:
+        return options.seed
+    if options.seed not in (None, checkpoint.origin.seed):
+        raise CallError(
+            f"--seed {options.seed}: the checkpoint is of seed {checkpoint.origin.seed}, which gives the order of its "
+            "batches and its masks; leave --seed out"
+        )
+    return checkpoint.origin.seed
+
+
+def require(program: Program, options: Options, checkpoint: Checkpoint | None) -> None:
+    """Raise CallError unless there are steps to run, and the checkpoint is of this program."""
+    if checkpoint is not None and options.start is not None:
+        checkpoint.require(options.start, parameter_table(program), optimizer_table(program))
+    done = 0 if checkpoint is None else checkpoint.step
+    if program.steps <= done:
+        raise CallError(
+            f"checkpoint {options.start}: has done {done} steps, and the training has {program.steps}; --steps is the "
+            f"number of the whole training: at least {done + 1}"
+        )
+    if options.until is not None and not done < options.until <= program.steps:
+        raise CallError(f"--until {options.until}: lies in {done + 1} to {program.steps}, the steps of this training")
+
+
+def parameter_table(program: Program) -> Table:
+    """Shape and axes of every parameter and statistic."""
+    return {name: (tuple(p.shape), p.axes) for name, p in program.parameters.items()}
+
+
+def optimizer_table(program: Program) -> dict[str, tuple[int, ...]]:
+    """Shapes of what the program's optimizers remember, by the names of `Session.optimizer_state`."""
+    found: dict[str, tuple[int, ...]] = {}
+    for update in program.updates:
+        found |= {f"{update.name}/{name}": a.shape for name, a in initial_slots(program, update).items()}
+        found[f"{update.name}/count"] = ()
+    return found
+
+
+def origin(program: Program, text: Source, precision: str) -> Origin:
+    """What a checkpoint of this program says of it."""
+    columns = {
+        name: {"shape": list(c.shape), "dtype": c.dtype, "classes": c.classes} for name, c in program.columns.items()
+    }
+    table = parameter_table(program)
+    return Origin(program.name, text.name, text.text, columns, table, program.seed, precision, program.steps)
+
+
+def _spans(program: Program) -> bool:
+    """Whether a schedule's length is that of the training."""
+    return any(
+        isinstance(update.schedule, Cosine) and update.schedule.steps is None
+        for update in program.spec.training.updates
+    )
 
 
 def prepared(program: Program, text: Source) -> Inputs:
@@ -141,7 +215,9 @@ def make_directory(program: Program, options: Options) -> Path:
     return directory.resolve()
 
 
-def write_inputs(directory: Path, program: Program, inputs: Inputs, text: Source, options: Options) -> None:
+def write_inputs(
+    directory: Path, program: Program, inputs: Inputs, text: Source, options: Options, checkpoint: Checkpoint | None
+) -> None:
     """Everything that the programs train on, and the spec, as written and as resolved."""
     (directory / "spec.yaml").write_text(text.text, encoding="utf-8")
     resolved = {"name": program.name, "seed": program.seed, "steps": program.steps, "spec": plain(program.spec)}
@@ -162,7 +238,10 @@ def write_inputs(directory: Path, program: Program, inputs: Inputs, text: Source
     write_last(directory / "resolved.json", resolved)
     folder = directory / "inputs"
     folder.mkdir()
-    save_file(cast(initial.parameters(program), options.precision), folder / "parameters.safetensors")
+    parameters = initial.parameters(program) if checkpoint is None else checkpoint.state
+    save_file(cast(parameters, options.precision), folder / "parameters.safetensors")
+    if checkpoint is not None:
+        save_file(cast(checkpoint.optimizer, options.precision), folder / "optimizer.safetensors")
     data = {f"train.{name}": array for name, array in inputs.train.items()}
     if inputs.held_out:
         data |= {f"test.{name}": array for name, array in inputs.test.items()}
@@ -171,7 +250,10 @@ def write_inputs(directory: Path, program: Program, inputs: Inputs, text: Source
     save_file(cast({"order": inputs.order, **inputs.noise}, options.precision), folder / "batches.safetensors")
 
 
-def write_request(directory: Path, program: Program, inputs: Inputs, backend: str, options: Options) -> dict[str, Any]:
+def write_request(
+    directory: Path, program: Program, inputs: Inputs, text: Source, backend: str, options: Options,
+    checkpoint: Checkpoint | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """A backend's folder: the emitted program and what the worker is asked."""
     folder = directory / backend
     folder.mkdir()
@@ -179,13 +261,15 @@ def write_request(directory: Path, program: Program, inputs: Inputs, backend: st
     name = f"{program.name}_{backend}.py"
     source = emitter.emit(program, options.precision, options.threads)
     (folder / name).write_text(source, encoding="utf-8")
-    states, gradients = recorded_steps(program, options)
+    start, stop = 0 if checkpoint is None else checkpoint.step, options.until or program.steps
+    states, gradients = recorded_steps(program, options, start)
     asked = questions.questions(program, held_out=inputs.held_out)
     request = {
         "backend": backend,
         "program": name,
         **describe(program),
-        "steps": program.steps,
+        "start": start,
+        "stop": stop,
         "precision": options.precision,
         "threads": options.threads,
         "device": options.device,
@@ -194,6 +278,7 @@ def write_request(directory: Path, program: Program, inputs: Inputs, backend: st
         "record_gradients": gradients,
         "evaluate": {name: q.request() for name, q in asked.items()},
         "text": _text_request(program),
+        "origin": origin(program, text, options.precision).to_json(),
     }
     files = [folder / name, *sorted((directory / "inputs").iterdir())]
     digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
@@ -215,17 +300,18 @@ def describe(program: Program) -> dict[str, Any]:
     }
 
 
-def recorded_steps(program: Program, options: Options) -> tuple[list[int], list[int]]:
+def recorded_steps(program: Program, options: Options, start: int = 0) -> tuple[list[int], list[int]]:
     """The steps (from 0) whose state is recorded, every one where that fits BUDGET, and whose gradients are."""
     if not options.record:
         return [], []
     width = 8 if options.precision == "float64" else 4
     size = width * sum(int(np.prod(p.shape)) for p in program.parameters.values())
-    every = max(1, -(-size * program.steps // BUDGET))
-    states = sorted({*range(0, program.steps, every), program.steps - 1})
-    proof = range(0, min(program.steps, PROOF), max(1, -(-size * PROOF // BUDGET)))
-    some = (0, 1, 9, 49, 99, 199)
-    gradients = [*proof] if options.precision == "float64" else [step for step in some if step < program.steps]
+    stop = options.until or program.steps
+    every = max(1, -(-size * (stop - start) // BUDGET))
+    states = sorted({*range(start, stop, every), stop - 1})
+    proof = range(start, min(stop, start + PROOF), max(1, -(-size * PROOF // BUDGET)))
+    some = [start + step for step in (0, 1, 9, 49, 99, 199)]
+    gradients = [*proof] if options.precision == "float64" else [step for step in some if step < stop]
     return states, gradients
 
 
@@ -251,7 +337,7 @@ def train(
             f"pip install 'framework-harness[{backend}]', or name an interpreter that has it: --python {backend}=PATH"
         )
         return BackendResult(backend, "failed", error=f"{PACKAGES[backend][0]} is not installed here; {extra}")
-    listen(backend, {"phase": "start", "total": request["steps"]})
+    listen(backend, {"phase": "start", "total": request["stop"]})
     started = time.perf_counter()
     try:
         status, why = _supervise(directory, backend, python, options, listen)

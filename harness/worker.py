@@ -1,7 +1,7 @@
 """Train one backend's program once: `python -P -m harness.worker RUN/BACKEND EVENTS_FD`, in that backend's environment.
 
 The directory holds request.json and the emitted program; beside it lie the run's inputs. This writes
-outputs.safetensors and trajectory/, and result.json last: a directory without it is a run that did not finish.
+outputs.safetensors, checkpoint.safetensors and trajectory/, and result.json last: a directory without it is a run that did not finish.
 Imports NumPy, safetensors and one framework, nothing else.
 """
 
@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from harness.backend import PACKAGES, Array, Arrays, Session
+from harness.backend import PACKAGES, Array, Arrays, Session, digest, to_bytes
+from harness.checkpoint import Checkpoint, Origin
 
 CHUNK = 256  # examples evaluated at once
 
@@ -42,7 +43,7 @@ def main(directory: Path, events: int) -> None:
     importlib.import_module(PACKAGES[request["backend"]][0])
     backend = importlib.import_module(f"backends.{request['backend']}.session")
     backend.configure(request)
-    program = _load(directory / request["program"])
+    program = load_program(directory / request["program"])
     seconds["import"] = time.perf_counter() - start
 
     inputs = load_file(directory.parent / "inputs" / "data.safetensors")
@@ -51,8 +52,10 @@ def main(directory: Path, events: int) -> None:
     start = tell.phase("build")
     session: Session = backend.Session(program, request)
     session.load(parameters)
+    if request["start"]:
+        session.load_optimizer(load_file(directory.parent / "inputs" / "optimizer.safetensors"))
     seconds["build"] = time.perf_counter() - start
-    digests = {"parameters": digest(session.state())}
+    digests = {"parameters": digest(session.state()), "optimizer": digest(session.optimizer_state())}
 
     run = _Run(session, request, inputs, directory, tell)
     start = tell.phase("forward")
@@ -69,7 +72,7 @@ def main(directory: Path, events: int) -> None:
         # The parameters just before the loss left the numbers, found again: training is reproducible.
         outputs |= {
             f"before/{name}": value
-            for name, value in _replay(backend, program, request, inputs, parameters, run.stopped_at).items()
+            for name, value in _replay(backend, program, request, inputs, directory, run.stopped_at).items()
         }
     start = tell.phase("evaluate")
     if run.stopped_at is None:
@@ -77,6 +80,10 @@ def main(directory: Path, events: int) -> None:
         if request["text"]:
             outputs["text"] = run.generate(request["text"])
     outputs |= {f"state/{name}": value for name, value in session.state().items()}
+    if run.stopped_at is None:
+        origin = Origin.from_json(request["origin"])
+        kept = Checkpoint(origin, request["stop"], session.state(), session.optimizer_state())
+        kept.write(directory / "checkpoint.safetensors")
     seconds["evaluate"] = time.perf_counter() - start
 
     save_file({name: np.ascontiguousarray(value) for name, value in outputs.items()}, directory / "outputs.safetensors")
@@ -113,7 +120,7 @@ class _Run:
     def train(self) -> None:
         states, gradients = set(self.request["record_states"]), set(self.request["record_gradients"])
         (self.directory / "trajectory").mkdir(exist_ok=True)
-        for step in range(self.request["steps"]):
+        for step in range(self.request["start"], self.request["stop"]):
             start = time.perf_counter()
             batch = self.session.batch(self.inputs, step)
             self.data_seconds += time.perf_counter() - start
@@ -136,17 +143,17 @@ class _Run:
                 save_file(self.session.state(), self.directory / "trajectory" / f"state-{step + 1:08}.safetensors")
                 self.recorded.append(step)
             self.check_seconds += time.perf_counter() - start
-            self.tell.step(step + 1, losses, last=step + 1 == self.request["steps"])
+            self.tell.step(step + 1, losses, last=step + 1 == self.request["stop"])
 
     def note(self, batch: Any, step: int) -> None:  # noqa: ANN401 - the framework's own
         """Digest what the framework was given: fields whole, masks by what they keep (whole at the first step)."""
         for name, array in sorted(self.session.arrays(batch).items()):
             mask = name.startswith("masks/")
-            if mask and step:
+            if mask and step > self.request["start"]:
                 array = np.packbits(array != 0)  # noqa: PLW2901
             into = self.masks if mask else self.batches
             into.update(name.encode())
-            into.update(_canonical(array))
+            into.update(to_bytes(array))
 
     def digests(self) -> dict[str, str]:
         return {"batches": self.batches.hexdigest(), "masks": self.masks.hexdigest()}
@@ -214,28 +221,15 @@ class _Teller:
 
 
 def _replay(
-    backend: ModuleType, program: ModuleType, request: Mapping[str, Any], inputs: Arrays, parameters: Arrays, steps: int
+    backend: ModuleType, program: ModuleType, request: Mapping[str, Any], inputs: Arrays, directory: Path, stop: int
 ) -> Arrays:
     session: Session = backend.Session(program, request)
-    session.load(parameters)
-    for step in range(steps):
+    session.load(load_file(directory.parent / "inputs" / "parameters.safetensors"))
+    if request["start"]:
+        session.load_optimizer(load_file(directory.parent / "inputs" / "optimizer.safetensors"))
+    for step in range(request["start"], stop):
         session.wait(session.step(step, session.batch(inputs, step)))
     return session.state()
-
-
-def digest(arrays: Mapping[str, Array]) -> str:
-    """SHA-256 over names, shapes and values, in the order of the names."""
-    total = hashlib.sha256()
-    for name in sorted(arrays):
-        total.update(f"{name} {arrays[name].shape}".encode())
-        total.update(_canonical(arrays[name]))
-    return total.hexdigest()
-
-
-def _canonical(array: Array) -> bytes:
-    """Values as bytes, integers of whatever width as int64."""
-    wide = array.astype(np.int64) if array.dtype.kind in "iu" and array.dtype != np.uint8 else array
-    return np.ascontiguousarray(wide).tobytes()
 
 
 def write_last(path: Path, value: Any) -> None:  # noqa: ANN401 - JSON
@@ -245,7 +239,8 @@ def write_last(path: Path, value: Any) -> None:  # noqa: ANN401 - JSON
     temporary.replace(path)
 
 
-def _load(path: Path) -> ModuleType:
+def load_program(path: Path) -> ModuleType:
+    """An emitted program, imported from its file."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no Python file")

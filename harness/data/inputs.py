@@ -98,6 +98,4 @@ def normalise(spec: DataSet, train: Arrays, test: Arrays) -> tuple[Arrays, Array
 
 def cast(arrays: Arrays, precision: str) -> Arrays:
     """Floats in the run's precision, integers as int32."""
-    return {
-        n: np.ascontiguousarray(a.astype(precision if a.dtype.kind == "f" else np.int32)) for n, a in arrays.items()
-    }
+    return {n: a.astype(precision if a.dtype.kind == "f" else np.int32, order="C") for n, a in arrays.items()}

@@ -160,7 +160,7 @@ def _losses(result: RunResult, update: str) -> list[Figure]:
     lines, gone = [], []
     for place, (name, backend) in enumerate(result.backends.items()):
         losses = backend.losses.get(update, [])
-        points = [(step, loss) for step, loss in enumerate(losses, start=1) if math.isfinite(loss)]
+        points = [(step, loss) for step, loss in enumerate(losses, start=result.start + 1) if math.isfinite(loss)]
         if len(points) < len(losses):
             gone.append(name)
         if points:
@@ -180,12 +180,12 @@ def _losses(result: RunResult, update: str) -> list[Figure]:
         if gone:
             caption += f" The loss of {listed(gone)} stopped being a number; its curve ends before that."
         scale = "loss (log scale)" if log else "loss"
-        draw = _drawer(lines, scale, height=260, log=log, steps=result.steps)
+        draw = _drawer(lines, scale, height=260, log=log, span=(result.start + 1, result.steps))
         found.append(Figure(f"loss-of-{_file(update)}", "losses", f"Loss{of} at every step", caption.strip(), draw))
     gaps = {
         pair: [
             (step, gap)
-            for step, gap in enumerate(series.get("loss", {}).get(update, []), start=1)
+            for step, gap in enumerate(series.get("loss", {}).get(update, []), start=result.start + 1)
             if math.isfinite(gap)
         ]
         for pair, series in result.series.items()
@@ -195,7 +195,7 @@ def _losses(result: RunResult, update: str) -> list[Figure]:
         allowed: list[Point] = []
         if tolerance is not None:
             ok = [backend.losses.get(update, []) for backend in result.backends.values() if backend.status == "ok"]
-            for step, at in enumerate(zip(*ok, strict=False), start=1):
+            for step, at in enumerate(zip(*ok, strict=False), start=result.start + 1):
                 allowed.append((step, tolerance["relative"] * max(tolerance["floor"], *(abs(value) for value in at))))
         allowed = [(step, value) for step, value in allowed if math.isfinite(value) and value > 0]
         found.append(_parting(
@@ -252,12 +252,16 @@ def _parting(
     if zeros:
         caption = f"{zeros:,} of {counted(total, 'difference')} {'is' if zeros == 1 else 'are'} exactly zero: marked at the lower edge, {small(floor)}, and passed over by the lines."
     return Figure(
-        name, section, heading, caption, _drawer(lines, axis, height=200, log=True, steps=result.steps, low=floor)
+        name,
+        section,
+        heading,
+        caption,
+        _drawer(lines, axis, height=200, log=True, span=(result.start + 1, result.steps), low=floor),
     )
 
 
 def _drawer(
-    lines: Sequence[_Line], axis: str, *, height: int, log: bool, steps: int, low: float | None = None
+    lines: Sequence[_Line], axis: str, *, height: int, log: bool, span: tuple[int, int], low: float | None = None
 ) -> Callable[[int], Spec]:
     """A chart of lines over the steps, drawn when its width is known."""
     names = [line.name for line in lines]
@@ -285,7 +289,7 @@ def _drawer(
     }
 
     def draw(width: int) -> Spec:
-        x = alt.X("step:Q", title="step", scale=alt.Scale(domain=[1, max(steps, 2)], nice=False),
+        x = alt.X("step:Q", title="step", scale=alt.Scale(domain=[span[0], max(span[1], span[0] + 1)], nice=False),
                   axis=alt.Axis(tickMinStep=1, format=",d", tickCount=6))  # fmt: skip
         y_axis = alt.Axis(values=ticks, format="~e", minExtent=38) if ticks else alt.Axis(tickCount=6, minExtent=38)
         y_scale = alt.Scale(type="log", domain=domain, nice=False, clamp=True) if domain else alt.Scale(zero=False)

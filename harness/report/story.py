@@ -283,14 +283,15 @@ def _sizes(result: RunResult) -> str:
             parts.append(
                 f"their {name} {small(found['worst']['difference'])} apart ({small(found['worst']['allowed'])} allowed)"
             )
-    over = f"over {counted(result.steps, 'step')} in {result.precision}"
+    over = f"over {counted(result.steps - result.start, 'step')} in {result.precision}"
     return f"{over} {' and '.join(parts)}" if parts else over
 
 
 def conditions(result: RunResult) -> str:
     """Under what the run ran, in one line."""
+    before = f" from a checkpoint at {result.start:,}" if result.start else ""
     return " · ".join((
-        counted(result.steps, "step"), result.precision, counted(result.threads, "thread"), result.device, f"seed {result.seed}",
+        counted(result.steps - result.start, "step") + before, result.precision, counted(result.threads, "thread"), result.device, f"seed {result.seed}",
     ))  # fmt: skip
 
 

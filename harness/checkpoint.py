@@ -1,0 +1,141 @@
+"""A checkpoint: one safetensors file from which any backend goes on, and from which `harness export` makes native ones.
+
+Arrays are in canonical names and axes: `state/<name>` (parameters and statistics), `optimizer/<update>/<slot>/<name>`
+and `optimizer/<update>/count`. The metadata hold the spec's text, so that the file needs nothing beside it.
+Imports NumPy and safetensors alone: workers write checkpoints.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+import harness
+from harness.backend import Arrays, digest
+from harness.errors import CallError
+
+SCHEMA = 1
+Table = Mapping[str, tuple[tuple[int, ...], str]]
+"""Every parameter and statistic: its shape, and what its axes are (`HWIO`)."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a training is of: all that a checkpoint says beside its arrays and how far it is."""
+
+    spec: str
+    """The spec's name."""
+    source: str
+    """The file that the spec was read from."""
+    text: str
+    """The spec as written."""
+    columns: Mapping[str, Any]
+    """The data's fields: `shape`, `dtype`, `classes`."""
+    table: Table
+    seed: int
+    precision: str
+    steps: int
+    """Of the whole training: what a schedule without a length of its own, like cosine's, spans."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As a worker's request has it."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Origin":
+        """The inverse."""
+        table = {name: (tuple(shape), axes) for name, (shape, axes) in value["table"].items()}
+        return cls(**{**value, "table": table})
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training after some of its steps: everything that the next one depends on."""
+
+    origin: Origin
+    step: int
+    """Steps done so far: the position of schedules, batches, noise and masks."""
+    state: Arrays
+    """Parameters and statistics by canonical name."""
+    optimizer: Arrays
+    """As `Session.optimizer_state` gives it."""
+    version: str = field(default=harness.__version__)
+    """Of the harness that wrote it."""
+
+    def arrays(self) -> Arrays:
+        """All of them by their names in the file."""
+        state = {f"state/{name}": np.asarray(array, order="C") for name, array in self.state.items()}
+        return state | {f"optimizer/{n}": np.asarray(array, order="C") for n, array in self.optimizer.items()}
+
+    def write(self, path: Path) -> None:
+        """The file, complete or not at all."""
+        arrays = self.arrays()
+        origin = self.origin.to_json()
+        metadata = {name: origin[name] for name in ("spec", "source", "text", "precision")}
+        metadata |= {name: str(origin[name]) for name in ("seed", "steps")}
+        metadata |= {name: json.dumps(origin[name]) for name in ("columns", "table")}
+        metadata |= {"schema": str(SCHEMA), "harness": self.version, "step": str(self.step), "digest": digest(arrays)}
+        temporary = path.with_name(path.name + ".part")
+        save_file(arrays, temporary, metadata)
+        temporary.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> "Checkpoint":
+        """A checkpoint's file. Raises CallError where it is none, is damaged, or is of another version."""
+        if not path.is_file():
+            raise CallError(f"checkpoint {path}: {'is not a file' if path.exists() else 'does not exist'}")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = dict(file.metadata() or {})
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        except (SafetensorError, OSError, ValueError) as error:
+            what = "is no safetensors file, or was cut short or corrupted"
+            raise CallError(f"checkpoint {path}: {what}: {' '.join(str(error).split())}") from None
+        if "schema" not in metadata:
+            raise CallError(f"checkpoint {path}: is a safetensors file, but no checkpoint of a run")
+        if metadata["schema"] != str(SCHEMA):
+            have = f"has schema {metadata['schema']} (harness {metadata.get('harness', '?')})"
+            raise CallError(f"checkpoint {path}: {have}, this version reads {SCHEMA}")
+        try:
+            if metadata["digest"] != digest(arrays):
+                raise CallError(f"checkpoint {path}: is corrupted: its arrays are not those that were written")
+            origin = {name: metadata[name] for name in ("spec", "source", "text", "precision")}
+            numbers = {name: int(metadata[name]) for name in ("seed", "steps")}
+            tables = {name: json.loads(metadata[name]) for name in ("columns", "table")}
+            made = Origin.from_json({**origin, **numbers, **tables})
+            return cls(made, int(metadata["step"]), _below(arrays, "state/"), _below(arrays, "optimizer/"), metadata["harness"])  # fmt: skip
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise CallError(f"checkpoint {path}: its metadata are not complete: {error!r}") from None
+
+    def require(self, path: Path, table: Table, optimizer: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise CallError unless it is of this network and these optimizers: names, shapes and axes."""
+        mine = self.origin.table
+        for name in dict.fromkeys((*mine, *table)):
+            if mine.get(name) != table.get(name):
+                have, want = _spell(mine.get(name)), _spell(table.get(name))
+                raise CallError(
+                    f"checkpoint {path}: is of another network: '{name}' is {have} in it and {want} in the spec"
+                )
+        held = {name: array.shape for name, array in self.optimizer.items()}
+        for name in sorted({*held, *optimizer}):
+            if held.get(name) != optimizer.get(name):
+                have, want = (_spell(x if x is None else (x, "")) for x in (held.get(name), optimizer.get(name)))
+                raise CallError(
+                    f"checkpoint {path}: is of other optimizers: '{name}' is {have} in it and {want} in the spec"
+                )
+
+
+def _spell(entry: tuple[tuple[int, ...], str] | None) -> str:
+    if entry is None:
+        return "missing"
+    shape, axes = entry
+    return f"[{', '.join(map(str, shape))}]" + (f" ({axes})" if axes else "")
+
+
+def _below(arrays: Arrays, prefix: str) -> Arrays:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

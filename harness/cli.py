@@ -136,6 +136,43 @@ def emit(
 
 
 @app.command()
+def check(
+    specs: Annotated[list[str], typer.Argument(metavar="SPEC...", help="Specs' files, or names of bundled ones.")],
+    rungs: Annotated[
+        str | None, typer.Option(help="Numbers or names, like 1-4,relay; left out, 1 to 6.", metavar="RUNGS")
+    ] = None,
+    backends: Annotated[str | None, typer.Option(help="Which ones, like torch,jax; left out, all.")] = None,
+    precision: Annotated[str, typer.Option(help="float64, float32, or both with a comma.")] = "float64,float32",
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of whole trainings; left out, the spec's, at most 200.")
+    ] = None,
+    seed: SeedOption = None,
+    twins: Annotated[int, typer.Option(help="Twins a backend, of rung 5.")] = 5,
+    seeds: Annotated[int, typer.Option(help="Seeds a backend, of rung 7.")] = 5,
+    python: PythonOption = None,
+    out: Annotated[Path | None, typer.Option(help="A new folder that keeps what the check worked with.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds of silence after which a worker is stopped.")] = 600.0,
+    json_file: JsonOption = None,
+) -> None:
+    """Climb the ladder of equivalence. Exit: 0 every rung passed, 1 one did not, 2 a wrong spec or call, 3 a backend failed."""
+    from harness.check import climb  # noqa: PLC0415
+    from harness.environment import backends as chosen  # noqa: PLC0415
+    from harness.report.ladder import print_check  # noqa: PLC0415
+
+    options = climb.CheckOptions(
+        climb.rung_names(rungs), chosen(backends), tuple(dict.fromkeys(precision.split(","))), steps, seed, twins, seeds,
+        tuple(python or ()), timeout, out,
+    )  # fmt: skip
+    _check_json(json_file)
+    with _progress() as listen:
+        results = climb.check(specs, options, listen)
+    if json_file != "-":
+        print_check(results, Console())
+    _write_json(json_file, {"schema": climb.SCHEMA, "checks": [result.to_json() for result in results]})
+    raise typer.Exit(max(result.exit for result in results))
+
+
+@app.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A run's checkpoint.safetensors.")],
     backend: Annotated[str, typer.Option(help="torch, tensorflow or jax, whichever wrote the checkpoint.")],

@@ -38,12 +38,8 @@ class CallError(HarnessError):
 
 
 class WorkerFailed(HarnessError):  # noqa: N818 - the name that its readers look for
-    """A backend's process failed at what it was asked alone. Read what it said."""
+    """A worker that ended, hung or raised where an answer was expected. Read its log."""
 
 
 class DataError(HarnessError):
     """Data that cannot be trained on: a missing file, NaN, labels out of range. Fix the data."""
-
-
-class WorkerFailed(HarnessError):  # noqa: N818 - the name that its readers look for
-    """A worker that ended, hung or raised where an answer was expected. Read its log."""

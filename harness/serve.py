@@ -22,7 +22,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from harness.backend import PACKAGES, Array, Arrays, Session
-from harness.worker import _die_with_parent, _load, _process
+from harness.worker import _die_with_parent, _process, load_program
 
 Question = Mapping[str, Any]
 
@@ -49,7 +49,7 @@ class Server:
 
     def open(self, asked: Question) -> dict[str, Any]:
         """Import a program and build its session: `name`, `program` (a file), `inputs` (a run's folder), `request`."""
-        program = _load(Path(asked["program"]))
+        program = load_program(Path(asked["program"]))
         session: Session = self.module.Session(program, asked["request"])
         self.opened[asked["name"]] = Opened(session, self._inputs(asked["inputs"]))
         return {}

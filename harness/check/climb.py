@@ -14,7 +14,8 @@ from harness.check import rungs
 from harness.check import trajectory as long
 from harness.check.evidence import Evidence, allowances, gather, slopes
 from harness.check.live import LiveWorker
-from harness.check.record import RUNGS, USUAL, CheckResult, Rung
+from harness.check.record import RUNGS, SCHEMA, USUAL, CheckResult, Rung
+from harness.check.seeds import run_seeds
 from harness.check.subject import Subject, each, prepare, workers
 from harness.environment import interpreters
 from harness.errors import CallError
@@ -25,6 +26,7 @@ from harness.runs import prepared
 from harness.source import Source
 from harness.worker import write_last
 
+__all__ = ["SCHEMA", "CheckOptions", "check", "rung_names"]
 Listener = Callable[[str, Mapping[str, Any]], None]
 STEPS = 200
 """Steps of whole trainings, where the spec has as many."""
@@ -41,6 +43,7 @@ class CheckOptions:
     """Of whole trainings; left out, the spec's, at most STEPS."""
     seed: int | None = None
     twins: int = 5
+    seeds: int = 5
     pythons: tuple[str, ...] = ()
     timeout: float = 600.0
     out: Path | None = None
@@ -60,8 +63,8 @@ def check(
     try:
         with workers(options.backends, options.precisions, pythons, folder, options.timeout) as (live, failures):
             return [
-                _climb(program, text, folder, live, dict(failures), options, listen)
-                for program, (_, text) in zip(programs, loaded, strict=True)
+                _climb(program, own, text, folder, live, dict(failures), options, listen)
+                for program, (own, text) in zip(programs, loaded, strict=True)
             ]
     finally:
         if options.out is None:
@@ -97,6 +100,7 @@ def _validate(options: CheckOptions) -> None:
         ("--steps", options.steps, 2),
         ("--seed", options.seed, 0),
         ("--twins", options.twins, 5),
+        ("--seeds", options.seeds, 5),
     ):
         if value is not None and value < least:
             raise CallError(f"{name} is at least {least}, got {value}")
@@ -123,7 +127,7 @@ def _folder(options: CheckOptions) -> Path:
 
 
 def _climb(
-    program: Program, text: Source, folder: Path, live: Mapping[str, dict[str, LiveWorker]], failures: dict[str, str],
+    program: Program, loaded: spec.Spec, text: Source, folder: Path, live: Mapping[str, dict[str, LiveWorker]], failures: dict[str, str],
     options: CheckOptions, listen: Listener,
 ) -> CheckResult:  # fmt: skip
     began = time.perf_counter()
@@ -131,7 +135,7 @@ def _climb(
     own = folder / program.name
     found: list[Rung] = []
     for precision in options.precisions:
-        holders = {name: each for name, each in live[precision].items() if name not in failures}
+        holders = {name: one for name, one in live[precision].items() if name not in failures}
         if not holders:
             break
         subject = prepare(program, text, inputs, precision, own / precision, holders)
@@ -141,12 +145,34 @@ def _climb(
             if worker.backend not in subject.failures:
                 worker.ask("close", name="plain")
         shutil.rmtree(own / precision / "inputs", ignore_errors=True)
+    if "seeds" in options.rungs:
+        found.append(
+            _seeds(loaded, text, own, options, tuple(b for b in options.backends if b not in failures), listen)
+        )
     result = CheckResult(
         program.name, own, program.steps, program.seed, options.backends, tuple(found), failures,
         zero_gradient(program), time.perf_counter() - began,
     )  # fmt: skip
+    own.mkdir(parents=True, exist_ok=True)
     write_last(own / "check.json", result.to_json())
     return result
+
+
+def _seeds(
+    loaded: spec.Spec, text: Source, folder: Path, options: CheckOptions, backends: tuple[str, ...], listen: Listener
+) -> Rung:
+    """The rung of seeds: whole trainings at the spec's own length, in processes of their own."""
+    precision = options.precisions[-1]
+    if len(backends) < 2:  # noqa: PLR2004
+        return Rung("seeds", precision, "skipped", "there is one backend: nobody to compare with")
+    start = time.perf_counter()
+    found = run_seeds(
+        loaded, text, seeds=options.seeds, backends=backends, directory=folder, precisions=options.precisions,
+        pythons=options.pythons, steps=options.steps, first=options.seed, listen=listen, timeout=options.timeout,
+    )  # fmt: skip
+    first, *rest = found.sentences()
+    seconds = time.perf_counter() - start
+    return Rung("seeds", precision, found.status, first, (), tuple(rest), found.to_json(), seconds)
 
 
 def _rungs(subject: Subject, options: CheckOptions, listen: Listener, exact: Mapping[str, Rung]) -> list[Rung]:

@@ -199,21 +199,33 @@ def slopes(subject: Subject) -> dict[str, Slope]:
     parameters = wide(part(subject.start, "state/"))
     batch, masks = subject.batch(0, subject.moved_data)
     for update in subject.program.updates:
-
-        def loss(changed: Arrays, fields: Arrays, update: Update = update) -> float:
-            return reference.loss(subject.program, update, parameters | changed, batch | fields, masks)
-
+        ask = partial(_shifted, subject, update, (parameters, batch, masks))
         for name in reference.moved(subject.program, update):
             direction = initial.stream(1, update.name, name).standard_normal(parameters[name].shape)
-            found[f"{update.name}/{name}"] = _slope(
-                lambda h, n=name, d=direction, loss=loss: loss({n: parameters[n] + h * d}, {}), direction
-            )
+            loss: Callable[[float], float] = partial(ask, name, direction)
+            found[f"{update.name}/{name}"] = _slope(loss, direction)
         for name in differentiable(subject, update):
             direction = initial.stream(1, update.name, "@", name).standard_normal(batch[name].shape)
-            found[f"{update.name}/@{name}"] = _slope(
-                lambda h, n=name, d=direction, loss=loss: loss({}, {n: batch[n] + h * d}), direction
-            )
+            loss = partial(ask, f"@{name}", direction)
+            found[f"{update.name}/@{name}"] = _slope(loss, direction)
     return found
+
+
+def _shifted(
+    subject: Subject,
+    update: Update,
+    given: tuple[Arrays, Arrays, dict[str, Arrays]],
+    name: str,
+    direction: Array,
+    h: float,
+) -> float:
+    """An update's loss by the reference with one parameter, or one field (`@name`), shifted."""
+    parameters, batch, masks = given
+    if name.startswith("@"):
+        field = name.removeprefix("@")
+        return reference.loss(subject.program, update, parameters, batch | {field: batch[field] + h * direction}, masks)
+    moved = parameters | {name: parameters[name] + h * direction}
+    return reference.loss(subject.program, update, moved, batch, masks)
 
 
 def differentiable(subject: Subject, update: Update) -> list[str]:

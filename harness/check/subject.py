@@ -117,7 +117,7 @@ def prepare(
     """Write what the program trains on, and its programs."""
     folder.mkdir(parents=True)
     options = Options(precision=precision)
-    write_inputs(folder, program, inputs, text, options)
+    write_inputs(folder, program, inputs, text, options, None)
     subject = Subject(program, precision, folder, inputs.held_out, workers)
     (folder / "moved").mkdir()
     for file in ("data", "batches"):

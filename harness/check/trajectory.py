@@ -266,11 +266,11 @@ def _arrival(
     subject: Subject, trainings: Mapping[str, Training], names: tuple[str, str], end: Arrays, own: Arrays
 ) -> Comparison:
     """The end of a relay beside an unbroken end: float64 to 1e-10, float32 as far as unbroken trainings part."""
-    kept = [{n: a for n, a in arrays.items() if not _judged_apart(subject, n)} for arrays in (end, own)]
+    left, right = ({n: a for n, a in arrays.items() if not _judged_apart(subject, n)} for arrays in (end, own))
     if subject.precision == "float64":
-        return compare("relay", names, *kept, Tolerance(FLOAT64))
+        return compare("relay", names, left, right, Tolerance(FLOAT64))
     bounds: dict[str, Tolerance] = {}
-    for n, a in kept[1].items():
+    for n, a in right.items():
         spread = max(
             (
                 float(np.max(np.abs(x.end[n].astype(np.float64) - y.end[n]), initial=0.0))
@@ -279,7 +279,7 @@ def _arrival(
             default=0.0,
         )
         bounds[n] = Derived(0.0, absolute=TIMES * spread + 64 * subject.unit * float(np.max(np.abs(a), initial=0.0)))
-    return compare("relay", names, *kept, bounds)
+    return compare("relay", names, left, right, bounds)
 
 
 def _judged_apart(subject: Subject, name: str) -> bool:

@@ -9,6 +9,10 @@ SIMPLE = r"[\w.]+(?:(?<=e)-\d+)?(?:\[[^\[\]\n]*\])*"
 """A name, an attribute, a number, or one of these with a subscript."""
 
 
+NAMED = r"<(\w+)>"
+"""What stands for a name of the program."""
+
+
 def _balanced(depth: int) -> str:
     """Text whose brackets close, nested `depth` deep: as little of it as fits."""
     inside = r"[^()\[\]{}]"
@@ -22,14 +26,15 @@ BALANCED = _balanced(3)
 
 @dataclass(frozen=True)
 class Edit:
-    """Code that is replaced where it first stands, or everywhere.
+    r"""Code that is replaced where it first stands, or everywhere.
 
     In `old`, `$x` is any name, attribute, subscript or number, and `$$x` any text whose brackets close; `$x` in `new`
-    is what was found. Line breaks, indentation and a comma before a closing bracket are not compared.
+    is what was found. `<head>` in either is a name or number of the program at hand, see `harness.check.mutant.names`;
+    without it there is nothing to change. Line breaks, indentation and a comma before a closing bracket are not compared.
 
-    >>> Edit("F.relu($x)", "$x.clamp(min=0)").applied("y = F.relu(\\n    self.hidden,\\n)")
+    >>> Edit("F.relu($x)", "$x.clamp(min=0)").applied("y = F.relu(\n    self.hidden,\n)", {})
     'y = self.hidden.clamp(min=0)'
-    >>> Edit("F.relu($x)", "$x").applied("y = nnx.relu(x)") is None
+    >>> Edit("F.relu($x)", "$x").applied("y = nnx.relu(x)", {}) is None
     True
     """
 
@@ -37,12 +42,14 @@ class Edit:
     new: str
     everywhere: bool = False
 
-    def applied(self, text: str, known: Mapping[str, str] | None = None) -> str | None:
-        """The text changed, or None where the code does not occur. `known` are values for names in `new`."""
-        values = dict(known or {})
+    def applied(self, text: str, known: Mapping[str, str]) -> str | None:
+        """The text changed, or None where the code does not occur."""
+        if set(re.findall(NAMED, self.old + self.new)) - set(known):
+            return None
+        old, new = (re.sub(NAMED, lambda found: known[found[1]], code) for code in (self.old, self.new))
         changed, count = re.subn(
-            expression(self.old),
-            lambda found: Template(self.new).substitute(values | found.groupdict()),
+            expression(old),
+            lambda found: Template(new).substitute(found.groupdict()),
             text,
             count=0 if self.everywhere else 1,
         )
@@ -55,7 +62,7 @@ class Helper:
 
     text: str
 
-    def applied(self, text: str, known: Mapping[str, str] | None = None) -> str | None:
+    def applied(self, text: str, known: Mapping[str, str]) -> str | None:
         """The text with the helper in it."""
         del known
         first = re.search(r"\n\n+(?=(class|def) )", text)
@@ -64,6 +71,29 @@ class Helper:
 
 Plan = tuple[Edit | Helper, ...]
 """Changes that belong together: all of them, or none."""
+
+Plans = Mapping[str, tuple[Plan, ...]]
+"""By backend, alternatives: the first that applies is made."""
+
+
+def plans(*alternatives: Edit | Helper | Plan) -> tuple[Plan, ...]:
+    """Alternatives, a single change being a plan of one."""
+    return tuple(plan if isinstance(plan, tuple) else (plan,) for plan in alternatives)
+
+
+def same(*alternatives: Edit | Helper | Plan) -> Plans:
+    """The same changes in every backend: their programs say it in the same words."""
+    return dict.fromkeys(("torch", "tensorflow", "jax"), plans(*alternatives))
+
+
+def each(torch: Edit, tensorflow: Edit, jax: Edit) -> Plans:
+    """One change a backend."""
+    return {"torch": plans(torch), "tensorflow": plans(tensorflow), "jax": plans(jax)}
+
+
+def head(torch: str, tensorflow: str, jax: str) -> Plans:
+    """Another call of a network's last dense layer, of which `$x` is the input."""
+    return each(*(Edit("self.<head>($x)", new) for new in (torch, tensorflow, jax)))
 
 
 def planned(text: str, plans: tuple[Plan, ...], known: Mapping[str, str]) -> str | None:
@@ -78,26 +108,26 @@ def planned(text: str, plans: tuple[Plan, ...], known: Mapping[str, str]) -> str
 
 
 def expression(pattern: str) -> str:
-    """The regular expression of a piece of code with placeholders.
+    r"""The regular expression of a piece of code with placeholders.
 
-    >>> bool(re.search(expression("f($x, 1)"), "f(\\n    a.b,\\n    1,\\n)"))
+    >>> bool(re.search(expression("f($x, 1)"), "f(\n    a.b,\n    1,\n)"))
     True
     """
     seen: set[str] = set()
-    parts = [r"(?<![\w.])"] if re.match(r"\w", pattern) else []
-    for token in re.findall(r"\$\$?\w+|\s+|[(\[{]|[)\]}]|\w+|.", pattern):
-        name = token.lstrip("$")
-        if token[0] == "$" and name in seen:
+    parts = [r"(?<!\w)"] if re.match(r"\w", pattern) else []
+    for part in re.findall(r"\$\$?\w+|\s+|[(\[{]|[)\]}]|\w+|.", pattern):
+        name = part.lstrip("$")
+        if part[0] == "$" and name in seen:
             parts.append(f"(?P={name})")
-        elif token[0] == "$":
+        elif part[0] == "$":
             seen.add(name)
-            parts.append(f"(?P<{name}>{BALANCED if token.startswith('$$') else SIMPLE})")
-        elif token.isspace():
+            parts.append(f"(?P<{name}>{BALANCED if part.startswith('$$') else SIMPLE})")
+        elif part.isspace():
             parts.append(r"\s+")
-        elif token in "([{":
-            parts.append(re.escape(token) + r"\s*")
-        elif token in ")]}":
-            parts.append(r",?\s*" + re.escape(token))
+        elif part in "([{":
+            parts.append(re.escape(part) + r"\s*")
+        elif part in ")]}":
+            parts.append(r",?\s*" + re.escape(part))
         else:
-            parts.append(re.escape(token))
+            parts.append(re.escape(part))
     return "".join(parts)

@@ -5,6 +5,8 @@ Each text is a class that does what the framework's own does, to rounding (tests
 
 from collections.abc import Mapping
 
+from harness.check.edits import Edit, Helper, Plans
+
 TORCH_ADAM = '''
 class WrittenAdam(torch.optim.{base}):
     """torch.optim.{base}, its rule written out."""
@@ -175,3 +177,13 @@ def changed(text: str, lines: Mapping[str, str]) -> str:
             raise ValueError(f"the written-out rule has no '{old}':\n{text}")
         text = text.replace(old, new)
     return text
+
+
+def exchanged(texts: Mapping[str, str], lines: Mapping[str, Mapping[str, str]], uses: Mapping[str, Edit]) -> Plans:
+    """A class that is written out with some of its lines changed, and used in place of the framework's."""
+    return {b: ((Helper(changed(texts[b], lines[b])), uses[b]),) for b in texts}
+
+
+def alike(texts: Mapping[str, str], lines: Mapping[str, str]) -> dict[str, Mapping[str, str]]:
+    """The same lines for every backend's text."""
+    return dict.fromkeys(texts, lines)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from harness.check.changes import Change
 from harness.check.edits import Plans
 from harness.graph import BlockOp, Graph, Node, Program
+from harness.initializers import Zeros
 from harness.ops.attention import Attention
 from harness.ops.base import Op
 from harness.ops.convolution import Convolution
@@ -69,6 +70,12 @@ def scheduled(program: Program) -> bool:
 def keeps_last_batch(program: Program) -> bool:
     """Whether the last batch of a pass may be smaller."""
     return program.spec.data.last_batch == "keep"
+
+
+def head_bias_is_zero(program: Program) -> bool:
+    """Whether a network ends in a dense layer whose bias starts at zero."""
+    last = [graph.nodes[-1].op for graph in program.networks.values()]
+    return any(isinstance(op, Dense) and op.bias and isinstance(op.bias_init, Zeros) for op in last)
 
 
 def names(program: Program) -> dict[str, str]:

@@ -61,4 +61,4 @@ def first_step(mutant: Mutant, program: Program) -> int:
         return mutant.shows_at(program)
     # A warm-up from 0 leaves the parameters alone at first, whatever the optimizer does.
     idle = all(update.schedule.factor(0) == 0 for update in program.updates)
-    return mutant.shows_at + (1 if idle and mutant.phase == "optimizer" else 0)
+    return max(mutant.shows_at, 2) if idle and mutant.phase == "optimizer" else mutant.shows_at

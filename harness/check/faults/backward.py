@@ -1,17 +1,11 @@
 """Faults of the backward pass: every value is right, and some gradient is not."""
 
 from harness.check.edits import Edit, each, head, plans
-from harness.check.mutant import Mutant, graphs, has, has_masks
+from harness.check.mutant import Mutant, graphs, has, has_masks, head_bias_is_zero
 from harness.graph import Program
-from harness.initializers import Zeros
 from harness.ops.base import Op
-from harness.ops.linear import Add, Dense, Embedding, Reshape
+from harness.ops.linear import Add, Embedding, Reshape
 from harness.ops.normalisation import Dropout
-
-
-def _ends_with_zero_bias(program: Program) -> bool:
-    last = [graph.nodes[-1].op for graph in program.networks.values()]
-    return any(isinstance(op, Dense) and op.bias and isinstance(op.bias_init, Zeros) for op in last)
 
 
 def _first_masked(program: Program) -> Op | None:
@@ -129,7 +123,7 @@ MUTANTS = (
             "self.<head>($x) - self.<head>.bias",
             "self.<head>($x) - self.<head>.bias[...]",
         ),
-        where=_ends_with_zero_bias,
+        where=head_bias_is_zero,
         note="The bias starts at zero, so that the first forward pass is right and its gradient, which vanishes, is not.",
     ),
 )

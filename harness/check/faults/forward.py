@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from harness.check import changes, written
 from harness.check.edits import Edit, Helper, Plans, each, head, plans, same
-from harness.check.mutant import Mutant, has, nodes
+from harness.check.mutant import Mutant, has, head_bias_is_zero, nodes
 from harness.check.written import alike, exchanged
 from harness.graph import Node, Program
 from harness.ops.activation import Elu, Gelu, LeakyRelu, Relu, Selu, Sigmoid, Silu, Softplus, Tanh
@@ -573,6 +573,17 @@ MUTANTS = (
         "a residual connection left out",
         "forward",
         lambda program: changes.first_node(program, _without_shortcut),
+    ),
+    Mutant(
+        "bias counted twice",
+        "the last layer's bias added twice",
+        "forward",
+        edits=head(
+            "self.<head>($x) + self.<head>.bias",
+            "self.<head>($x) + self.<head>.bias",
+            "self.<head>($x) + self.<head>.bias[...]",
+        ),
+        where=lambda program: not head_bias_is_zero(program),
     ),
     Mutant(
         "rounded to bfloat16",

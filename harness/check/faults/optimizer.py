@@ -41,6 +41,17 @@ _turns = _once(lambda rule, t: t > 0 and rule.factor(t) != rule.factor(t - 1))
 _turns_next = _once(lambda rule, t: rule.factor(t) != rule.factor(t + 1))
 
 
+def _at_once(_program: Program) -> int:
+    """At the first step, whatever its learning rate."""
+    return 1
+
+
+def _after_biases_move(program: Program) -> int:
+    """One step after the first that moves a bias away from zero."""
+    moving = (t for t in range(program.steps) if any(u.schedule.factor(t) for u in program.updates))
+    return next(moving, program.steps) + 2
+
+
 def _after_plain_momentum(program: Program) -> int:
     """Without Nesterov the first update is the gradient itself, whatever the momentum."""
     rules = [update.optimizer for update in program.updates]
@@ -126,6 +137,8 @@ def _adam(torch: Mapping[str, str], tensorflow: Plan, jax: Plan, bases: tuple[st
     }
 
 
+WARM_UP_FROM_ZERO = _warmup(warmup_start=lambda _rule: 0.0)
+WARM_UP_DROPPED = _warmup(warmup=lambda _rule: 0)
 WARM_UP_ONE_UPDATE_LONGER = _warmup(warmup=lambda rule: rule.warmup + 1)
 
 
@@ -245,7 +258,7 @@ MUTANTS = (
                         "def update_step(",
                         "def _apply_weight_decay(self, variables: list) -> None:\n        pass\n\n    def update_step(",
                     ),
-                    Edit("class AdamW(", "class AdamW("),
+                    Edit("class AdamW(", "class AdamW("),  # there is one
                 )
             ),
             "jax": plans(
@@ -271,7 +284,7 @@ MUTANTS = (
                     "            variable.assign_sub(variable * tf.cast(self.weight_decay, variable.dtype))\n\n"
                     "    def update_step(",
                 ),
-                Edit("class AdamW(", "class AdamW("),
+                Edit("class AdamW(", "class AdamW("),  # there is one
             ),
             (
                 Edit(
@@ -281,13 +294,14 @@ MUTANTS = (
             ),
             bases=("AdamW",),
         ),
+        shows_at=_at_once,
     ),
     Mutant(
         "decay on biases",
         "weight decay on biases",
         "optimizer",
         _rule(AdamW, lambda rule: {"no_decay": tuple(n for n in rule.no_decay if n != "bias")}),  # type: ignore[attr-defined]
-        shows_at=2,
+        shows_at=_after_biases_move,
         note="Biases start at zero, where decay does nothing.",
     ),
     Mutant("no weight decay", "weight decay left out", "optimizer", _set(AdamW, weight_decay=0.0)),
@@ -353,9 +367,16 @@ MUTANTS = (
         "warm-up from zero",
         "a warm-up that starts from a learning rate of 0",
         "optimizer",
-        _warmup(warmup_start=lambda _rule: 0.0),
+        WARM_UP_FROM_ZERO,
+        shows_at=_other_rate(WARM_UP_FROM_ZERO),
     ),
-    Mutant("warm-up dropped", "no warm-up", "optimizer", _warmup(warmup=lambda _rule: 0)),
+    Mutant(
+        "warm-up dropped",
+        "no warm-up",
+        "optimizer",
+        WARM_UP_DROPPED,
+        shows_at=_other_rate(WARM_UP_DROPPED),
+    ),
     Mutant(
         "another final rate",
         "a cosine descent to another final rate",
@@ -498,7 +519,7 @@ MUTANTS = (
     Mutant(
         "two biases learning",
         "a second bias that learns beside the first",
-        "optimizer",
+        "forward",
         edits={
             "torch": plans(
                 (
@@ -511,7 +532,7 @@ MUTANTS = (
             )
         },
         shows_at=2,
-        note="PyTorch alone has a second bias; it starts at zero, and from the second step on the layer's output feels it.",
+        note="PyTorch alone has a second bias; it starts at zero and is no parameter of the spec: the layer's next output shows it.",
     ),
     Mutant("updates in the wrong order", "the second update made before the first", "optimizer", _reversed_updates),
     Mutant(

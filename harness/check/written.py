@@ -110,7 +110,10 @@ class WrittenLSTM(nn.LSTM):
 class WrittenLSTM(keras.layers.LSTM):
     """keras.layers.LSTM, its steps written out."""
 
-    def call(self, x: tf.Tensor) -> tf.Tensor:
+    def call(
+        self, sequences: tf.Tensor, initial_state: None = None, mask: None = None, training: bool = False
+    ) -> tf.Tensor:
+        x = sequences
         h = c = tf.zeros((tf.shape(x)[0], self.units), dtype=x.dtype)
         states = []
         for inputs in tf.unstack(keras.ops.matmul(x, self.cell.kernel) + self.cell.bias, axis=1):

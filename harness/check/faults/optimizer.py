@@ -492,14 +492,18 @@ MUTANTS = (
                     Edit("momentum=$m", "momentum=$m"),
                 )
             ),
+            # Not Keras' own rule, which has the fault and rounds the rate to float32 besides.
             "tensorflow": plans(
-                Edit(
-                    "= NesterovSGD(learning_rate=$$rate, momentum=$m)",
-                    "= keras.optimizers.SGD(learning_rate=$rate, momentum=$m, nesterov=True)",
+                (
+                    Edit("velocity + gradient)", "velocity + tf.cast(learning_rate, variable.dtype) * gradient)"),
+                    Edit(
+                        "rate * (gradient + self.momentum * velocity)",
+                        "rate * gradient + self.momentum * velocity",
+                    ),
                 ),
-                Edit(
-                    "= SGD(learning_rate=$$rate, momentum=$m)",
-                    "= keras.optimizers.SGD(learning_rate=$rate, momentum=$m)",
+                (
+                    Edit("velocity + gradient)", "velocity + tf.cast(learning_rate, variable.dtype) * gradient)"),
+                    Edit("variable, tf.cast(learning_rate, variable.dtype) * velocity)", "variable, velocity)"),
                 ),
             ),
             "jax": plans(

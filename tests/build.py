@@ -48,12 +48,12 @@ class Live:
     parameters: Arrays
 
 
-def live(backend: str, program: Program, folder: Path, precision: str = "float64") -> Live:
-    """An emitted program imported into this process, its parameters loaded."""
+def live(backend: str, program: Program, folder: Path, precision: str = "float64", text: str | None = None) -> Live:
+    """An emitted program, or the given text of one, imported into this process, its parameters loaded."""
     emitter = importlib.import_module(f"backends.{backend}.emit")
     name = f"{program.name}_{backend}_{folder.name.replace('-', '_')}"
     path = folder / f"{name}.py"
-    path.write_text(emitter.emit(program, precision))
+    path.write_text(text or emitter.emit(program, precision))
     made = importlib.util.spec_from_file_location(name, path)
     assert made is not None
     assert made.loader is not None

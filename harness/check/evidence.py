@@ -201,7 +201,7 @@ def slopes(subject: Subject) -> dict[str, Slope]:
     for update in subject.program.updates:
         ask = partial(_shifted, subject, update, (parameters, batch, masks))
         for name in reference.moved(subject.program, update):
-            direction = initial.stream(1, update.name, name).standard_normal(parameters[name].shape)
+            direction: Array = initial.stream(1, update.name, name).standard_normal(parameters[name].shape)
             loss: Callable[[float], float] = partial(ask, name, direction)
             found[f"{update.name}/{name}"] = _slope(loss, direction)
         for name in differentiable(subject, update):

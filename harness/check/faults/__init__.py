@@ -1,0 +1,1 @@
+"""The faults, a file a phase: where each first shows."""

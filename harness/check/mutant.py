@@ -1,0 +1,143 @@
+"""What a mutant is, and the questions about a program that decide where it makes a difference."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from harness.check.changes import Change
+from harness.check.edits import Plans
+from harness.graph import BlockOp, Graph, Node, Program
+from harness.initializers import Zeros
+from harness.ops.attention import Attention
+from harness.ops.base import Op
+from harness.ops.convolution import Convolution
+from harness.ops.linear import Dense, Embedding, Positions, Reshape
+from harness.ops.normalisation import BatchNorm, Dropout
+from harness.ops.recurrent import Recurrent
+from harness.optimizers import Constant
+
+PHASES = ("data", "forward", "loss", "backward", "optimizer", "state")
+BOTH = ("float64", "float32")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One semantic fault."""
+
+    name: str
+    about: str
+    """Completes "consistent with ..."."""
+    phase: str
+    """Where it first shows: data, forward, loss, backward, optimizer, or state (running statistics)."""
+    change: Change | None = None
+    """How it changes the resolved program."""
+    edits: Plans = field(default_factory=dict)
+    """Or, by backend, how it changes the emitted text: the first plan that applies."""
+    where: Callable[[Program], bool] = lambda _program: True
+    """The programs that it changes the meaning of."""
+    precisions: tuple[str, ...] = BOTH
+    """In which it can show."""
+    shows_at: int | Callable[[Program], int] = 1
+    """The step, from 1, from which it can show: a number, or what to ask of a program. See `first_step`."""
+    note: str = ""
+    """Why it is hard or impossible to see somewhere."""
+
+
+def graphs(program: Program) -> list[Graph]:
+    """Every graph: blocks before what contains them."""
+    return [g for network in program.networks.values() for g in (*network.blocks, network)]
+
+
+def nodes(program: Program) -> list[Node]:
+    """Every node that is an op, not a block."""
+    return [node for graph in graphs(program) for node in graph.nodes if not isinstance(node.op, BlockOp)]
+
+
+def has(*kinds: type[Op]) -> Callable[[Program], bool]:
+    """Asks whether a program has an op of these kinds."""
+    return lambda program: any(isinstance(node.op, kinds) for node in nodes(program))
+
+
+def has_masks(program: Program) -> bool:
+    """Whether anything drops out."""
+    return bool(program.masks)
+
+
+def scheduled(program: Program) -> bool:
+    """Whether a learning rate changes."""
+    return any(not isinstance(u.schedule, Constant) or u.schedule.warmup for u in program.updates)
+
+
+def keeps_last_batch(program: Program) -> bool:
+    """Whether the last batch of a pass may be smaller."""
+    return program.spec.data.last_batch == "keep"
+
+
+def head_bias_is_zero(program: Program) -> bool:
+    """Whether a network ends in a dense layer whose bias starts at zero."""
+    last = [graph.nodes[-1].op for graph in program.networks.values()]
+    return any(isinstance(op, Dense) and op.bias and isinstance(op.bias_init, Zeros) for op in last)
+
+
+def names(program: Program) -> dict[str, str]:
+    """What faults call the parts of a program: the first of each sort."""
+    found = {"batch_size": str(program.batch)}
+    for graph in graphs(program):
+        for node in graph.nodes:
+            for name, value in _named(graph, node).items():
+                found.setdefault(name, value)
+        for name, value in _twins(graph).items():
+            found.setdefault(name, value)
+    for update in program.updates:
+        for site in update.calls:
+            fields = [ref.name for ref in site.arguments if ref.kind == "field"]
+            for name in fields:
+                sort = "noise" if name in program.spec.data.noise else program.columns[name].dtype
+                found.setdefault({"float": "input", "int": "ids"}.get(sort, sort), name)
+        for term in update.terms:
+            if term.targets.kind == "field":
+                found.setdefault("target", term.targets.name)
+        scopes = [site.scope for site in update.calls if program.networks[site.network].masks]
+        if len(scopes) > 1:
+            found.setdefault("scope", scopes[0])
+            found.setdefault("other_scope", scopes[1])
+    return found
+
+
+def _named(graph: Graph, node: Node) -> dict[str, str]:
+    op, first = node.op, node.inputs[0]
+    given = first in graph.inputs
+    found: dict[str, str] = {}
+    if isinstance(op, Convolution):
+        if len(set(op.kernel)) == 1 and len(op.kernel) > 1 and max(op.kernel) > 1:
+            found["square_conv"] = node.name
+        if set(op.stride) == {1} and all(before == after for before, after in op.pads):
+            found["plain_conv"] = node.name
+        if given and len(set(node.input_shapes[0][:-1])) == 1:
+            found |= {"image": first, "image_conv": node.name}
+    elif isinstance(op, Reshape) and given and len(op.shape) > 1 and len(set(op.shape)) == 1:
+        found["sequence"] = first
+    elif isinstance(op, Recurrent):
+        found["recurrent"] = node.name
+    elif isinstance(op, Embedding):
+        found |= {"embedding": node.name, "tokens": first, "width": str(op.features)}
+    elif isinstance(op, Positions):
+        found["positions"] = node.name
+    elif isinstance(op, BatchNorm):
+        found["norm"] = node.name
+    elif isinstance(op, Attention):
+        found["attention"] = node.name
+    elif isinstance(op, Dropout) and op.rate:
+        found["dropout"] = node.name
+    elif isinstance(op, Dense) and node.name == graph.output:
+        found["head"] = node.name
+    return found
+
+
+def _twins(graph: Graph) -> dict[str, str]:
+    """Two dropout layers whose masks have one shape."""
+    masks = [(n.name, n.op.mask(*n.input_shapes)) for n in graph.nodes if isinstance(n.op, Dropout)]
+    for i, (name, mask) in enumerate(masks):
+        for other, its in masks[i + 1 :]:
+            if mask is not None and mask == its:
+                return {"twin": name, "other_twin": other}
+    return {}

@@ -1,0 +1,281 @@
+"""The catalogue of mutants: that each plants one fault, where it says, and runs. Mostly needs no framework."""
+
+import ast
+import difflib
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from build import EACH, Live, live, program_of
+
+from harness import api, emit
+from harness.backend import BACKENDS
+from harness.check import mutants, written
+from harness.check.edits import Edit, Helper, planned
+from harness.check.faults import forward, optimizer, state
+from harness.check.mutant import Mutant, names
+from harness.check.mutants import MUTANTS, PHASES, applicable, first_step, plant
+from harness.check.probes import PROBES
+from harness.graph import Program
+
+SPECS = ("linear_regression", "digits_mlp", "digits_cnn", "digits_lstm", "char_transformer", "digits_gan")
+BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
+Planted = dict[tuple[str, str, str], str]
+"""The program with the fault by mutant, spec and backend."""
+
+
+@pytest.fixture(scope="module")
+def programs() -> dict[str, Program]:
+    return {name: api.load(name).compile() for name in SPECS} | {n: program_of(text) for n, text in PROBES.items()}
+
+
+@pytest.fixture(scope="module")
+def unformatted() -> Iterator[None]:
+    # Formatting takes most of the time of a thousand programs, and what is looked for is found in any layout.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(emit, "formatted", lambda text: text)
+        patch.setattr(mutants, "formatted", lambda text: text)
+        yield
+
+
+@pytest.fixture(scope="module")
+def honest(programs: dict[str, Program], unformatted: None) -> dict[tuple[str, str, str], str]:
+    return {
+        (name, backend, precision): importlib.import_module(f"backends.{backend}.emit").emit(program, precision)
+        for name, program in programs.items()
+        for backend in BACKENDS
+        for precision in ("float64", "float32")
+    }
+
+
+@pytest.fixture(scope="module")
+def planted(programs: dict[str, Program], unformatted: None) -> Planted:
+    found = {}
+    for mutant in MUTANTS:
+        for name, program in programs.items():
+            for backend in BACKENDS:
+                text = plant(mutant, program, backend, mutant.precisions[0])
+                if text is not None:
+                    found[mutant.name, name, backend] = text
+    return found
+
+
+def test_there_are_many_and_each_has_a_name_of_its_own() -> None:
+    assert len(MUTANTS) >= 75
+    assert len(BY_NAME) == len(MUTANTS)
+    assert {mutant.phase for mutant in MUTANTS} == set(PHASES)
+    for mutant in MUTANTS:
+        assert (mutant.change is None) != (not mutant.edits), f"{mutant.name} is planted in one way"
+        assert not mutant.about.endswith("."), f"{mutant.name}: 'consistent with {mutant.about}'"
+
+
+def test_what_cannot_show_everywhere_says_why() -> None:
+    for mutant in MUTANTS:
+        if mutant.precisions != ("float64", "float32"):
+            assert mutant.note, mutant.name
+        if isinstance(mutant.shows_at, int) and mutant.shows_at > 1:
+            assert mutant.note, mutant.name
+        if mutant.edits and len(mutant.edits) < 2:
+            assert "alone" in mutant.note or "PyTorch" in mutant.note + mutant.about, mutant.name
+
+
+def test_every_mutant_applies_somewhere(planted: Planted) -> None:
+    for mutant in MUTANTS:
+        where = {backend for name, _, backend in planted if name == mutant.name}
+        expected = set(BACKENDS) if mutant.change else set(mutant.edits)
+        assert where == expected, f"{mutant.name} is planted in {sorted(where)}, not in {sorted(expected)}"
+
+
+def test_every_spec_has_mutants_of_many_phases(planted: Planted) -> None:
+    for spec in SPECS:
+        for backend in BACKENDS:
+            found = [BY_NAME[name] for name, where, b in planted if (where, b) == (spec, backend)]
+            assert len(found) >= 9, f"{spec} in {backend} has {len(found)} mutants"
+            assert len({mutant.phase for mutant in found}) >= 3
+
+
+def test_planted_programs_are_python_and_a_few_lines_differ(
+    planted: Planted, honest: dict[tuple[str, str, str], str]
+) -> None:
+    for (name, spec, backend), text in planted.items():
+        ast.parse(text)
+        before = honest[spec, backend, BY_NAME[name].precisions[0]].splitlines()
+        after = text.splitlines()
+        lines = [line for line in difflib.ndiff(before, after) if line[0] in "+-"] if before != after else []
+        assert lines, f"{name} changes nothing of {spec} in {backend}"
+        assert len(lines) <= 60, f"{name} changes {len(lines)} lines of {spec} in {backend}"
+        assert len(lines) < 0.4 * len(before)
+
+
+def test_no_mutant_changes_what_parameters_there_are(programs: dict[str, Program]) -> None:
+    for mutant in MUTANTS:
+        for spec, program in programs.items():
+            changed = mutant.change(program) if mutant.change and mutant.where(program) else None
+            if changed is not None:
+                before = {name: (p.shape, p.learned) for name, p in program.parameters.items()}
+                assert {name: (p.shape, p.learned) for name, p in changed.parameters.items()} == before, (
+                    f"{mutant.name} on {spec}"
+                )
+
+
+def test_planted_programs_are_laid_out_as_emitted_ones(programs: dict[str, Program]) -> None:
+    for name, spec in (("LSTM gates swapped", "digits_lstm"), ("decay on biases", "digits_mlp")):
+        for backend in BACKENDS:
+            text = plant(BY_NAME[name], programs[spec], backend, "float32", threads=2)
+            assert text is not None
+            assert emit.formatted(text) == text
+            assert "[:2])" in text or "threads(2)" in text
+
+
+def test_a_fault_that_has_nothing_to_change_is_not_planted(programs: dict[str, Program]) -> None:
+    program = programs["linear_regression"]
+    names = {mutant.name for mutant in applicable(program, "torch")}
+    assert {"learning rate one per cent off", "absolute error", "sum for mean"} <= names
+    for name in ("mask not scaled", "clipping dropped", "schedule one update early", "batch of the step before"):
+        assert name not in names
+        assert plant(BY_NAME[name], program, "torch") is None
+    assert plant(BY_NAME["flattened channels first"], programs["digits_mlp"], "jax") is None, "one channel only"
+    assert plant(BY_NAME["flattened channels first"], programs["digits_cnn"], "jax") is None, "one pixel only"
+    assert plant(BY_NAME["rounded as in TF32"], programs["digits_mlp"], "jax", "float64") is None
+    assert plant(BY_NAME["rounded as in TF32"], programs["digits_mlp"], "jax", "float32") is not None
+
+
+def test_other_names_in_a_spec_are_found(programs: dict[str, Program]) -> None:
+    text = (PROBES["digits_gru"]).replace("units: 16,", "units: 16, name: memory,").replace("logits}", "answer}")
+    program = program_of(text)
+    assert names(program)["recurrent"] == "memory"
+    assert names(program)["head"] == "answer"
+    for backend in BACKENDS:
+        found = {mutant.name for mutant in applicable(program, backend)}
+        assert {"bias left out", "sequence read backwards", "mean of states for the last"} <= found
+
+
+def test_when_a_fault_shows_follows_from_the_schedule(programs: dict[str, Program]) -> None:
+    # Behind a warm-up of 50 updates, the descent's first rate is the same: update 51, counted from 0, is another.
+    assert first_step(BY_NAME["another final rate"], programs["char_transformer"]) == 52
+    assert first_step(BY_NAME["a longer descent"], programs["digits_mlp"]) == 42
+    assert first_step(BY_NAME["a longer descent"], programs["digits_cnn"]) == 2
+    assert first_step(BY_NAME["staircase one update longer"], programs["padded_pools"]) == 3
+    assert first_step(BY_NAME["schedule one update early"], programs["padded_pools"]) == 2
+    assert first_step(BY_NAME["schedule one update late"], programs["padded_pools"]) == 3
+    # A warm-up from 0 leaves every parameter where it is at the first update.
+    assert first_step(BY_NAME["epsilon inside the root"], programs["char_transformer"]) == 2
+    assert first_step(BY_NAME["epsilon inside the root"], programs["digits_mlp"]) == 1
+    assert first_step(BY_NAME["beta1 of 0.8"], programs["char_transformer"]) == 2
+    assert first_step(BY_NAME["decay on biases"], programs["char_transformer"]) == 3
+    assert first_step(BY_NAME["warm-up dropped"], programs["char_transformer"]) == 1
+    assert first_step(BY_NAME["GELU by tanh"], programs["char_transformer"]) == 1
+
+
+def test_code_is_found_in_any_layout_and_nowhere_else() -> None:
+    edit = Edit("f($x, g($$given))", "$x[$given]")
+    assert edit.applied("y = f(a.b, g(1, (2, 3)))", {}) == "y = a.b[1, (2, 3)]"
+    assert edit.applied("y = f(\n    a.b,\n    g(\n        1, (2, 3),\n    ),\n)", {}) == "y = a.b[1, (2, 3)]"
+    assert edit.applied("y = of(a.b, g(1))", {}) is None
+    assert edit.applied("y = f(a + b, g(1))", {}) is None
+    assert Edit("f($x, $x)", "$x").applied("f(a, b)", {}) is None
+    assert Edit("f($x, $x)", "$x").applied("f(a, a)", {}) == "a"
+    assert Edit("self.<head>($x)", "$x").applied("self.last(y)", {"head": "last"}) == "y"
+    assert Edit("self.<head>($x)", "$x").applied("self.last(y)", {}) is None
+    text = "import a\n\n\ndef f(): ...\n"
+    assert Helper("class A: ...").applied(text, {}) == "import a\n\n\nclass A: ...\n\n\ndef f(): ...\n"
+    assert planned(text, ((Edit("import a", "import b"), Edit("absent", "")),), {}) is None
+
+
+def test_a_written_rule_refuses_a_line_that_it_does_not_have() -> None:
+    with pytest.raises(ValueError, match="has no 'tanh'"):
+        written.changed("h = sigmoid(x)", {"tanh": "x"})
+
+
+# ---- With frameworks
+
+UNCHANGED: dict[str, dict[str, str]] = {backend: {} for backend in BACKENDS}
+WRITTEN = {
+    "Adam": Mutant("", "", "optimizer", edits=optimizer._adam({}, (), ())),
+    "LSTM": Mutant("", "", "forward", edits=written.exchanged(written.LSTM, UNCHANGED, forward.LSTMS)),
+    "GRU": Mutant("", "", "forward", edits=written.exchanged(written.GRU, UNCHANGED, forward.GRUS)),
+    "LayerNorm": Mutant(
+        "", "", "forward", edits=written.exchanged(written.LAYER_NORM, UNCHANGED, forward.LAYER_NORMS)
+    ),
+    "BatchNorm": Mutant(
+        "", "", "state", edits=written.exchanged(written.BATCH_NORM, UNCHANGED, state.BATCH_NORMS)
+    ),
+}  # fmt: skip
+
+
+def trained(run: Live, steps: int = 2) -> dict[str, np.ndarray]:
+    """Losses of some steps, and what they leave behind."""
+    losses = {}
+    for step in range(steps):
+        result = run.session.wait(run.session.step(step, run.session.batch(run.inputs, step)))
+        losses |= {f"{name} {step}": np.array(loss) for name, loss in result.items()}
+    return losses | run.session.state()
+
+
+def distance(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
+    """The largest difference, relative to the size of each array."""
+    assert one.keys() == other.keys()
+    sizes = {name: float(np.abs(array).max()) or 1.0 for name, array in one.items()}
+    return max(float(np.abs(one[name] - other[name]).max()) / sizes[name] for name in one)
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize("backend", EACH)
+@pytest.mark.parametrize(
+    ("rule", "spec"),
+    [("Adam", "digits_mlp"), ("LSTM", "digits_lstm"), ("GRU", "digits_gru"), ("BatchNorm", "digits_cnn"), ("LayerNorm", "normed")],
+)  # fmt: skip
+def test_rules_that_are_written_out_are_the_frameworks_own(backend: str, rule: str, spec: str, tmp_path: Path) -> None:
+    normed = (
+        PROBES["digits_gru"]
+        .replace("digits_gru", "normed")
+        .replace("gru: {units: 16, returns: last}", "layer_norm: {}\n      - flatten")
+    )
+    program = (
+        program_of(normed if spec == "normed" else PROBES[spec])
+        if spec in {*PROBES, "normed"}
+        else api.load(spec).compile()
+    )
+    text = plant(WRITTEN[rule], program, backend)
+    if text is None:
+        pytest.skip(f"{backend}'s program has the rule written out already")
+    paths = [tmp_path / name for name in ("own", "written")]
+    for path in paths:
+        path.mkdir()
+    own, other = (trained(live(backend, program, p, text=t)) for p, t in zip(paths, (None, text), strict=True))
+    assert distance(own, other) < 1e-10
+
+
+RUNNING = {
+    "digits_cnn": ["padding on the wrong side", "dropped activation", "momentum convention swapped", "learning rate inside the momentum", "statistics frozen", "unbiased running variance", "mask of the next step"],
+    "digits_mlp": ["epsilon inside the root", "coupled weight decay", "bias left out", "dropout without its gradient", "clipping tensor by tensor", "softmax twice"],
+    "digits_gan": ["updates in the wrong order", "reshaped channels first", "first update moves both networks", "noise of the step before"],
+    "digits_lstm": ["LSTM gates swapped", "label smoothing dropped", "two biases learning", "read column by column"],
+    "padded_pools": ["padding counted", "maximum with zeros", "flattened channels first"],
+    "linear_regression": ["absolute error", "learning rate one per cent off"],
+}  # fmt: skip
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize("backend", EACH)
+@pytest.mark.parametrize("spec", RUNNING)
+def test_mutants_run_train_and_differ(backend: str, spec: str, programs: dict[str, Program], tmp_path: Path) -> None:
+    program = programs[spec]
+
+    def run(name: str, text: str | None = None) -> dict[str, np.ndarray]:
+        folder = tmp_path / name.replace(" ", "_")
+        folder.mkdir()
+        return trained(live(backend, program, folder, text=text))
+
+    honest = run("honest")
+    assert distance(honest, run("honest again")) == 0
+    for name in RUNNING[spec]:
+        text = plant(BY_NAME[name], program, backend)
+        if text is None:
+            assert backend not in (BY_NAME[name].edits or dict.fromkeys(BACKENDS))
+            continue
+        other = run(name, text)
+        assert all(np.isfinite(array).all() for array in other.values()), name
+        assert distance(honest, other) > 1e-9, name

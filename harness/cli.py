@@ -137,7 +137,9 @@ def emit(
 
 @app.command()
 def check(
-    specs: Annotated[list[str], typer.Argument(metavar="SPEC...", help="Specs' files, or names of bundled ones.")],
+    specs: Annotated[
+        list[str] | None, typer.Argument(metavar="SPEC...", help="Specs' files, or names of bundled ones.")
+    ] = None,
     rungs: Annotated[
         str | None, typer.Option(help="Numbers or names, like 1-4,relay; left out, 1 to 6.", metavar="RUNGS")
     ] = None,
@@ -152,18 +154,36 @@ def check(
     python: PythonOption = None,
     out: Annotated[Path | None, typer.Option(help="A new folder that keeps what the check worked with.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds of silence after which a worker is stopped.")] = 600.0,
+    power: Annotated[  # noqa: FBT002 - a flag
+        bool, typer.Option("--power", help="Plant faults, and show which rung finds which; no SPEC: all there are.")
+    ] = False,
+    mutant: Annotated[list[str] | None, typer.Option(help="With --power: only this fault; may be repeated.")] = None,
+    table: Annotated[Path | None, typer.Option(help="With --power: write the matrix as Markdown.")] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Climb the ladder of equivalence. Exit: 0 every rung passed, 1 one did not, 2 a wrong spec or call, 3 a backend failed."""
     from harness.check import climb  # noqa: PLC0415
+    from harness.check.power import write as write_power  # noqa: PLC0415
     from harness.environment import backends as chosen  # noqa: PLC0415
-    from harness.report.ladder import print_check  # noqa: PLC0415
+    from harness.report.ladder import print_check, print_power  # noqa: PLC0415
 
     options = climb.CheckOptions(
         climb.rung_names(rungs), chosen(backends), tuple(dict.fromkeys(precision.split(","))), steps, seed, twins, seeds,
         tuple(python or ()), timeout, out,
     )  # fmt: skip
     _check_json(json_file)
+    if power:
+        _check_json(None if table is None else str(table))
+        with _progress() as listen:
+            found = climb.planted(specs or [], options, listen, mutant or [], bisect=not mutant)
+        if table is not None:
+            write_power(found, table, "harness check --power " + " ".join([*(specs or []), f"--table {table.name}"]))
+        if json_file != "-":
+            print_power(found, Console())
+        _write_json(json_file, found.to_json())
+        raise typer.Exit(found.exit)
+    if not specs:
+        raise CallError("check needs a SPEC (`harness list specs` lists those that come with it), or --power")
     with _progress() as listen:
         results = climb.check(specs, options, listen)
     if json_file != "-":

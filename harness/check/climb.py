@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from harness.check import rungs
 from harness.check import trajectory as long
 from harness.check.evidence import Evidence, allowances, gather, slopes
 from harness.check.live import LiveWorker
+from harness.check.mutants import MUTANTS
+from harness.check.power import Cell, PowerResult, Sensitivity, power
+from harness.check.probes import PROBES
 from harness.check.record import RUNGS, SCHEMA, USUAL, CheckResult, Rung
 from harness.check.seeds import run_seeds
 from harness.check.subject import Subject, each, prepare, workers
@@ -26,7 +30,7 @@ from harness.runs import prepared
 from harness.source import Source
 from harness.worker import write_last
 
-__all__ = ["SCHEMA", "CheckOptions", "check", "rung_names"]
+__all__ = ["SCHEMA", "CheckOptions", "check", "planted", "rung_names"]
 Listener = Callable[[str, Mapping[str, Any]], None]
 STEPS = 200
 """Steps of whole trainings, where the spec has as many."""
@@ -69,6 +73,59 @@ def check(
     finally:
         if options.out is None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def planted(
+    paths: Sequence[str | Path], options: CheckOptions | None = None, listen: Listener | None = None,
+    mutants: Sequence[str] = (), *, bisect: bool = True,
+) -> PowerResult:  # fmt: skip
+    """Plant every fault that applies (or only `mutants`) and see which rung finds it. No specs: the bundled and the probes.
+
+    Raises SpecError, DataError or CallError before any worker starts.
+    """
+    options, listen = options or CheckOptions(), listen or (lambda _backend, _event: None)
+    _validate(options)
+    known = [mutant.name for mutant in MUTANTS]
+    for name in mutants:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            raise CallError(f"there is no fault '{name}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+    loaded = [spec.load(spec.find(str(path))) for path in paths or sorted(spec.directory().glob("*.yaml"))]
+    if not paths:
+        loaded += [spec.loads(text, name) for name, text in PROBES.items()]
+    programs = [_program(own, text, options) for own, text in loaded]
+    pythons = interpreters(options.pythons)
+    folder = _folder(options)
+    began = time.perf_counter()
+    cells: list[Cell] = []
+    smallest: list[Sensitivity] = []
+    try:
+        with workers(options.backends, options.precisions, pythons, folder, options.timeout) as (live, failures):
+            failed = dict(failures)
+            for program, (_, text) in zip(programs, loaded, strict=True):
+                inputs = prepared(program, text)
+                for precision in options.precisions:
+                    holders = {name: one for name, one in live[precision].items() if name not in failed}
+                    if not holders:
+                        continue
+                    place = folder / program.name / precision
+                    subject = prepare(program, text, inputs, precision, place, holders)
+                    wanted = (lambda m: m.name in mutants) if mutants else (lambda _m: True)
+                    found, small = power(subject, wanted, listen, bisect=bisect)
+                    cells += found
+                    smallest += small
+                    failed |= subject.failures
+                    _close(subject)
+                    shutil.rmtree(place, ignore_errors=True)
+        return PowerResult(tuple(cells), tuple(smallest), failed, time.perf_counter() - began)
+    finally:
+        if options.out is None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _close(subject: Subject) -> None:
+    for backend in subject.backends:
+        subject.workers[backend].ask("close", name="plain")
 
 
 def rung_names(text: str | None) -> tuple[str, ...]:
@@ -141,9 +198,7 @@ def _climb(
         subject = prepare(program, text, inputs, precision, own / precision, holders)
         found += _rungs(subject, options, listen, {rung.name: rung for rung in found})
         failures |= subject.failures
-        for worker in holders.values():
-            if worker.backend not in subject.failures:
-                worker.ask("close", name="plain")
+        _close(subject)
         shutil.rmtree(own / precision / "inputs", ignore_errors=True)
     if "seeds" in options.rungs:
         found.append(

@@ -29,7 +29,9 @@ class Look:
     seen: Arrays
     """The first training step: `values/…`, `gradients/…`, `loss/…`, and `state/…` after it."""
     gradients: Arrays
-    """At the position itself, those of inputs too (`update/@field`)."""
+    """At the position itself, those of inputs too (`update/@field`); none where they were not asked for."""
+    batch: Arrays
+    """The first batch as the framework holds it: `image`, `masks/classifier/dropout1`."""
 
     def every(self) -> Arrays:
         """All of them in one dictionary, where they came from before their names."""
@@ -49,16 +51,19 @@ class Evidence:
     """Gradients, state and optimizer state of the first steps."""
 
 
-def look(subject: Subject, live: LiveWorker, name: str, position: str, inputs: str | None = None) -> Look:
-    """Ask an opened, observed program for everything at a position."""
+def look(
+    subject: Subject, live: LiveWorker, name: str, position: str, inputs: str | None = None, *, whole: bool = True
+) -> Look:
+    """Ask an opened, observed program for everything at a position; `whole`: gradients apart from a step's own too."""
     folder = {"inputs": str(subject.folder / inputs)} if inputs else {}
     live.ask("load", name=name, arrays=position)
     evaluated: Arrays = {}
     for question in subject.questions.values():
         evaluated |= live.arrays("values", name=name, rows=ROWS, **question.request(), **folder)
-    gradients = live.arrays("gradients", name=name, step=0, **folder)
+    batch = live.arrays("batch", name=name, step=0, **folder)
+    gradients = live.arrays("gradients", name=name, step=0, **folder) if whole else {}
     seen = live.arrays("observe", name=name, step=0, **folder)
-    return Look(evaluated, seen, gradients)
+    return Look(evaluated, seen, gradients, batch)
 
 
 def gather(subject: Subject, live: LiveWorker, source: str, *, support: bool, steps: int = STEPS) -> Evidence:
@@ -66,7 +71,7 @@ def gather(subject: Subject, live: LiveWorker, source: str, *, support: bool, st
     name = "observed"
     open_program(subject, live, name, source, observe=True)
     start = subject.position("start", subject.start)
-    first = look(subject, live, name, start)
+    first = look(subject, live, name, start, whole=support)
     twins: tuple[Look, ...] = ()
     moved: dict[str, Look] = {}
     if support:
@@ -132,6 +137,15 @@ def evaluated(subject: Subject) -> Arrays:
     for question in subject.questions.values():
         fields = {name: subject.data[key][:ROWS] for name, key in question.fields.items()}
         reference.evaluate(subject.program, question.expression, parameters, fields, partial(_note, found))
+    return found
+
+
+def batched(subject: Subject, step: int = 0) -> Arrays:
+    """The batch of a step as every framework must hold it."""
+    batch, masks = subject.batch(step)
+    found = {name: batch[name] for name in subject.program.fields}
+    for call, layers in masks.items():
+        found |= {f"masks/{call}/{layer.replace('.', '/')}": mask for layer, mask in layers.items()}
     return found
 
 
@@ -201,11 +215,11 @@ def slopes(subject: Subject) -> dict[str, Slope]:
     for update in subject.program.updates:
         ask = partial(_shifted, subject, update, (parameters, batch, masks))
         for name in reference.moved(subject.program, update):
-            direction: Array = initial.stream(1, update.name, name).standard_normal(parameters[name].shape)
+            direction = np.asarray(initial.stream(1, update.name, name).standard_normal(parameters[name].shape))
             loss: Callable[[float], float] = partial(ask, name, direction)
             found[f"{update.name}/{name}"] = _slope(loss, direction)
         for name in differentiable(subject, update):
-            direction = initial.stream(1, update.name, "@", name).standard_normal(batch[name].shape)
+            direction = np.asarray(initial.stream(1, update.name, "@", name).standard_normal(batch[name].shape))
             loss = partial(ask, f"@{name}", direction)
             found[f"{update.name}/@{name}"] = _slope(loss, direction)
     return found

@@ -21,13 +21,25 @@ NULL_ROOM = 1000
 """Units in the last place of its layer's largest gradient that a gradient may be whose true value is zero."""
 
 
-def forward(subject: Subject, evidence: Mapping[str, Evidence], allowed: Mapping[str, Derived]) -> Rung:
-    """Every node's value, in evaluation and in training, losses and new statistics: against the reference and pairwise."""
-    evaluated = said.evaluated(subject)
+def forward(
+    subject: Subject, evidence: Mapping[str, Evidence], allowed: Mapping[str, Derived], focus: str | None = None
+) -> Rung:
+    """The batch, every node's value, in evaluation and in training, losses and new statistics.
+
+    Against the reference and pairwise; `focus`: only what concerns that backend.
+    """
+    evaluated = subject.known("evaluated", lambda: said.evaluated(subject))
+    batch = subject.known("batched", lambda: said.batched(subject))
     comparisons = []
     both = _twice(allowed)
     for backend, own in evidence.items():
+        if focus not in (None, backend):
+            continue
         names = ("reference", backend)
+        exact = Derived(
+            0.0, absolute=2 * subject.unit * max(float(np.max(np.abs(a), initial=0.0)) for a in batch.values())
+        )
+        comparisons.append(compare("data", names, batch, own.look.batch, exact, step=1))
         comparisons.append(
             compare("forward", names, evaluated, own.look.evaluated, _below(allowed, "evaluation:", evaluated))
         )
@@ -35,8 +47,11 @@ def forward(subject: Subject, evidence: Mapping[str, Evidence], allowed: Mapping
         mine = {n: own.look.seen[n] for n in own.look.seen if _is_forward(subject, n)}
         comparisons.append(compare("forward", names, expected, mine, _below(allowed, "step:", expected), step=1))
     for a, b in combinations(evidence, 2):
-        x, y = (_forward(subject, evidence[name].look) for name in (a, b))
-        comparisons.append(compare("forward", (a, b), x, y, both))
+        if focus in (None, a, b):
+            x, y = (_forward(subject, evidence[name].look) for name in (a, b))
+            comparisons.append(compare("forward", (a, b), x, y, both))
+    if focus:
+        return judged("forward", subject.precision, comparisons)
     void = _still(
         evidence, allowed, lambda n: n.startswith("evaluation:") or _is_forward(subject, n.removeprefix("step:"))
     )
@@ -45,13 +60,20 @@ def forward(subject: Subject, evidence: Mapping[str, Evidence], allowed: Mapping
 
 
 def gradients(
-    subject: Subject, evidence: Mapping[str, Evidence], allowed: Mapping[str, Derived], slopes: Mapping[str, Slope]
-) -> Rung:
-    """Every gradient, of parameters and inputs: pairwise, and against central differences of the reference."""
+    subject: Subject, evidence: Mapping[str, Evidence], allowed: Mapping[str, Derived], slopes: Mapping[str, Slope],
+    focus: str | None = None,
+) -> Rung:  # fmt: skip
+    """Every gradient, of parameters and inputs: pairwise, and against central differences of the reference.
+
+    `focus`: only the training step's own gradients, of the pairs that concern that backend.
+    """
     comparisons = []
     for a, b in combinations(evidence, 2):
-        x, y = (_gradients(evidence[name].look) for name in (a, b))
-        comparisons.append(compare("gradients", (a, b), x, y, _twice(allowed), step=1))
+        if focus in (None, a, b):
+            x, y = (_gradients(subject, evidence[name].look, whole=focus is None) for name in (a, b))
+            comparisons.append(compare("gradients", (a, b), x, y, _twice(allowed), step=1))
+    if focus:
+        return judged("gradients", subject.precision, comparisons)
     for backend, own in evidence.items():
         if own.moved:
             comparisons.append(along(subject, backend, own, slopes))
@@ -83,11 +105,13 @@ def along(subject: Subject, backend: str, own: Evidence, slopes: Mapping[str, Sl
     return compare("gradients", ("reference", backend), expected, found, bounds, step=1)
 
 
-def optimizer(subject: Subject, evidence: Mapping[str, Evidence]) -> Rung:
+def optimizer(subject: Subject, evidence: Mapping[str, Evidence], focus: str | None = None) -> Rung:
     """Parameters and optimizer state after the first and the fifth step, against the rules fed with the same gradients."""
     comparisons = []
     void: list[str] = []
     for backend, own in evidence.items():
+        if focus not in (None, backend):
+            continue
         expected = said.optimized(subject, own.steps)
         for t in sorted({0, len(expected) - 1}):
             mine = {n: own.steps[t][n] for n in own.steps[t] if n in expected[t] or n.startswith("optimizer/")}
@@ -127,8 +151,12 @@ def _forward(subject: Subject, look: Look) -> Arrays:
     return {f"evaluation:{n}": a for n, a in look.evaluated.items()} | {f"step:{n}": a for n, a in kept.items()}
 
 
-def _gradients(look: Look) -> Arrays:
-    return {f"at:{n}": a for n, a in look.gradients.items()}
+def _gradients(subject: Subject, look: Look, *, whole: bool) -> Arrays:
+    """The first update's, which alone are taken where all backends still stand at the start; `whole`: the others there too."""
+    first = subject.program.updates[0].name
+    own = {n: a for n, a in look.seen.items() if n.startswith(f"gradients/{first}/")}
+    found = {f"step:{n}": a for n, a in own.items()}
+    return found | {f"at:{n}": a for n, a in look.gradients.items()} if whole else found
 
 
 def _below(allowed: Mapping[str, Derived], prefix: str, names: Mapping[str, object]) -> dict[str, Derived]:

@@ -28,8 +28,8 @@ from harness.questions import Question, questions
 from harness.runs import Options, describe, write_inputs
 from harness.source import Source
 
-T = TypeVar("T")
 ROWS = 64  # examples of the comparison in evaluation mode
+T = TypeVar("T")
 
 
 @dataclass
@@ -44,6 +44,13 @@ class Subject:
     sources: dict[tuple[str, bool], str] = field(default_factory=dict)
     """By backend and whether it is observed: the emitted program."""
     failures: dict[str, str] = field(default_factory=dict)
+    remembered: dict[str, object] = field(default_factory=dict, repr=False)
+
+    def known(self, what: str, find: Callable[[], T]) -> T:
+        """Something that the reference says, found once."""
+        if what not in self.remembered:
+            self.remembered[what] = find()
+        return self.remembered[what]  # type: ignore[return-value]
 
     @property
     def backends(self) -> tuple[str, ...]:

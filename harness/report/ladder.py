@@ -7,6 +7,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from harness.check.power import RUNGS as MET
+from harness.check.power import PowerResult, matrix
 from harness.check.record import RUNGS, CheckResult, Rung
 
 STYLES = {"passed": "green", "failed": "bold red", "void": "bold yellow", "skipped": "yellow"}
@@ -52,3 +54,35 @@ def _print_notes(rung: Rung, console: Console) -> None:
         lines += [f"and {len(parted) - WORST} more comparisons"] if len(parted) > WORST else []
     for line in lines:
         console.print(Padding(Text(f"{rung.name}, {rung.precision}: {line}", style="dim"), (0, 0, 0, 2)))
+
+
+def print_power(result: PowerResult, console: Console) -> None:
+    """The matrix of faults and rungs, what survived, and how small a fault can be."""
+    rows = matrix(result)
+    precisions = list(dict.fromkeys(cell.precision for cell in result.cells))
+    for precision in precisions:
+        grid = Table(box=None, pad_edge=False, header_style="bold", title=precision, title_justify="left")
+        for name in ("phase", "fault", *MET, "any"):
+            grid.add_column(name, overflow="fold")
+        for phase, name, counts in rows:
+            if precision in counts:
+                grid.add_row(phase, name, *(counts[precision][rung] for rung in (*MET, "any")))
+        console.print(grid)
+        console.print()
+    for cell in result.survivors:
+        why = cell.note or "unexplained"
+        style = "bold red" if cell in result.unexplained else "yellow"
+        place = f"{cell.mutant}: {cell.spec}, {cell.backend}, {cell.precision}"
+        console.print(Text.assemble(("survived  ", style), f"{place}: {why}"))
+    for s in result.sensitivity:
+        small = ", ".join(f"{rung} {v:.0e}" for rung, v in s.smallest.items() if v is not None)
+        console.print(
+            Text(f"smallest change of {s.constant} found in {s.spec}, {s.precision}: {small or 'none'}", style="dim")
+        )
+    for backend, why in result.failures.items():
+        console.print(Text(f"{backend} failed: {why}", style="red"))
+    killed = len(result.cells) - len(result.survivors)
+    names = len({cell.mutant for cell in result.cells})
+    console.print(
+        Text(f"{killed} of {len(result.cells)} planted faults found ({names} kinds), in {result.seconds:.0f} s")
+    )

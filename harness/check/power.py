@@ -1,0 +1,369 @@
+"""What the ladder can see: each fault of the catalogue planted into each backend it applies to, and the rungs that find it."""
+
+import importlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load_file
+
+import harness
+from harness.check import rungs
+from harness.check import trajectory as long
+from harness.check.evidence import Evidence, allowances, gather
+from harness.check.live import LiveWorker
+from harness.check.mutants import MUTANTS, Mutant, first_step, plant
+from harness.check.record import Rung, judged
+from harness.check.subject import Subject, each, open_program, part
+from harness.check.trajectory import Drift, Training
+from harness.compare import TOLERANCES, Derived, compare_losses
+from harness.errors import WorkerFailed
+from harness.graph import Program
+
+RUNGS = ("forward", "gradients", "optimizer", "trajectory", "twins")
+"""The rungs that a planted fault meets; a relay would say no more than a trajectory."""
+LEAST, AFTER = 12, 24
+"""Steps of the training with a fault in it: at least so many, and so many after it can first show."""
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fault in one backend's program of one spec, in one precision."""
+
+    mutant: str
+    phase: str
+    spec: str
+    backend: str
+    precision: str
+    outcomes: dict[str, str]
+    """By rung: `killed` or `survived`."""
+    error: str = ""
+    """The program did not run to the end: a fault that nobody could overlook."""
+    note: str = ""
+
+    @property
+    def killed(self) -> bool:
+        """Whether anything found it."""
+        return bool(self.error) or "killed" in self.outcomes.values()
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented JSON object of a cell."""
+        names = ("mutant", "phase", "spec", "backend", "precision", "outcomes", "killed", "error", "note")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The smallest relative change of a constant that a rung finds."""
+
+    spec: str
+    precision: str
+    constant: str
+    smallest: dict[str, float | None]
+    """By rung: the change; None where not even a doubling is found."""
+
+
+@dataclass(frozen=True)
+class PowerResult:
+    """The matrix, and how small a fault can be."""
+
+    cells: tuple[Cell, ...]
+    sensitivity: tuple[Sensitivity, ...]
+    failures: dict[str, str]
+    seconds: float = 0.0
+
+    @property
+    def survivors(self) -> list[Cell]:
+        """The faults that nothing found."""
+        return [cell for cell in self.cells if not cell.killed]
+
+    @property
+    def unexplained(self) -> list[Cell]:
+        """Survivors that must not be: any in float64, and those in float32 without a note that says why."""
+        return [cell for cell in self.survivors if cell.precision == "float64" or not cell.note]
+
+    @property
+    def exit(self) -> int:
+        """0 where every fault is found or its survival explained, 1 where one is not, 3 where a backend failed."""
+        return 3 if self.failures else int(bool(self.unexplained) or not self.cells)
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented JSON object."""
+        return {
+            "schema": SCHEMA, "harness": harness.__version__, "exit": self.exit,
+            "cells": [cell.to_json() for cell in self.cells], "failures": self.failures, "seconds": self.seconds,
+            "sensitivity": [
+                {"spec": s.spec, "precision": s.precision, "constant": s.constant, "smallest": s.smallest}
+                for s in self.sensitivity
+            ],
+        }  # fmt: skip
+
+
+@dataclass
+class Honest:
+    """What the honest programs say, which a fault is held against."""
+
+    subject: Subject
+    evidence: dict[str, Evidence]
+    allowed: dict[str, Derived]
+    trainings: dict[str, Training]
+    twins: dict[str, list[dict[str, list[float]]]]
+    steps: int
+    drifts: dict[str, Drift] = field(default_factory=dict)
+
+
+def honest(subject: Subject, steps: int, twins: int = 5) -> Honest:
+    """Ask the honest programs once."""
+    evidence = each(subject, lambda live: gather(subject, live, subject.sources[live.backend, True], support=True))
+    trainings = long.train(subject, steps)
+    distances = long.twin_distances(subject, steps, twins)
+    return Honest(subject, evidence, allowances(subject, evidence), trainings, distances, steps)
+
+
+@dataclass(frozen=True)
+class Faulty:
+    """What a faulty program says."""
+
+    evidence: Evidence
+    training: Training
+
+
+def plan(program: Program, backend: str, precision: str, only: Callable[[Mutant], bool]) -> list[tuple[Mutant, str]]:
+    """The faults that apply, with their observed programs."""
+    found = []
+    for mutant in filter(only, MUTANTS):
+        source = plant(mutant, program, backend, precision, observe=True)
+        if source is not None:
+            found.append((mutant, source))
+    return found
+
+
+def length(program: Program, mutants: Sequence[Mutant]) -> int:
+    """Steps enough for each of these faults to show."""
+    latest = max((first_step(mutant, program) for mutant in mutants), default=1)
+    return min(program.steps, max(LEAST, latest + AFTER))
+
+
+def try_source(subject: Subject, live: LiveWorker, source: str, steps: int) -> Faulty:
+    """Ask a faulty program what the honest ones were asked. Raises WorkerFailed where it does not run."""
+    evidence = gather(subject, live, source, support=False)
+    name = "faulty"
+    open_program(subject, live, name, source, observe=True)
+    path = live.fresh()
+    try:
+        said = live.ask("train", name=name, first=0, last=steps, write="all", into=str(path))
+        arrays = load_file(path)
+    finally:
+        path.unlink(missing_ok=True)
+        live.ask("close", name=name)
+    return Faulty(evidence, Training(said["losses"], part(arrays, "states/"), {}))
+
+
+def judge(base: Honest, backend: str, faulty: Faulty, steps: int) -> dict[str, Rung]:
+    """What each rung says of a faulty program among honest others."""
+    subject = base.subject
+    evidence = base.evidence | {backend: faulty.evidence}
+    others = {name: _first(own, steps) for name, own in base.trainings.items() if name != backend}
+    trainings = others | {backend: _first(faulty.training, steps)}
+    found = {
+        "forward": rungs.forward(subject, evidence, base.allowed, backend),
+        "gradients": rungs.gradients(subject, evidence, base.allowed, {}, backend),
+        "optimizer": rungs.optimizer(subject, evidence, backend),
+        "trajectory": _trajectory(subject, trainings, backend),
+    }
+    if len(trainings) > 1:
+        twins = {
+            name: [{n: gaps[:steps] for n, gaps in own.items()} for own in all_twins]
+            for name, all_twins in base.twins.items()
+        }
+        found["twins"] = long.twins_rung(
+            subject, long.drift(subject, trainings, twins), len(next(iter(twins.values())))
+        )
+    return found
+
+
+def _first(training: Training, steps: int) -> Training:
+    return Training(
+        {name: losses[:steps] for name, losses in training.losses.items()},
+        {name: states[:steps] for name, states in training.states.items()},
+        training.end,
+    )
+
+
+def _trajectory(subject: Subject, trainings: Mapping[str, Training], backend: str) -> Rung:
+    tolerances = TOLERANCES[subject.precision]
+    comparisons = []
+    mine = trainings[backend]
+    for name, own in trainings.items():
+        if name != backend:
+            comparisons.append(compare_losses((name, backend), own.losses, mine.losses, tolerances["loss"]))
+            left, right = ({n: s for n, s in t.states.items() if n not in subject.apart} for t in (own, mine))
+            comparisons.append(long.compare_series("state", (name, backend), left, right, tolerances["state"]))
+    return judged("trajectory", subject.precision, comparisons)
+
+
+def power(
+    subject: Subject, only: Callable[[Mutant], bool], listen: Callable[[str, Mapping[str, Any]], None], *, bisect: bool
+) -> tuple[list[Cell], list[Sensitivity]]:
+    """Every fault that applies to a subject, in every backend; and how small one can be."""
+    plans = {name: plan(subject.program, name, subject.precision, only) for name in subject.backends}
+    steps = length(subject.program, [mutant for own in plans.values() for mutant, _ in own])
+    base = honest(subject, steps)
+    total = sum(len(own) for own in plans.values())
+    done = [0]
+    listen(subject.program.name, {"phase": subject.precision, "total": total})
+
+    def work(live: LiveWorker) -> list[Cell]:
+        cells = []
+        for mutant, source in plans[live.backend]:
+            cells.append(_cell(base, live, mutant, source))
+            done[0] += 1
+            listen(subject.program.name, {"step": done[0], "losses": {}})
+        return cells
+
+    found = each(subject, work)
+    smallest = _sensitivity(base) if bisect else []
+    return [cell for own in found.values() for cell in own], smallest
+
+
+def _cell(base: Honest, live: LiveWorker, mutant: Mutant, source: str) -> Cell:
+    subject = base.subject
+    steps = length(subject.program, [mutant])
+    empty = Cell(mutant.name, mutant.phase, subject.program.name, live.backend, subject.precision, {}, note=mutant.note)
+    try:
+        faulty = try_source(subject, live, source, steps)
+    except WorkerFailed as error:
+        if live.process.poll() is not None:
+            raise
+        return replace(empty, error=str(error).splitlines()[0])
+    said = judge(base, live.backend, faulty, steps)
+    return replace(empty, outcomes={name: "killed" if said[name].status == "failed" else "survived" for name in said})
+
+
+# How small -------------------------------------------------------------------------------------------------
+
+
+def _loss_weight(program: Program, change: float) -> Program:
+    first, *rest = program.updates
+    terms = tuple(
+        replace(t, loss=t.loss.model_copy(update={"weight": t.loss.weight * (1 + change)})) for t in first.terms
+    )
+    return replace(program, updates=(replace(first, terms=terms), *rest))
+
+
+def _learning_rate(program: Program, change: float) -> Program:
+    first, *rest = program.updates
+    rule = first.optimizer.model_copy(update={"learning_rate": first.optimizer.learning_rate * (1 + change)})
+    return replace(program, updates=(replace(first, optimizer=rule), *rest))
+
+
+CONSTANTS: dict[str, Callable[[Program, float], Program]] = {
+    "the loss's weight": _loss_weight,
+    "the learning rate": _learning_rate,
+}
+
+
+def _sensitivity(base: Honest) -> list[Sensitivity]:
+    """By bisection of the exponent of delta, in one backend: the first, which compiles nothing."""
+    subject = base.subject
+    backend = subject.backends[0]
+    live = subject.workers[backend]
+    steps = min(LEAST, subject.program.steps)
+    found = []
+    for name, change in CONSTANTS.items():
+        known: dict[float, dict[str, bool]] = {}
+
+        def seen(
+            exponent: float,
+            change: Callable[[Program, float], Program] = change,
+            known: dict[float, dict[str, bool]] = known,
+        ) -> dict[str, bool]:
+            if exponent not in known:
+                known[exponent] = _seen(base, live, change(subject.program, 10.0**exponent), steps)
+            return known[exponent]
+
+        smallest: dict[str, float | None] = {}
+        for rung in seen(0.0):
+            low, high = math.log10(subject.unit), 0.0
+            if not seen(high)[rung]:
+                smallest[rung] = None
+                continue
+            while high - low > 0.5:  # noqa: PLR2004 - half a decade is near enough
+                middle = round((low + high) / 2, 3)
+                low, high = (low, middle) if seen(middle)[rung] else (middle, high)
+            smallest[rung] = 10.0**high
+        found.append(Sensitivity(subject.program.name, subject.precision, name, smallest))
+    return found
+
+
+def _seen(base: Honest, live: LiveWorker, program: Program, steps: int) -> dict[str, bool]:
+    emitter = importlib.import_module(f"backends.{live.backend}.emit")
+    source = emitter.emit(program, base.subject.precision, 1, observe=True)
+    said = judge(base, live.backend, try_source(base.subject, live, source, steps), steps)
+    return {name: rung.status == "failed" for name, rung in said.items()}
+
+
+# The table ------------------------------------------------------------------------------------------------
+
+
+def matrix(result: PowerResult) -> list[tuple[str, str, dict[str, dict[str, str]]]]:
+    """A row a fault: phase, name, and by precision and rung how many of its places it was found in (`3/9`)."""
+    rows = []
+    for mutant in MUTANTS:
+        own = [cell for cell in result.cells if cell.mutant == mutant.name]
+        counts: dict[str, dict[str, str]] = {}
+        for precision in dict.fromkeys(cell.precision for cell in own):
+            cells = [cell for cell in own if cell.precision == precision]
+            counts[precision] = {
+                rung: f"{sum(c.outcomes.get(rung) == 'killed' for c in cells)}/{len(cells)}" for rung in RUNGS
+            } | {"any": f"{sum(c.killed for c in cells)}/{len(cells)}"}
+        if counts:
+            rows.append((mutant.phase, mutant.name, counts))
+    return rows
+
+
+def markdown(result: PowerResult, command: str) -> str:
+    """The matrix as documentation."""
+    precisions = list(dict.fromkeys(cell.precision for cell in result.cells))
+    lines = [
+        "# What the checks can see", "",
+        f"Written by `{command}`. Each row is a fault of `harness/check/faults/`, planted alone into the program of one",
+        "backend of one spec, and held against the reference and the honest programs of the others. A cell says in how many",
+        "of the places where the fault applies (specs × backends) a rung found it; *any* is the ladder as a whole.", "",
+    ]  # fmt: skip
+    for precision in precisions:
+        cells = [cell for cell in result.cells if cell.precision == precision]
+        killed = sum(cell.killed for cell in cells)
+        lines += [
+            f"## {precision}: {killed} of {len(cells)} found", "",
+            f"| phase | fault | {' | '.join(RUNGS)} | any |", f"|---|---|{'---|' * (len(RUNGS) + 1)}",
+        ]  # fmt: skip
+        for phase, name, counts in matrix(result):
+            if precision in counts:
+                own = counts[precision]
+                lines.append(f"| {phase} | {name} | {' | '.join(own[r] for r in (*RUNGS, 'any'))} |")
+        lines.append("")
+        lost = [cell for cell in cells if not cell.killed]
+        if lost:
+            lines += ["Not found:", "", "| fault | spec | backend | why |", "|---|---|---|---|"]
+            lines += [f"| {c.mutant} | {c.spec} | {c.backend} | {c.note or 'unexplained'} |" for c in lost]
+            lines.append("")
+    if result.sensitivity:
+        lines += [
+            "## The smallest fault", "",
+            "One constant of one backend's program times 1 + δ: the smallest δ, to half a decade, that each rung finds.", "",
+            f"| spec | precision | constant | {' | '.join(RUNGS)} |", f"|---|---|---|{'---|' * len(RUNGS)}",
+        ]  # fmt: skip
+        for s in result.sensitivity:
+            small = [f"{v:.0e}" if (v := s.smallest.get(r)) is not None else "—" for r in RUNGS]
+            lines.append(f"| {s.spec} | {s.precision} | {s.constant} | {' | '.join(small)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def write(result: PowerResult, path: Path, command: str) -> None:
+    """The matrix into a file of the documentation."""
+    path.write_text(markdown(result, command), encoding="utf-8")

@@ -73,7 +73,7 @@ kept = again["optimizer_states" if network else "optimizer_state"]
 assert jax.tree.structure(kept) == jax.tree.structure(target["optimizer_states" if network else "optimizer_state"])
 assert {int(leaf) for leaf in jax.tree.leaves(kept) if leaf.ndim == 0} == {steps}
 assert saved["step"] == steps
-model = nnx.merge(program.GRAPHDEF, saved["parameters"], saved.get("statistics", {}))
+model = nnx.merge(program.GRAPHDEF, saved["parameters"], saved["statistics"])
 model.eval()
 outputs = nnx.jit(getattr(model, network) if network else model)(inputs)
 """,

@@ -62,6 +62,10 @@ class Options:
     """Seconds without a sign of life after which a worker is stopped."""
     evidence: bool = True
     """Whether a float32 run that parts is run again in float64, to tell rounding from meaning."""
+    record: bool = True
+    """Whether states and gradients are recorded on the way, and not losses alone."""
+    plant: Callable[[str, Program], str] | None = None
+    """The text of a backend's program instead of its emitter's: how a changed program is run."""
 
 
 def run(path: str | Path, options: Options | None = None, listen: Listener | None = None) -> RunResult:
@@ -173,11 +177,14 @@ def write_request(directory: Path, program: Program, inputs: Inputs, backend: st
     """A backend's folder: the emitted program and what the worker is asked."""
     folder = directory / backend
     folder.mkdir()
-    emitter = importlib.import_module(f"backends.{backend}.emit")
     name = f"{program.name}_{backend}.py"
-    source = emitter.emit(program, options.precision, options.threads)
+    if options.plant is None:
+        emitter = importlib.import_module(f"backends.{backend}.emit")
+        source = emitter.emit(program, options.precision, options.threads)
+    else:
+        source = options.plant(backend, program)
     (folder / name).write_text(source, encoding="utf-8")
-    states, gradients = recorded_steps(program, options)
+    states, gradients = recorded_steps(program, options) if options.record else ([], [])
     asked = questions.questions(program, held_out=inputs.held_out)
     request = {
         "backend": backend,

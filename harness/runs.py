@@ -76,7 +76,7 @@ def run(path: str | Path, options: Options | None = None, listen: Listener | Non
 
 def run_spec(loaded: spec.Spec, text: Source, options: Options, listen: Listener) -> RunResult:
     """See `run`."""
-    _check(options)
+    check(options)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     program = compile_spec(loaded, text, options.steps, options.seed)
     pythons = interpreters(options.pythons)
@@ -97,7 +97,8 @@ def run_spec(loaded: spec.Spec, text: Source, options: Options, listen: Listener
     return result
 
 
-def _check(options: Options) -> None:
+def check(options: Options) -> None:
+    """Raise CallError where an option is out of its range."""
     for name, value, least in (
         ("--threads", options.threads, 1),
         ("--steps", options.steps, 1),

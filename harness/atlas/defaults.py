@@ -28,7 +28,7 @@ from harness.atlas.plants import (
 )
 from harness.graph import Node, Program, Update
 from harness.initializers import GlorotUniform, InitializerKind, LecunNormal, Normal, Orthogonal, Uniform, Zeros
-from harness.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy
+from harness.losses import Loss, SigmoidCrossEntropy, SoftmaxCrossEntropy
 from harness.ops.activation import Gelu
 from harness.ops.base import Pads, Shape, explicit_pads
 from harness.ops.convolution import Convolution, ConvTranspose2d
@@ -51,10 +51,11 @@ def everywhere(default: str, make: Make) -> Plants:
 
 def by_value(what: str, kinds: tuple[str, ...], name: str, values: Mapping[str, object]) -> Plants:
     """A field of some ops, each framework with its own value."""
-    return {
-        backend: Plant(f"{what} {value}", changed(ops(kinds, lambda _node, value=value: {name: value})))
-        for backend, value in values.items()
-    }
+
+    def to(value: object) -> Change:
+        return ops(kinds, lambda _node: {name: value})
+
+    return {backend: Plant(f"{what} {value}", changed(to(value))) for backend, value in values.items()}
 
 
 # Layouts and shapes
@@ -64,7 +65,7 @@ def square_kernels(given: Draft) -> Draft:
     """PyTorch's weight is outputs × inputs: a square kernel can be copied untransposed, and nothing says so."""
     source = given.source
     for name, parameter in given.program.parameters.items():
-        if len(parameter.shape) == 2 and parameter.axes == "IO" and parameter.shape[0] == parameter.shape[1]:
+        if parameter.axes == "IO" and parameter.shape == parameter.shape[::-1]:
             path = slots(given)[name].path
             source = edited(Edit(rf'("{name}": \(\s*"{path}",\s*)\(1, 0\)', r"\1(0, 1)"))(
                 replace(given, source=source)
@@ -127,7 +128,11 @@ def _crop_as_torch(node: Node) -> Mapping[str, object]:
     return {"padding": tuple((-(-(a + b) // 2), (a + b) // 2) for a, b in op.crop)}
 
 
-CROP = {"torch": Plant("`padding` and `output_padding`: the odd one before", changed(ops(("conv_transpose2d",), _crop_as_torch)))}
+CROP = {
+    "torch": Plant(
+        "`padding` and `output_padding`: the odd one before", changed(ops(("conv_transpose2d",), _crop_as_torch))
+    )
+}
 
 
 def correlating(given: Draft) -> Draft:
@@ -140,7 +145,12 @@ def correlating(given: Draft) -> Draft:
     return replace(given, source=source)
 
 
-CORRELATES = {"jax": Plant("correlates: `transpose_kernel=False`", both(edited(Edit(r"transpose_kernel=True,(\s*)", r"transpose_kernel=True, ")), correlating))}
+CORRELATES = {
+    "jax": Plant(
+        "correlates: `transpose_kernel=False`",
+        both(edited(Edit(r"transpose_kernel=True,(\s*)", r"transpose_kernel=True, ")), correlating),
+    )
+}
 
 POOL_STRIDE = {
     "jax": Plant("stride 1", changed(ops(MAX_POOLS + AVG_POOLS, lambda node: {"stride": (1,) * len(node.op.window)})))  # type: ignore[attr-defined]
@@ -247,7 +257,9 @@ def second_bias(kind: str) -> Make:
             planted = learns(f"{name}.bias2", path, given.program.parameters[f"{name}.bias"].shape)(planted)
         if planted is given:
             return given
-        return edited(Edit(r"\n[^\n]*# PyTorch has two biases that are added: only one of them may learn\.", ""))(planted)
+        return edited(Edit(r"\n[^\n]*# PyTorch has two biases that are added: only one of them may learn\.", ""))(
+            planted
+        )
 
     return make
 
@@ -329,7 +341,7 @@ class TwoUniforms(InitializerKind):
 
     def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:  # noqa: ARG002
         """See harness.initializers."""
-        return rng.uniform(-self.bound, self.bound, (2, *shape)).sum(axis=0)
+        return rng.uniform(-self.bound, self.bound, shape) + rng.uniform(-self.bound, self.bound, shape)
 
 
 def torch_initial(node: Node) -> Mapping[str, object]:
@@ -428,7 +440,7 @@ CLASS_AXIS = {
 
 
 def _unsmoothed(update: Update) -> Update:
-    def bare(loss: object) -> object:
+    def bare(loss: Loss) -> Loss:
         return loss.model_copy(update={"label_smoothing": 0.0}) if isinstance(loss, SoftmaxCrossEntropy) else loss
 
     return replace(update, terms=tuple(replace(term, loss=bare(term.loss)) for term in update.terms))
@@ -522,7 +534,9 @@ def _optax(rule: Schedule, rate: float) -> str:
     if not rule.warmup:
         return after
     start = rate * rule.warmup_start
-    return f"optax.join_schedules([optax.linear_schedule({start!r}, {rate!r}, {rule.warmup}), {after}], [{rule.warmup}])"
+    return (
+        f"optax.join_schedules([optax.linear_schedule({start!r}, {rate!r}, {rule.warmup}), {after}], [{rule.warmup}])"
+    )
 
 
 SCHEDULES = {
@@ -578,7 +592,9 @@ def said(kinds: tuple[str, ...], name: str, what: str = "") -> Says:
     """The values of a field of some ops, each once: `epsilon 1e-05`."""
 
     def says(program: Program) -> str:
-        values = dict.fromkeys(repr(getattr(node.op, name)).strip("'") for _, node in nodes(program) if node.op.kind in kinds)
+        values = dict.fromkeys(
+            repr(getattr(node.op, name)).strip("'") for _, node in nodes(program) if node.op.kind in kinds
+        )
         return f"{what or name} {', '.join(values)}" if values else ""
 
     return says
@@ -623,5 +639,7 @@ def said_initial(program: Program) -> str:
 
 def said_schedule(program: Program) -> str:
     """The schedules, in float64."""
-    kinds = dict.fromkeys(u.schedule.kind for u in program.updates if not isinstance(u.schedule, Constant) or u.schedule.warmup)
+    kinds = dict.fromkeys(
+        u.schedule.kind for u in program.updates if not isinstance(u.schedule, Constant) or u.schedule.warmup
+    )
     return f"{', '.join(kinds)}, in float64" if kinds else ""

@@ -147,10 +147,7 @@ def ops(kinds: Iterable[str], fields: Callable[[Node], Mapping[str, object]]) ->
     wanted = frozenset(kinds)
 
     def change(program: Program) -> Program:
-        try:
-            networks = {name: _graph(graph, graph.input_shapes, wanted, fields) for name, graph in program.networks.items()}
-        except ShapeError as error:
-            raise Refused(str(error)) from None
+        networks = {n: _graph(graph, graph.input_shapes, wanted, fields) for n, graph in program.networks.items()}
         after = replace(program, networks=networks)
         for name, parameter in program.parameters.items():
             have = after.parameters[name].shape
@@ -176,7 +173,10 @@ def _graph(
             op = op.model_copy(update={"graph": _graph(op.graph, inputs, wanted, fields)})
         elif op.kind in wanted:
             op = op.model_copy(update=dict(fields(replace(node, input_shapes=inputs))))
-        known[node.name] = op.output(*inputs)
+        try:
+            known[node.name] = op.output(*inputs)
+        except ShapeError as error:
+            raise Refused(f"{node.name}: {error}") from None
         made.append(Node(node.name, op, node.inputs, inputs, known[node.name]))
     return replace(graph, nodes=tuple(made), input_shapes=shapes)
 

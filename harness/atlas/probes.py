@@ -15,9 +15,9 @@ STEPS = 20
 """Of every probe, bundled specs too: the sizes are those of a short run."""
 
 
-def _grid(*shape: int) -> object:
-    """Halves from a fixed stream: many zeros, many ties."""
-    return (stream(7, "probe", *shape).integers(-3, 4, (EXAMPLES, *shape)) / 2).tolist()
+def _grid(*shape: int, offset: float = 0.0) -> object:
+    """Halves from a fixed stream, around `offset`: many zeros, many ties."""
+    return (offset + stream(7, "probe", *shape).integers(-3, 4, (EXAMPLES, *shape)) / 2).tolist()
 
 
 def _spec(
@@ -28,11 +28,12 @@ def _spec(
     *,
     loss: str = "mse",
     more: Mapping[str, object] | None = None,
+    offset: float = 0.0,
 ) -> dict[str, object]:
     role = "predictions" if loss in ("mse", "mae") else "logits"
     return {
         "name": name,
-        "data": {"dataset": "inline", "values": {"x": _grid(*shape), "y": [[float(i % 2)] for i in range(EXAMPLES)]},
+        "data": {"dataset": "inline", "values": {"x": _grid(*shape, offset=offset), "y": [[float(i % 2)] for i in range(EXAMPLES)]},
                  "batch": EXAMPLES},
         "networks": {"net": {"inputs": ["x"], "layers": layers}},
         "training": {"steps": STEPS, "updates": [
@@ -77,6 +78,7 @@ PROBES: dict[str, dict[str, object]] = {
         [{"dense": 8}, {"batch_norm": {"momentum": 0.7, "epsilon": 0.01}}, "tanh", {"layer_norm": {"epsilon": 0.01}}, {"dense": 1}],
         (4,), SGD,
     ),
+    "offset": _spec("offset", ["batch_norm", "tanh", {"dense": 1}], (4,), SGD, offset=1000.0),
     "gru": _spec("gru", [{"gru": 8}, {"dense": 1}], (6, 4), SGD),
     "forgetful": _spec("forgetful", [{"lstm": {"units": 8, "forget_bias": 0.0}}, {"dense": 1}], (6, 4), SGD),
     "sigmoid_end": _spec("sigmoid_end", [{"dense": 4}, "tanh", {"dense": 1}, "sigmoid"], (4,), SGD, loss="sigmoid_cross_entropy"),

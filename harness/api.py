@@ -69,7 +69,7 @@ def run(experiment: Experiment | str | Path, *, listen: Listener | None = None, 
 def explain(
     experiment: Experiment | str | Path,
     *,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Callable[[int, int, str], object] | None = None,
     **options: Any,  # noqa: ANN401
 ) -> "Explanation":
     """Measure which defaults of the frameworks would bite this spec, each left to its framework alone.

@@ -35,7 +35,7 @@ NOTHING = 1e-12  # of the loss: what rounding alone may do in float64 in so many
 FLOOR = 1e-3  # of the first loss: what a loss that nears 0 is held against
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Progress = Callable[[int, int, str], None]
+Progress = Callable[[int, int, str], object]
 """Told how many trainings there are, how many are done, and which one is under way."""
 
 

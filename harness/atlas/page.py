@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.atlas.measure import NOTHING, explain
+from harness.atlas.measure import NOTHING, Progress, explain
 from harness.atlas.probes import STEPS, loaded
 from harness.atlas.rows import ROWS, SECTIONS, Row
 from harness.environment import ROOT
@@ -154,7 +154,7 @@ def measure(tell: Callable[[str], object], only: tuple[str, ...] = ()) -> dict[s
     }  # fmt: skip
 
 
-def _telling(tell: Callable[[str], object], probe: str) -> Callable[[int, int, str], None]:
+def _telling(tell: Callable[[str], object], probe: str) -> Progress:
     return lambda _total, _done, what: tell(f"{probe} {what}")
 
 

@@ -34,6 +34,8 @@ STEPS = 100  # where a spec has more and nobody says how many
 NOTHING = 1e-12  # of the loss: what rounding alone may do in float64 in so many steps
 FLOOR = 1e-3  # of the first loss: what a loss that nears 0 is held against
 
+HONEST = "honest"  # the name of the program without a plant; no row has it
+
 Array = np.ndarray[Any, np.dtype[Any]]
 Progress = Callable[[int, int, str], object]
 """Told how many trainings there are, how many are done, and which one is under way."""
@@ -173,31 +175,32 @@ def explain(
     rows = tuple(rows)
     honest = {b: draft(program, b, options.precision, options.threads) for b in options.backends}
     planted, refused = plan(honest, rows)
-    total, done = len(honest) + sum(map(len, planted.values())), 0
+    busy = [backend for backend, some in planted.items() if some]
+    total, done = len(busy) + sum(map(len, planted.values())), 0
     failures: dict[str, str] = {}
     versions: dict[str, Mapping[str, str]] = {}
     findings = list(refused)
     with _directory(options) as directory:
         job = Job(program, inputs, text, options, directory)
-        for backend, own in honest.items():
+        for backend in busy:
 
             def tell(name: str, at: int, backend: str = backend, before: int = done) -> None:
                 progress(total, before + at, f"{backend} {name}")
 
-            drafts = {"honest": own, **{row.name: each for row, each in planted[backend].items()}}
+            drafts = {HONEST: honest[backend], **{row.name: each for row, each in planted[backend].items()}}
             trained = losses_of(backend, drafts, job, tell)
             done += len(drafts)
-            if trained["honest"].error:
-                failures[backend] = trained["honest"].error
+            if trained[HONEST].error:
+                failures[backend] = trained[HONEST].error
                 continue
-            versions[backend] = trained["honest"].versions
+            versions[backend] = trained[HONEST].versions
             for row in planted[backend]:
                 found = _finding(row, backend, program)
                 got = trained[row.name]
                 if got.error:
                     findings.append(replace(found, error=got.error))
                 else:
-                    findings.append(replace(found, effect=effect(trained["honest"], got)))
+                    findings.append(replace(found, effect=effect(trained[HONEST], got)))
     applied = {f.row.name for f in findings} | {row.name for some in planted.values() for row in some}
     return Explanation(
         program.name, steps, program.seed, options.precision, tuple(sorted(findings, key=_rank)),
@@ -257,6 +260,9 @@ def losses_of(
         result = runs.train(directory, backend, request, python, options, lambda _backend, _event: None)
         if result.status == "failed":
             found[name] = Trained(error=_reason(result.error, result.log))
+            continue
+        if result.stopped_at is not None and name == HONEST:
+            found[name] = Trained(error=f"its loss is no number at step {result.stopped_at + 1}")
             continue
         metrics = {}
         if result.status == "ok":

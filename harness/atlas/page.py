@@ -103,16 +103,10 @@ def size(row: Row, measured: Mapping[str, Any]) -> str:
 
 
 def _versions(versions: Mapping[str, str]) -> str:
-    names = {
-        "torch": "PyTorch",
-        "tensorflow": "TensorFlow",
-        "keras": "Keras",
-        "jax": "JAX",
-        "flax": "Flax",
-        "optax": "Optax",
-    }
-    found = {names[n]: v for n, v in versions.items() if n in names}
-    return ", ".join(f"{name} {found[name]}" for name in names.values() if name in found)
+    names = {"torch": "PyTorch", "tensorflow": "TensorFlow", "tensorflow-cpu": "TensorFlow", "keras": "Keras",
+             "jax": "JAX", "flax": "Flax", "optax": "Optax"}  # fmt: skip
+    found = {title: versions[name] for name, title in names.items() if name in versions}
+    return ", ".join(f"{title} {version}" for title, version in found.items())
 
 
 def read() -> dict[str, Any]:

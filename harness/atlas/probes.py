@@ -71,7 +71,7 @@ PROBES: dict[str, dict[str, object]] = {
     "softplus": _spec(
         "softplus", [{"dense": {"units": 8, "kernel_init": {"normal": {"std": 12}}}}, "softplus", {"dense": 1}], (4,), {"sgd": {"learning_rate": 0.0001}}
     ),
-    "ties": _spec("ties", [{"conv2d": {"channels": 4, "kernel": 1, "kernel_init": "ones"}}, "relu", "global_max_pool", {"dense": 1}], IMAGE, SGD),
+    "ties": _spec("ties", [{"conv2d": {"channels": 4, "kernel": 1, "kernel_init": "ones"}}, "relu", "global_max_pool", {"dense": 1}], IMAGE, {"sgd": {"learning_rate": 0.01}}),
     "gelu_tanh": _spec("gelu_tanh", [{"dense": 8}, {"gelu": "tanh"}, {"dense": 1}], (4,), SGD),
     "normalised": _spec(
         "normalised",
@@ -79,6 +79,8 @@ PROBES: dict[str, dict[str, object]] = {
         (4,), SGD,
     ),
     "offset": _spec("offset", ["batch_norm", "tanh", {"dense": 1}], (4,), SGD, offset=1000.0),
+    # Three channels a head: 1 / sqrt(3) is not a number of float32, as 1 / 4 is.
+    "attention": _spec("attention", [{"attention": 2}, "global_avg_pool", {"dense": 1}], (5, 6), SGD),
     "gru": _spec("gru", [{"gru": 8}, {"dense": 1}], (6, 4), SGD),
     "forgetful": _spec("forgetful", [{"lstm": {"units": 8, "forget_bias": 0.0}}, {"dense": 1}], (6, 4), SGD),
     "sigmoid_end": _spec("sigmoid_end", [{"dense": 4}, "tanh", {"dense": 1}, "sigmoid"], (4,), SGD, loss="sigmoid_cross_entropy"),

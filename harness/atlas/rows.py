@@ -199,7 +199,7 @@ ROWS: tuple[Row, ...] = (
         "`jax.nn.dot_product_attention` takes its softmax in float32: 1e-7 off in float64",
         "PyTorch: `F.scaled_dot_product_attention`; TensorFlow and Flax: written out",
         cases=("attention", "attention causal", "attention without bias", "attention to a memory"),
-        faults=("no scale in attention",), plants=defaults.ATTENTION, probes=("char_transformer",)),
+        faults=("no scale in attention",), plants=defaults.ATTENTION, probes=("attention",)),
     Row("attention_dropout", RECURRENT, "attention dropout", "a given mask",
         "its own", "its own", "its own", "written out in all three", cases=("attention with dropout",),
         unmeasured="measured together with dropout masks"),

@@ -111,7 +111,7 @@ class Explanation:
     seed: int
     precision: str
     findings: tuple[Finding, ...]
-    """Ranked: refused ones first (nobody misses those), then by their relative effect on the loss, then on outputs."""
+    """Ranked: refused ones first, then by their relative effect on the loss, then on outputs."""
     not_applicable: tuple[str, ...]
     """Rows without a place in this spec, or whose defaults are what it says."""
     unmeasured: Mapping[str, str]

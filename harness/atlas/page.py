@@ -17,6 +17,12 @@ MEASURED = Path(__file__).with_name("measured.json")
 SCHEMA = 1
 TITLES = {"torch": "PyTorch", "tensorflow": "Keras", "jax": "Flax / Optax"}
 
+PACKAGES = {
+    "torch": "PyTorch", "tensorflow": "TensorFlow", "tensorflow-cpu": "TensorFlow", "keras": "Keras",
+    "jax": "JAX", "flax": "Flax", "optax": "Optax",
+}  # fmt: skip
+"""The packages whose versions a size is said to hold for."""
+
 HEAD = """# Where the frameworks differ, and what the emitted programs do about it
 
 Each row: what the spec means, what each framework does when it is left to itself, what an emitted program says
@@ -33,8 +39,9 @@ comparison must catch; other names are test functions. — is: the spec's own me
 
 Measured size: a network is trained for {steps} steps with that one default left to that framework, beside the same
 program without it; the number is the largest difference of the loss, in units of the loss, and in brackets is the
-network: a bundled spec, or a small one of `harness/atlas/probes.py`. *Outputs*: the losses are the same, and what the
-trained network then says differs by so much. *0*: below {nothing:g}. *Refused*: an error, which nobody misses.
+network: a bundled spec, or a small one of `harness/atlas/probes.py`; where a framework's default is also the spec's, a
+network that says otherwise. *Outputs*: the losses are the same, and what the
+trained network then says differs by so much. *0*: below {nothing:g}. *Refused*: an error, which cannot go unnoticed.
 `harness explain SPEC` measures the same on a spec of yours.
 
 This page is written by `python -m harness.atlas` from `harness/atlas/rows.py` and `harness/atlas/measured.json`.
@@ -43,7 +50,7 @@ This page is written by `python -m harness.atlas` from `harness/atlas/rows.py` a
 
 def page(measured: Mapping[str, Any]) -> str:
     """The whole page. The same table and sizes give the same text."""
-    parts = [HEAD.format(versions=_versions(measured["versions"]), steps=measured["steps"], nothing=NOTHING)]
+    parts = [HEAD.format(versions=_versions(measured), steps=measured["steps"], nothing=NOTHING)]
     for section in SECTIONS:
         lines = [
             f"## {section}",
@@ -102,11 +109,16 @@ def size(row: Row, measured: Mapping[str, Any]) -> str:
     return "; ".join(texts) + precision
 
 
-def _versions(versions: Mapping[str, str]) -> str:
-    names = {"torch": "PyTorch", "tensorflow": "TensorFlow", "tensorflow-cpu": "TensorFlow", "keras": "Keras",
-             "jax": "JAX", "flax": "Flax", "optax": "Optax"}  # fmt: skip
-    found = {title: versions[name] for name, title in names.items() if name in versions}
-    return ", ".join(f"{title} {version}" for title, version in found.items())
+def _versions(measured: Mapping[str, Any]) -> str:
+    """The frameworks of all sizes; a row that was measured again later may have brought another version."""
+    seen: dict[str, set[str]] = {}
+    for found in measured["sizes"].values():
+        for one in found.values():
+            for name, version in one["versions"].items():
+                seen.setdefault(PACKAGES[name], set()).add(version)
+    return ", ".join(
+        f"{title} {' and '.join(sorted(seen[title]))}" for title in dict.fromkeys(PACKAGES.values()) if title in seen
+    )
 
 
 def read() -> dict[str, Any]:
@@ -117,9 +129,7 @@ def read() -> dict[str, Any]:
 
 def measure(tell: Callable[[str], object], only: tuple[str, ...] = ()) -> dict[str, Any]:
     """Measure the size of every plant (or of some rows') on its probe; rows that are not asked for stay as they are."""
-    before = read() if MEASURED.exists() and only else {"sizes": {}, "versions": {}}
-    sizes: dict[str, dict[str, Any]] = dict(before["sizes"])
-    versions: dict[str, str] = dict(before["versions"])
+    sizes: dict[str, dict[str, Any]] = dict(read()["sizes"]) if only and MEASURED.exists() else {}
     open_plants = {(row.name, backend) for row in ROWS for backend in row.plants if not only or row.name in only}
     for depth in range(max(len(row.probes) for row in ROWS)):
         jobs: dict[tuple[str, str, str], list[Row]] = {}
@@ -132,18 +142,24 @@ def measure(tell: Callable[[str], object], only: tuple[str, ...] = ()) -> dict[s
             found = explain(*loaded(probe), options, _telling(tell, probe), rows)
             if found.failures:
                 raise RuntimeError(f"{probe} does not train on {backend}: {found.failures[backend]}")
-            for seen in found.versions.values():
-                versions |= {name: v.partition("+")[0] for name, v in seen.items()}
+            seen = found.versions.get(backend, {})
+            versions = {name: version.partition("+")[0] for name, version in seen.items() if name in PACKAGES}
             for finding in found.findings:
                 open_plants.discard((finding.row.name, backend))
-                record: dict[str, Any] = {"probe": probe, "loss": None, "outputs": None, "error": finding.error}
+                record: dict[str, Any] = {
+                    "probe": probe,
+                    "loss": None,
+                    "outputs": None,
+                    "error": finding.error,
+                    "versions": versions,
+                }
                 if finding.effect:
                     effect = finding.effect
                     record |= {"loss": _short(effect.relative), "outputs": _short(effect.outputs)}
                 sizes.setdefault(finding.row.name, {})[backend] = record
     order = [row.name for row in ROWS]
     return {
-        "schema": SCHEMA, "steps": STEPS, "versions": dict(sorted(versions.items())),
+        "schema": SCHEMA, "steps": STEPS,
         "sizes": {name: dict(sorted(sizes[name].items())) for name in order if name in sizes},
     }  # fmt: skip
 

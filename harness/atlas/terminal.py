@@ -17,7 +17,7 @@ def show(found: Explanation, console: Console) -> None:
     if bites:
         console.print(_ranked(bites))
     if refused:
-        console.print("Refused, which nobody would miss:")
+        console.print("Refused, so that it cannot go unnoticed:")
         console.print(_refused(refused))
     quiet = [f for f in found.findings if f.status == "no effect"]
     if quiet:
@@ -31,7 +31,7 @@ def show(found: Explanation, console: Console) -> None:
     for backend, error in found.failures.items():
         console.print(f"{backend}: its own program did not train: {error}", markup=False)
     versions = dict(pair for seen in found.versions.values() for pair in seen.items())
-    shown = ("torch", "tensorflow", "keras", "jax", "flax", "optax")
+    shown = ("torch", "tensorflow", "tensorflow-cpu", "keras", "jax", "flax", "optax")
     text = ", ".join(f"{name} {versions[name]}" for name in shown if name in versions)
     console.print(f"{text}; {found.seconds:.0f} s", markup=False)
 

@@ -70,6 +70,13 @@ def golden(session: nox.Session) -> None:
 
 
 @nox.session
+def atlas(session: nox.Session) -> None:
+    """Write backends/README.md from the table of differences (or: -- --measure, which trains for ten minutes first)."""
+    install(session, "all" if session.posargs else "test")
+    session.run("python", "-m", "harness.atlas", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """ruff: rules and format."""
     install(session, "lint")

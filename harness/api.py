@@ -2,9 +2,10 @@
 
 import html
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness import runs, spec
 from harness.backend import BACKENDS
@@ -14,6 +15,9 @@ from harness.resolve import compile_spec
 from harness.results import RunResult
 from harness.runs import Listener, Options
 from harness.source import Source
+
+if TYPE_CHECKING:
+    from harness.atlas.measure import Explanation
 
 
 @dataclass(frozen=True)
@@ -57,18 +61,42 @@ def run(experiment: Experiment | str | Path, *, listen: Listener | None = None, 
     """
     if not isinstance(experiment, Experiment):
         experiment = load(experiment)
+    return runs.run_spec(
+        experiment.spec, experiment.source, _options("run", options), listen or (lambda _backend, _event: None)
+    )
+
+
+def explain(
+    experiment: Experiment | str | Path,
+    *,
+    progress: Callable[[int, int, str], object] | None = None,
+    **options: Any,  # noqa: ANN401
+) -> "Explanation":
+    """Measure which defaults of the frameworks would bite this spec, each left to its framework alone.
+
+    Options are the fields of `harness.runs.Options`; in float64 and with 100 steps at most unless they say otherwise.
+    `progress` is told how many trainings there are, how many are done, and which one is under way.
+    Raises SpecError, DataError or CallError before any training.
+    """
+    from harness.atlas import measure  # noqa: PLC0415 - the table of differences, which a run does without
+
+    if not isinstance(experiment, Experiment):
+        experiment = load(experiment)
+    chosen = _options("explain", {"precision": "float64", **options})
+    return measure.explain(experiment.spec, experiment.source, chosen, progress or (lambda _total, _done, _what: None))
+
+
+def _options(what: str, options: dict[str, Any]) -> Options:
     if isinstance(names := options.get("backends"), str):
         options["backends"] = tuple(names.split(","))
     known = Options.__dataclass_fields__
     for name in options:
         if name not in known:
-            raise CallError(f"run has no option '{name}' (options: {', '.join(known)})")
+            raise CallError(f"{what} has no option '{name}' (options: {', '.join(known)})")
     for name in options.get("backends", ()):
         if name not in BACKENDS:
             raise CallError(f"unknown backend '{name}' (backends: {', '.join(BACKENDS)})")
     for name in ("out", "start"):
         if isinstance(path := options.get(name), str):
             options[name] = Path(path)
-    return runs.run_spec(
-        experiment.spec, experiment.source, Options(**options), listen or (lambda _backend, _event: None)
-    )
+    return Options(**options)

@@ -113,6 +113,34 @@ def run(
 
 
 @app.command()
+def explain(
+    spec: SpecArgument,
+    backends: Annotated[str | None, typer.Option(help="Which ones, like torch,jax; left out, all.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Of each training; left out, the spec's own, 100 at most.")] = None,
+    seed: SeedOption = None,
+    precision: PrecisionOption = "float64",
+    python: PythonOption = None,
+    out: Annotated[Path | None, typer.Option(help="Keep each program and its run in this new directory.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds of silence after which a worker is stopped.")] = 600.0,
+    json_file: JsonOption = None,
+) -> None:
+    """Say which defaults of the frameworks would bite this spec: each left to its framework alone, and measured."""
+    from harness.atlas import terminal  # noqa: PLC0415 - seconds of imports that other commands do without
+    from harness.environment import backends as chosen  # noqa: PLC0415
+
+    _check_json(json_file)
+    with _counting() as progress:
+        found = harness.explain(
+            spec, progress=progress, backends=chosen(backends), steps=steps, seed=seed, precision=precision,
+            pythons=tuple(python or ()), out=out, timeout=timeout,
+        )  # fmt: skip
+    if json_file != "-":
+        terminal.show(found, Console())
+    _write_json(json_file, found.to_json())
+    raise typer.Exit(found.exit)
+
+
+@app.command()
 def emit(
     spec: SpecArgument,
     backend: Annotated[str, typer.Option(help="torch, tensorflow or jax.")],
@@ -323,6 +351,25 @@ def _progress() -> Iterator[Any]:
                 progress.stop_task(tasks[backend])
 
         yield listen
+
+
+@contextmanager
+def _counting() -> Iterator[Any]:
+    """One bar over all trainings on standard error, where that is a terminal; else a listener that says nothing."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _total, _done, _what: None
+        return
+    columns = (
+        SpinnerColumn(),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda total, done, what: progress.update(task, total=total, completed=done, description=what)
 
 
 def _check_json(path: str | None) -> None:

@@ -71,6 +71,8 @@ class Options:
     """Whether a float32 run that parts is run again in float64, to tell rounding from meaning."""
     record: bool = True
     """Whether states and gradients are recorded at steps; without them losses and outputs alone are compared."""
+    plant: Callable[[str, Program], str] | None = None
+    """The text of a backend's program instead of its emitter's: how a changed program is run."""
 
 
 def run(path: str | Path, options: Options | None = None, listen: Listener | None = None) -> RunResult:
@@ -81,7 +83,7 @@ def run(path: str | Path, options: Options | None = None, listen: Listener | Non
 
 def run_spec(loaded: spec.Spec, text: Source, options: Options, listen: Listener) -> RunResult:
     """See `run`."""
-    _check(options)
+    check(options)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     checkpoint = None if options.start is None else Checkpoint.read(options.start)
     program = compile_spec(loaded, text, options.steps, _seed(options, checkpoint))
@@ -111,7 +113,8 @@ def run_spec(loaded: spec.Spec, text: Source, options: Options, listen: Listener
     return result
 
 
-def _check(options: Options) -> None:
+def check(options: Options) -> None:
+    """Raise CallError where an option is out of its range."""
     for name, value, least in (
         ("--threads", options.threads, 1),
         ("--steps", options.steps, 1),
@@ -257,9 +260,12 @@ def write_request(
     """A backend's folder: the emitted program and what the worker is asked."""
     folder = directory / backend
     folder.mkdir()
-    emitter = importlib.import_module(f"backends.{backend}.emit")
     name = f"{program.name}_{backend}.py"
-    source = emitter.emit(program, options.precision, options.threads)
+    if options.plant is None:
+        emitter = importlib.import_module(f"backends.{backend}.emit")
+        source = emitter.emit(program, options.precision, options.threads)
+    else:
+        source = options.plant(backend, program)
     (folder / name).write_text(source, encoding="utf-8")
     start, stop = 0 if checkpoint is None else checkpoint.step, options.until or program.steps
     states, gradients = recorded_steps(program, options, start)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+from pydantic import InstanceOf
 from scipy.special import expit
 
 from harness.initializers import GlorotUniform, Initializer, InitializerKind, Orthogonal, Zeros
@@ -44,7 +45,7 @@ class ForgetBias(InitializerKind):
     """A bias drawn as usual, `value` added where it feeds the forget gate (the second of four)."""
 
     kind = "forget_bias"
-    bias: Initializer
+    bias: InstanceOf[InitializerKind]
     value: float
 
     def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:

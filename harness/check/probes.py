@@ -1,4 +1,4 @@
-"""Tiny specs for faults that no spec of the collection can show: padded pools, a smaller last batch, a GRU."""
+"""Tiny specs for faults that no spec of the collection can show: padded pools, a smaller last batch, a GRU, an untied embedding."""
 
 PROBES = {
     "padded_pools": """
@@ -62,5 +62,29 @@ training:
   updates:
     - loss: {softmax_cross_entropy: {logits: classifier(image), labels: label}}
       optimizer: {adam: {learning_rate: 0.005}}
+""",
+    "untied_embedding": """
+name: untied_embedding
+about: An embedding that nothing else shares, ids that repeat, gradients clipped by their common norm.
+data:
+  dataset: inline
+  values:
+    ids: [[0, 1, 1], [2, 2, 2], [3, 0, 1], [4, 4, 0]]
+    y: [[2.0], [-1.0], [0.5], [1.5]]
+  batch: 2
+networks:
+  reader:
+    inputs: [ids]
+    layers:
+      - embedding: {features: 3, vocabulary: 5, embedding_init: {normal: {std: 0.5}}}
+      - positions
+      - flatten
+      - dense: {units: 1, name: linear}
+training:
+  steps: 8
+  updates:
+    - loss: {mse: {predictions: reader(ids), targets: y}}
+      optimizer: {sgd: {learning_rate: 0.05}}
+      clip: {global_norm: 0.5}
 """,
 }

@@ -3,7 +3,7 @@
 from harness.check import changes
 from harness.check.changes import Change
 from harness.check.edits import Edit, Plans, same
-from harness.check.mutant import Mutant, has_masks, keeps_last_batch
+from harness.check.mutant import Mutant, has_masks, keeps_last_batch, names
 from harness.graph import Node, Program
 from harness.ops.base import Op
 from harness.ops.normalisation import Dropout
@@ -11,6 +11,15 @@ from harness.ops.normalisation import Dropout
 
 def _unequal_examples(program: Program) -> bool:
     return program.spec.data.shuffle
+
+
+def _predicts_ids(program: Program) -> bool:
+    """Whether the targets are ids in a sequence of the input's length."""
+    known = names(program)
+    if not {"tokens", "target"} <= set(known):
+        return False
+    tokens, target = (program.columns[known[name]] for name in ("tokens", "target"))
+    return (tokens.shape, tokens.dtype) == (target.shape, target.dtype)
 
 
 def _dropout(**values: object) -> Change:
@@ -82,6 +91,7 @@ MUTANTS = (
         "the sequence itself as its own target, not the next character",
         "data",
         edits=_rows("target", 'inputs["train.<tokens>"][rows]'),
+        where=_predicts_ids,
     ),
     Mutant(
         "noise of the step before",

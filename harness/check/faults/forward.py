@@ -19,7 +19,7 @@ from harness.ops.pooling import AvgPool, AvgPool2d, MaxPool, MaxPool2d
 
 def _flattens_images(program: Program) -> bool:
     shapes = [node.input_shapes[0] for node in nodes(program) if isinstance(node.op, Flatten)]
-    return any(shape[-1] > 1 and max(shape[:-1]) > 1 for shape in shapes)
+    return any(len(shape) == 3 and shape[-1] > 1 and max(shape[:-1]) > 1 for shape in shapes)  # noqa: PLR2004 - H W C
 
 
 def _head_reads_a_value(program: Program) -> bool:

@@ -8,7 +8,7 @@ from harness.check.changes import Change
 from harness.check.edits import Edit, Helper, Plan, Plans, plans
 from harness.check.mutant import Mutant, has, scheduled
 from harness.graph import Program
-from harness.ops.linear import Embedding
+from harness.ops.linear import Embedding, Unembed
 from harness.optimizers import Adam, AdamW, ClipValue, Cosine, GlobalNorm, Optimizer, Schedule, Sgd, Step
 
 
@@ -466,8 +466,8 @@ MUTANTS = (
         "the norm of an embedding's gradient taken before its repeated rows are summed",
         "optimizer",
         edits={"tensorflow": plans(Edit("gradients = [tf.convert_to_tensor(g) for g in gradients]", "pass"))},
-        where=has(Embedding),
-        note="TensorFlow alone gives such a gradient as rows.",
+        where=lambda program: has(Embedding)(program) and not has(Unembed)(program),
+        note="TensorFlow alone gives such a gradient as rows; where an output shares the embedding, they are summed on the way.",
     ),
     Mutant(
         "momentum half as forgetful",

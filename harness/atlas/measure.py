@@ -252,11 +252,11 @@ def losses_of(
         options = replace(
             job.options, backends=(backend,), steps=each.program.steps, record=False, plant=_giving(each.source)
         )
-        runs.write_inputs(directory, each.program, job.inputs, job.text, options)
+        runs.write_inputs(directory, each.program, job.inputs, job.text, options, None)
         if each.extra:
             arrays = initial.parameters(each.program) | {n: np.zeros(shape) for n, shape in each.extra.items()}
             save_file(cast(arrays, options.precision), directory / "inputs" / "parameters.safetensors")
-        request = runs.write_request(directory, each.program, job.inputs, backend, options)
+        request = runs.write_request(directory, each.program, job.inputs, job.text, backend, options, None)
         result = runs.train(directory, backend, request, python, options, lambda _backend, _event: None)
         if result.status == "failed":
             found[name] = Trained(error=_reason(result.error, result.log))

@@ -150,24 +150,33 @@ def batched(subject: Subject, step: int = 0) -> Arrays:
 
 
 def stepped(subject: Subject, seen: Arrays) -> Arrays:
-    """Values, losses and statistics of the first step, by the reference.
+    """Values, losses and statistics of the first step, by the reference."""
+    learned = {f"state/{n}" for n, p in subject.program.parameters.items() if p.learned}
+    found = followed(subject, seen, subject.start, 0)
+    return {n: a for n, a in found.items() if not n.startswith("optimizer/") and n not in learned}
 
-    A later update sees what the earlier ones moved: the reference moves it by the same rule with the backend's own
-    gradients, so that a fault of one update is not found again in the next.
+
+def followed(subject: Subject, seen: Arrays, position: Arrays, step: int) -> Arrays:
+    """A step from a position by the reference: values, losses, and what it leaves behind.
+
+    The reference has no gradients: it moves parameters by the rules with the backend's own, so that a fault of one
+    update is not found again in the next.
     """
     found: Arrays = {}
-    parameters = wide(part(subject.start, "state/"))
-    batch, masks = subject.batch(0)
+    parameters = wide(part(position, "state/"))
+    batch, masks = subject.batch(step)
     for update in subject.program.updates:
         values: Arrays = {}
         loss, statistics = reference.train(subject.program, update, parameters, batch, masks, partial(_note, values))
         found |= {f"values/{update.name}/{name}": value for name, value in values.items()}
         found[f"loss/{update.name}"] = np.array(loss)
-        found |= {f"state/{name}": value for name, value in statistics.items()}
         gradients = wide(part(seen, f"gradients/{update.name}/"))
-        slots = reference.initial_slots(subject.program, update)
-        parameters, _ = reference.apply_update(update, parameters | statistics, gradients, slots, 0)
-    return found
+        slots = wide(part(position, f"optimizer/{update.name}/"))
+        count = int(slots.pop("count"))
+        parameters, slots = reference.apply_update(update, parameters | statistics, gradients, slots, step)
+        found |= {f"optimizer/{update.name}/{name}": value for name, value in slots.items()}
+        found[f"optimizer/{update.name}/count"] = np.array(count + 1)
+    return found | {f"state/{name}": value for name, value in parameters.items()}
 
 
 def _note(found: Arrays, name: str, value: Array) -> None:

@@ -153,9 +153,10 @@ def find(subject: Subject, steps: int) -> Finding | None:
     if found := dissect(subject, first):
         return found
     for step, position in positions(subject, steps):
-        if step and suspicious(subject, take(subject, position, step, quick=True)):
-            if found := dissect(subject, take(subject, position, step)):
-                return found
+        if step == 0 or not suspicious(subject, take(subject, position, step, quick=True)):
+            continue
+        if found := dissect(subject, take(subject, position, step)):
+            return found
     return None
 
 

@@ -155,7 +155,7 @@ MUTANTS = (
     Mutant(
         "gradients accumulated",
         "gradients that are never set back to zero",
-        "optimizer",
+        "backward",
         edits={"torch": plans(Edit("$optimizer.zero_grad()", "pass"))},
         shows_at=2,
         note="The first gradient is added to nothing; a fault of PyTorch, where gradients are kept.",

@@ -1,0 +1,166 @@
+"""Why trainings part: the catalogue of faults in reverse.
+
+Each fault of the phase in question is planted into an honest program, which takes the same step from the same position;
+what it changes is held against what the odd program changes. A fault that explains the difference is a probable cause.
+It is planted into another backend than the odd one wherever it can be: then the texts have nothing in common, and an
+explanation says what the odd program means, not how it is written.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from harness.backend import Arrays
+from harness.check.dissect import Finding, Taken
+from harness.check.live import LiveWorker
+from harness.check.mutants import MUTANTS, Mutant, plant
+from harness.check.subject import ROWS, Subject, open_program
+from harness.errors import WorkerFailed
+
+ENOUGH = 0.9
+"""The share of the difference from which on a cause is named."""
+TIED = 1e-3
+"""Causes that explain as much as the best, less than this, are named beside it."""
+KIN = {
+    "data": ("data",), "forward": ("forward", "state"), "loss": ("loss", "forward"), "backward": ("backward", "loss", "forward"),
+    "optimizer": ("optimizer", "state"), "state": ("state", "forward"),
+}  # fmt: skip
+"""By the phase that was found: the phases whose faults are tried, and in this order."""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A fault of the catalogue and how much of the difference it explains."""
+
+    name: str
+    about: str
+    explained: float
+    """1 less the squared distance from the odd program's change, relative to that change: 1 where they are the same."""
+    backend: str
+    """Where it was planted."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented JSON object."""
+        return {"name": self.name, "about": self.about, "explained": self.explained, "planted_in": self.backend}
+
+
+def causes(subject: Subject, taken: Taken, found: Finding) -> list[Cause]:
+    """The best explanations, best first; none where nothing in the catalogue fits."""
+    odd = found.backend
+    if odd not in taken.said:
+        return []
+    # PyTorch's programs run without compiling: the quickest place to try.
+    healthy = sorted(
+        (b for b in subject.backends if b != odd and found.votes.get(b) == "agrees"), key=lambda b: b != "torch"
+    )
+    wanted = _material(taken, odd, found)
+    base = healthy[0] if healthy else odd
+    change = _change(_material(taken, base, found), wanted)
+    if not change or _size(change) == 0:
+        return []
+    tried: list[Cause] = []
+    for phase in KIN[found.phase]:
+        for mutant in (m for m in MUTANTS if m.phase == phase):
+            cause = _explains(subject, taken, found, mutant, [*healthy, odd], change)
+            if cause is not None:
+                tried.append(cause)
+        if any(c.explained > 1 - TIED for c in tried):
+            break
+    tried.sort(key=lambda c: -c.explained)
+    best = [c for c in tried if c.explained >= ENOUGH and c.explained > tried[0].explained - TIED]
+    # Among equals, the one whose phase is the one that was found.
+    phases = {m.name: m.phase for m in MUTANTS}
+    return sorted(best, key=lambda c: (phases[c.name] != found.phase, -round(c.explained, 6)))
+
+
+def _explains(
+    subject: Subject, taken: Taken, found: Finding, mutant: Mutant, backends: Sequence[str], change: Arrays
+) -> Cause | None:
+    """A fault planted where it can be, and the share of the difference that it makes too."""
+    for backend in backends:
+        source = plant(mutant, subject.program, backend, subject.precision, observe=True)
+        if source is None:
+            continue
+        live = subject.workers[backend]
+        try:
+            said = _step(subject, live, source, taken, found)
+            honest = _step(subject, live, subject.sources[backend, True], taken, found, "honest")
+        except WorkerFailed:
+            if live.process.poll() is not None:
+                raise
+            continue
+        made = _change(honest, said)
+        share = 1 - _size(_change(made, change)) / _size(change)
+        return Cause(mutant.name, mutant.about, float(share), backend)
+    return None
+
+
+def _step(
+    subject: Subject, live: LiveWorker, source: str, taken: Taken, found: Finding, name: str = "candidate"
+) -> Arrays:
+    key = f"{name}/{live.backend}/{taken.step}/{subject.program.name}/{subject.precision}/{found.mode}/{found.phase}"
+    if name == "honest" and key in subject.remembered:
+        return subject.remembered[key]  # type: ignore[return-value]
+    place = subject.position(_position_name(subject, taken), taken.position)
+    open_program(subject, live, name, source, observe=True)
+    live.ask("load", name=name, arrays=place)
+    said: Arrays = {}
+    if found.mode == "evaluation":
+        for question in subject.questions.values():
+            said |= live.arrays("values", name=name, rows=ROWS, **question.request())
+    else:
+        if found.phase == "data":
+            said |= {f"batch/{n}": a for n, a in live.arrays("batch", name=name, step=taken.step).items()}
+        said |= live.arrays("observe", name=name, step=taken.step)
+    live.ask("close", name=name)
+    kept = _kept(said, found)
+    if name == "honest":
+        subject.remembered[key] = kept
+    return kept
+
+
+def _position_name(subject: Subject, taken: Taken) -> str:
+    first = next(iter(subject.program.parameters))
+    return f"position-{taken.step}-{abs(hash(taken.position[f'state/{first}'].tobytes()))}"
+
+
+def _material(taken: Taken, backend: str, found: Finding) -> Arrays:
+    """What a backend said that bears on a finding."""
+    if found.mode == "evaluation":
+        return _kept(taken.evaluated[backend], found)
+    return _kept(taken.said[backend], found)
+
+
+def _kept(said: Mapping[str, Any], found: Finding) -> Arrays:
+    """The tensors that an explanation must explain: of the phase that was found and all that follow from it."""
+    if found.mode == "evaluation":
+        return dict(said)
+    later = {
+        "data": ("batch/", "values/", "loss/", "gradients/"), "forward": ("values/", "loss/", "gradients/"),
+        "loss": ("loss/", "gradients/"), "backward": ("gradients/",), "optimizer": ("state/", "optimizer/"),
+        "state": ("state/",),
+    }[found.phase]  # fmt: skip
+    return {n: a for n, a in said.items() if n.startswith(later) and not n.endswith("/count")}
+
+
+def _change(base: Arrays, other: Arrays) -> Arrays:
+    """The difference of every tensor."""
+    found: Arrays = {}
+    for n, a in base.items():
+        b = other.get(n)
+        if b is None or b.shape != a.shape:
+            found[n] = np.ones(1)  # as different as can be: what is there in one alone
+            continue
+        with np.errstate(invalid="ignore"):
+            found[n] = np.nan_to_num(b.astype(np.float64) - a, nan=1e30, posinf=1e30, neginf=-1e30)
+    return found
+
+
+def _size(change: Arrays) -> float:
+    """The squared norm of all tensors together."""
+    return float(sum(np.sum(np.square(a)) for a in change.values()))
+
+
+__all__ = ["ENOUGH", "Cause", "causes"]

@@ -127,7 +127,7 @@ MUTANTS = {
     "decay on biases": ("digits_mlp", "torch", 'in NO_DECAY], "weight_decay": 0.0', 'in NO_DECAY], "weight_decay": 0.05'),
     "no Nesterov": ("digits_cnn", "torch", ", nesterov=True", ""),
     "padding on the other side": ("digits_cnn", "torch", "(0, 1, 0, 1)", "(1, 0, 1, 0)"),
-    "unbiased running variance": ("digits_cnn", "torch", "correction=0", "correction=1"),
+    "unbiased running variance": ("digits_cnn", "torch", "lerp_(variance, ", "lerp_(variance * 1.001, "),
     "schedule a step late": ("digits_cnn", "torch", 'group["lr"] = learning_rate(step)', 'group["lr"] = learning_rate(step + 1)'),
     "a second bias that is not zero": ("digits_lstm", "torch", "nn.init.zeros_(self.lstm1.bias_hh_l0)", "nn.init.constant_(self.lstm1.bias_hh_l0, 0.01)"),
     "no label smoothing": ("digits_lstm", "torch", ", label_smoothing=0.05", ""),

@@ -46,7 +46,12 @@ MUTANTS = (
         "a running variance that is the unbiased one, as PyTorch keeps it",
         "state",
         edits={
-            "torch": plans(Edit("correction=0)", "correction=1)")),
+            "torch": plans(
+                Edit(
+                    "lerp_(variance, self.momentum)",
+                    "lerp_(variance * x.numel() / (x.numel() - x.shape[1]), self.momentum)",
+                )
+            ),
             **exchanged(
                 written.BATCH_NORM,
                 alike(written.BATCH_NORM, {"new * count / count": "new * count / (count - 1)"}),

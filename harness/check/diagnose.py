@@ -1,0 +1,187 @@
+"""Where, what and why in one record: the finding, the line of the program that makes it, and a probable cause."""
+
+import ast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from merge3 import Merge3
+
+from harness.backend import Arrays
+from harness.check import dissect
+from harness.check.causes import Cause, causes
+from harness.check.dissect import Finding
+from harness.check.subject import Subject
+from harness.emit import formatted
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of an emitted program."""
+
+    number: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Where trainings part, and why."""
+
+    finding: Finding
+    line: Line | None
+    """Of the odd backend's program; None where nothing in it can be named."""
+    causes: tuple[Cause, ...]
+    """Faults of the catalogue that explain the difference, best first; none fits where it is empty."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented JSON object."""
+        line = None if self.line is None else {"number": self.line.number, "text": self.line.text}
+        return {**self.finding.to_json(), "line": line, "causes": [cause.to_json() for cause in self.causes]}
+
+    def sentences(self) -> list[str]:
+        """The diagnosis in plain English."""
+        f, w = self.finding, self.finding.worst
+        at = list(w.index) if w.index else ""
+        agree = [b for b, vote in f.votes.items() if vote == "agrees"]
+        mode = " (in evaluation)" if f.mode == "evaluation" else ""
+        said = [
+            f"They part at step {f.step}, in phase {f.phase}, at {f.tensor}{mode}: {f.backend} is the odd one out"
+            + (f" ({' and '.join(agree)} agree)." if agree else "."),
+            f"{f.tensor}{at}: expected {w.a!r} ({f.against}), got {w.b!r}; {w.allowed:.3g} apart would be allowed, "  # noqa: ISC004 - one sentence
+            f"a tolerance of {w.difference:.3g} would be needed.",
+            f"{f.confirmed[:1].upper()}{f.confirmed[1:]}.",
+        ]
+        if self.line is not None:
+            said.append(f"Line {self.line.number} of {f.backend}'s program: {self.line.text}")
+        if not self.causes:
+            said.append("No known cause fits.")
+        said += [
+            f"Consistent with {cause.about}: planted into {cause.backend}, that explains {_percent(cause.explained)} "
+            "of the difference."
+            for cause in self.causes
+        ]
+        return said
+
+
+def _percent(share: float) -> str:
+    return "all" if share > 1 - 1e-9 else f"{100 * share:.4g} %"
+
+
+def diagnose(subject: Subject, observed: Mapping[str, str], plain: Mapping[str, str], steps: int) -> Diagnosis | None:
+    """Take programs apart until they part; None where no step shows more than rounding.
+
+    `observed` and `plain`: by backend, the programs that return every value and those that are read.
+    """
+    refused = dissect.opened(subject, observed)
+    found = refused or dissect.find(subject, steps)
+    if found is None:
+        dissect.closed(subject)
+        return None
+    why: list[Cause] = []
+    for step, position in () if refused else _positions(subject, found):
+        if step == found.step - 1:
+            why = causes(subject, dissect.take(subject, position, step), found)
+    dissect.closed(subject)
+    source = plain.get(found.backend)
+    line = None if source is None else locate(source, observed[found.backend], found, subject)
+    return Diagnosis(found, line, tuple(why))
+
+
+def _positions(subject: Subject, found: Finding) -> Iterator[tuple[int, Arrays]]:
+    if found.step == 1:
+        yield 0, subject.start
+    else:
+        yield from dissect.positions(subject, found.step)
+
+
+def observing(honest: str, honest_observed: str, given: str) -> str | None:
+    """The observed variant of a changed program: what was changed in it, changed in the honest observed one too.
+
+    None where the change touches lines that the two variants have otherwise.
+    """
+    if honest == given:
+        return honest_observed
+    base, ours, theirs = (text.splitlines(keepends=True) for text in (honest, honest_observed, given))
+    found: list[str] = []
+    for group in Merge3(base, ours, theirs).merge_groups():
+        if group[0] == "conflict":
+            return None
+        found += group[1]
+    try:
+        return formatted("".join(found))
+    except SyntaxError:
+        return None
+
+
+# The line -------------------------------------------------------------------------------------------------
+
+
+def locate(source: str, observed: str, found: Finding, subject: Subject) -> Line | None:
+    """The statement of a program that makes what was found."""
+    tree, other = ast.parse(source), ast.parse(observed)
+    lines = source.splitlines()
+
+    def line(node: ast.AST | None) -> Line | None:
+        number = getattr(node, "lineno", None)
+        return None if number is None else Line(number, lines[number - 1].strip())
+
+    if found.phase in ("forward", "state", "backward"):
+        tensor = found.tensor
+        if found.phase != "forward":
+            tensor = _call_of(found, subject)
+        place = dissect.node_of(subject.program.networks, tensor)
+        return None if place is None else line(_statement(tree, other, *place))
+    if found.phase == "data":
+        name = found.tensor.split("/")[0]
+        every = [n for f in _functions(tree, "load_batch") for n in ast.walk(f)]
+        return line(next((n for n in every if isinstance(n, ast.Constant) and n.value == name), None))
+    if found.phase == "loss":
+        update = found.tensor.removeprefix("loss/")
+        wanted = "loss_fn" if len(subject.program.updates) == 1 else f"{update}_loss"
+        returns = [n for f in _functions(tree, wanted) for n in ast.walk(f) if isinstance(n, ast.Return)]
+        return line(next(iter(returns), None))
+    steps = [*_functions(tree, "train_step"), *_functions(tree, "minimise")]
+    calls = [n for f in steps for n in ast.walk(f) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
+    return line(next((n for n in calls if n.func.attr in ("step", "apply", "update")), None))  # type: ignore[attr-defined]
+
+
+def _call_of(found: Finding, subject: Subject) -> str:
+    """A parameter's node as a node's tensor is named."""
+    name = found.tensor.rpartition("/")[2]
+    if len(subject.program.networks) > 1:
+        name = name.partition(".")[2]
+    return f"x.{name.rpartition('.')[0]}"
+
+
+def _functions(tree: ast.Module, name: str) -> Iterator[Function]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            yield node
+
+
+def _statement(tree: ast.Module, observed: ast.Module, class_name: str, node: str) -> ast.stmt | None:
+    """A node's statement in a program's forward pass: where the observed one computes what it calls by that name."""
+    forward = _forward(observed, class_name)
+    for before, after in pairwise(forward):
+        if not (isinstance(after, ast.Assign) and isinstance(after.targets[0], ast.Subscript)):
+            continue
+        key = after.targets[0].slice
+        if isinstance(key, ast.Constant) and key.value == node and isinstance(before, ast.Assign):
+            wanted = ast.unparse(before.value)
+            for statement in _forward(tree, class_name):
+                value = getattr(statement, "value", None)
+                if value is not None and wanted in ast.unparse(value):
+                    return statement
+    return None
+
+
+def _forward(tree: ast.Module, class_name: str) -> list[ast.stmt]:
+    for made in tree.body:
+        if isinstance(made, ast.ClassDef) and made.name == class_name:
+            for inner in made.body:
+                if isinstance(inner, ast.FunctionDef) and inner.name in ("forward", "call", "__call__"):
+                    return inner.body
+    return []

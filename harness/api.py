@@ -38,12 +38,17 @@ class Experiment:
         threads: int = 1,
         steps: int | None = None,
         seed: int | None = None,
+        *,
+        observe: bool = False,
     ) -> str:
-        """The program of one backend as text. Raises SpecError, CallError."""
+        """The program of one backend as text; `observe`: the variant that also returns every node's value and gradient.
+
+        Raises SpecError, CallError.
+        """
         if backend not in BACKENDS:
             raise CallError(f"unknown backend '{backend}' (backends: {', '.join(BACKENDS)})")
         emitter = importlib.import_module(f"backends.{backend}.emit")
-        return str(emitter.emit(self.compile(steps, seed), precision, threads))
+        return str(emitter.emit(self.compile(steps, seed), precision, threads, observe=observe))
 
     def _repr_html_(self) -> str:
         return f"<p><b>{html.escape(self.spec.name)}</b>: {html.escape(self.spec.about)}</p><pre>{html.escape(self.source.text)}</pre>"

@@ -149,11 +149,14 @@ def emit(
     threads: Annotated[int, typer.Option(help="Threads that the program's main asks for.")] = 1,
     steps: StepsOption = None,
     seed: SeedOption = None,
+    observe: Annotated[  # noqa: FBT002 - a flag
+        bool, typer.Option("--observe", help="The variant that also returns every node's value and gradient.")
+    ] = False,
 ) -> None:
     """Write the program of one backend."""
     if precision not in ("float32", "float64"):
         raise CallError(f"--precision is float32 or float64, got '{precision}'")
-    text = harness.load(spec).emit(backend, precision, threads, steps, seed)
+    text = harness.load(spec).emit(backend, precision, threads, steps, seed, observe=observe)
     if out is None:
         sys.stdout.write(text)
         return

@@ -48,19 +48,22 @@ class Live:
     parameters: Arrays
 
 
-def live(backend: str, program: Program, folder: Path, precision: str = "float64", text: str | None = None) -> Live:
+def live(
+    backend: str, program: Program, folder: Path, precision: str = "float64", text: str | None = None, *,
+    observe: bool = False,
+) -> Live:  # fmt: skip
     """An emitted program, or the given text of one, imported into this process, its parameters loaded."""
     emitter = importlib.import_module(f"backends.{backend}.emit")
-    name = f"{program.name}_{backend}_{folder.name.replace('-', '_')}"
+    name = f"{program.name}_{backend}_{folder.name.replace('-', '_')}{'_observed' if observe else ''}"
     path = folder / f"{name}.py"
-    path.write_text(text or emitter.emit(program, precision))
+    path.write_text(text or emitter.emit(program, precision, observe=observe))
     made = importlib.util.spec_from_file_location(name, path)
     assert made is not None
     assert made.loader is not None
     module = importlib.util.module_from_spec(made)
     sys.modules[name] = module
     made.loader.exec_module(module)
-    session = importlib.import_module(f"backends.{backend}.session").Session(module, describe(program))
+    session = importlib.import_module(f"backends.{backend}.session").Session(module, describe(program) | {"observe": observe})
     data = prepare(program)
     inputs = cast({f"train.{n}": a for n, a in data.train.items()}, precision)
     inputs |= cast({"order": data.order, **data.noise}, precision)

@@ -62,6 +62,7 @@ def check(
     _validate(options)
     loaded = [spec.load(spec.find(str(path))) for path in paths]
     programs = [_program(own, text, options) for own, text in loaded]
+    _distinct(programs)
     pythons = interpreters(options.pythons)
     folder = _folder(options)
     try:
@@ -94,6 +95,7 @@ def planted(
     if not paths:
         loaded += [spec.loads(text, name) for name, text in PROBES.items()]
     programs = [_program(own, text, options) for own, text in loaded]
+    _distinct(programs)
     pythons = interpreters(options.pythons)
     folder = _folder(options)
     began = time.perf_counter()
@@ -124,8 +126,7 @@ def planted(
 
 
 def _close(subject: Subject) -> None:
-    for backend in subject.backends:
-        subject.workers[backend].ask("close", name="plain")
+    each(subject, lambda live: live.ask("close", name="plain"))
 
 
 def rung_names(text: str | None) -> tuple[str, ...]:
@@ -140,8 +141,9 @@ def rung_names(text: str | None) -> tuple[str, ...]:
     for item in filter(None, (part.strip() for part in text.split(","))):
         low, dash, high = item.partition("-")
         numbers = range(1, len(RUNGS) + 1)
-        if low.isdigit() and (high.isdigit() or not dash) and int(low) in numbers and int(high or low) in numbers:
-            chosen.update(RUNGS[int(low) - 1 : int(high or low)])
+        ends = [int(end) for end in ((low, high) if dash else (low,)) if end.isdecimal()]
+        if len(ends) == 1 + bool(dash) and all(end in numbers for end in ends) and ends == sorted(ends):
+            chosen.update(RUNGS[ends[0] - 1 : ends[-1]])
         elif item in RUNGS:
             chosen.add(item)
         else:
@@ -174,6 +176,13 @@ def _program(loaded: spec.Spec, text: Source, options: CheckOptions) -> Program:
     return compile_spec(loaded, text, steps, options.seed)
 
 
+def _distinct(programs: Sequence[Program]) -> None:
+    names = [program.name for program in programs]
+    for name in names:
+        if names.count(name) > 1:
+            raise CallError(f"two specs are called '{name}': what is found is kept by name; give each spec once")
+
+
 def _folder(options: CheckOptions) -> Path:
     if options.out is None:
         return Path(tempfile.mkdtemp(prefix="harness-check-"))
@@ -199,7 +208,8 @@ def _climb(
         found += _rungs(subject, options, listen, {rung.name: rung for rung in found})
         failures |= subject.failures
         _close(subject)
-        shutil.rmtree(own / precision / "inputs", ignore_errors=True)
+        if options.out is None:
+            shutil.rmtree(own / precision, ignore_errors=True)
     if "seeds" in options.rungs:
         found.append(
             _seeds(loaded, text, own, options, tuple(b for b in options.backends if b not in failures), listen)
@@ -265,14 +275,16 @@ def _rungs(subject: Subject, options: CheckOptions, listen: Listener, exact: Map
         drift = None
         if "twins" in asked:
             distances = long.twin_distances(subject, steps, options.twins)
-            kept = {name: own for name, own in trainings.items() if name in distances}
-            drift = long.drift(subject, kept, distances)
+            trainings = {name: own for name, own in trainings.items() if name in distances}
+            if not trainings:
+                return found
+            drift = long.drift(subject, trainings, distances)
         twinned = time.perf_counter() - start - trained
         before = len(found)
         add("trajectory", lambda: long.trajectory(subject, trainings, drift, exact.get("trajectory")))
         if drift is not None:
             known = drift
-            add("twins", lambda: long.twins_rung(subject, known, options.twins))
+            add("twins", lambda: long.twins_rung(subject, known, options.twins, long.still(subject, trainings)))
             found[-1] = replace(found[-1], seconds=found[-1].seconds + twinned)
         add("relay", lambda: long.relay(subject, trainings, steps))
         found[before] = replace(found[before], seconds=found[before].seconds + trained)

@@ -120,6 +120,8 @@ def honest(subject: Subject, steps: int, twins: int = 5) -> Honest:
     evidence = each(subject, lambda live: gather(subject, live, subject.sources[live.backend, True], support=True))
     trainings = long.train(subject, steps)
     distances = long.twin_distances(subject, steps, twins)
+    trainings = {name: own for name, own in trainings.items() if name in distances}
+    evidence = {name: own for name, own in evidence.items() if name in distances}
     return Honest(subject, evidence, allowances(subject, evidence), trainings, distances, steps)
 
 
@@ -225,7 +227,7 @@ def power(
         return cells
 
     found = each(subject, work)
-    smallest = _sensitivity(base) if bisect else []
+    smallest = _sensitivity(base) if bisect and subject.backends else []
     return [cell for own in found.values() for cell in own], smallest
 
 

@@ -84,6 +84,12 @@ def gradients(
         bounds = {n: allowed[f"at:{n}"] for n in at if f"at:{n}" in allowed}
         comparisons.append(compare("gradients", (f"{backend}'s step", backend), taken, at, bounds, step=1))
     void = _still(evidence, allowed, lambda n: gradient_of(n) is not None and gradient_of(n) not in subject.apart)
+    void += [
+        f"the gradient {n} of {backend} is zero everywhere"
+        for backend, own in evidence.items()
+        for n, gradient in own.look.gradients.items()
+        if n.partition("/")[2] not in subject.apart and not np.any(gradient)
+    ]
     comparisons += _null(subject, evidence)
     notes = [f"true gradient zero: {name} ({why})" for name, why in _apart(subject).items()]
     return judged("gradients", subject.precision, comparisons, void=void, notes=notes)

@@ -5,6 +5,8 @@
 
 import importlib
 import math
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -25,7 +27,7 @@ from harness.errors import WorkerFailed
 from harness.graph import Program
 from harness.nullspace import zero_gradient
 from harness.questions import Question, questions
-from harness.runs import Options, describe, write_inputs
+from harness.runs import Options, describe, kill, write_inputs
 from harness.source import Source
 
 ROWS = 64  # examples of the comparison in evaluation mode
@@ -95,7 +97,10 @@ class Subject:
         """A file with a position, for workers to load."""
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
-            save_file({n: np.asarray(a, order="C") for n, a in arrays.items()}, path)
+            # Several threads may want the same one: none reads what another has half written.
+            own = path.with_suffix(f".{threading.get_ident()}")
+            save_file({n: np.asarray(a, order="C") for n, a in arrays.items()}, own)
+            own.replace(path)
         return str(path)
 
     def batch(self, step: int, data: Arrays | None = None) -> tuple[Arrays, dict[str, Arrays]]:
@@ -180,6 +185,7 @@ def workers(
     found: dict[str, dict[str, LiveWorker]] = {precision: {} for precision in precisions}
     failures: dict[str, str] = {}
     with ExitStack() as stack:
+        stack.enter_context(_ending_as_interrupted())
         number = 0
         for precision in precisions:
             for backend in backends:
@@ -194,6 +200,23 @@ def workers(
                 except WorkerFailed as error:
                     failures[backend] = str(error)
         yield found, failures
+
+
+@contextmanager
+def _ending_as_interrupted() -> Iterator[None]:
+    """A termination ends like Ctrl-C, so that workers are stopped on the way out."""
+
+    def stop(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's business
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def each(subject: Subject, ask: Callable[[LiveWorker], T]) -> dict[str, T]:
@@ -211,7 +234,13 @@ def each(subject: Subject, ask: Callable[[LiveWorker], T]) -> dict[str, T]:
                 subject.failures[live.backend] = str(error)
 
     with ThreadPoolExecutor(max(1, len(queues))) as pool:
-        list(pool.map(work, queues.values()))
+        try:
+            list(pool.map(work, queues.values()))
+        except BaseException:
+            # The pool waits for its threads, and they for answers, which may take minutes: there will be none.
+            for live in subject.workers.values():
+                kill(live.process)
+            raise
     return {name: answers[name] for name in subject.workers if name in answers}
 
 

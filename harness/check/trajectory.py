@@ -53,9 +53,9 @@ def trajectory(subject: Subject, trainings: Mapping[str, Training], twins: "Drif
         comparisons.append(compare_losses((a, b), x.losses, y.losses, tolerances["loss"]))
         left, right = ({n: s for n, s in t.states.items() if n not in subject.apart} for t in (x, y))
         comparisons.append(compare_series("state", (a, b), left, right, tolerances["state"]))
-    void = [f"{backend}: {why}" for backend, own in trainings.items() for why in dead(subject, own)]
+    void = still(subject, trainings)
     found = judged("trajectory", subject.precision, comparisons, void=void)
-    if found.status != "failed" or subject.precision == "float64":
+    if found.status != "failed" or void or subject.precision == "float64":
         return found
     # Float32 shows practice: what parts there is judged by how a framework parts from its own twin, or by float64.
     if twins is not None and twins.worst <= TIMES:
@@ -67,6 +67,11 @@ def trajectory(subject: Subject, trainings: Mapping[str, Training], twins: "Drif
     return Rung(
         found.name, found.precision, "passed", why, found.comparisons, (*found.notes, f"in float32: {found.sentence}")
     )
+
+
+def still(subject: Subject, trainings: Mapping[str, Training]) -> list[str]:
+    """What is dead in any of the trainings: how these go on says nothing."""
+    return [f"{backend}: {why}" for backend, own in trainings.items() for why in dead(subject, own)]
 
 
 def dead(subject: Subject, training: Training) -> list[str]:
@@ -109,7 +114,8 @@ def compare_series(
         allowed = tolerance.relative * np.maximum(np.nan_to_num(sizes, posinf=0.0), tolerance.floor)
         ratios = np.where(np.isnan(gaps), np.inf, gaps / np.maximum(allowed, np.finfo(np.float64).tiny))
         step = int(np.argmax(ratios))
-        place = int(np.argmax(np.nan_to_num(np.abs(x[step] - y[step]), nan=np.inf)))
+        with np.errstate(invalid="ignore"):
+            place = int(np.argmax(np.nan_to_num(np.abs(x[step] - y[step]), nan=np.inf)))
         index = tuple(int(i) for i in np.unravel_index(place, a[name].shape[1:]))
         found = Difference(
             name, step + 1, float(gaps[step]), float(allowed[step]), index, float(x[step, place]), float(y[step, place])
@@ -126,7 +132,7 @@ class Drift:
     """How far frameworks part beside how far one parts from its own twins."""
 
     worst: float
-    """The largest ratio of any tensor at any step, and of all together."""
+    """The largest ratio of all tensors together at any step; infinite where one is no number."""
     overall: dict[str, list[float]]
     """By pair: the drift of all tensors together at every step over that of the worst twin."""
     tensors: dict[str, dict[str, float]]
@@ -176,12 +182,13 @@ def drift(
         exact = exact and not any(np.any(gaps) for gaps in cross.values())
         overall[f"{a}~{b}"] = (_together(list(cross.values())) / together).tolist()
         tensors[f"{a}~{b}"] = {n: float(np.max(cross[n] / worst[n])) for n in names}
-    largest = max((max(r) for r in overall.values()), default=0.0)
+    # What is no number is no small drift: Python's max would pass over it.
+    largest = max((float(np.max(np.nan_to_num(r, nan=np.inf))) for r in overall.values()), default=0.0)
     return Drift(largest, overall, tensors, together.tolist(), exact)
 
 
-def twins_rung(subject: Subject, found: Drift, count: int) -> Rung:
-    """The verdict on drift: exact, within rounding, or different."""
+def twins_rung(subject: Subject, found: Drift, count: int, void: Sequence[str] = ()) -> Rung:
+    """The verdict on drift: exact, within rounding, or different; `void`: why the trainings say nothing."""
     details = {
         "twins": count, "worst": found.worst, "overall": found.overall, "tensors": found.tensors,
         "drift": found.twins, "allowed": TIMES,
@@ -198,6 +205,8 @@ def twins_rung(subject: Subject, found: Drift, count: int) -> Rung:
     )
     if not found.overall:
         return Rung("twins", subject.precision, "skipped", "there is one backend: nothing to hold beside its twins")
+    if void and (found.exact or found.worst <= TIMES):
+        return judged("twins", subject.precision, (), void=void, details=details)
     if found.exact:
         return Rung("twins", subject.precision, "passed", "exact: the same bits at every step", details=details)
     said = f"{found.worst:.2g} times the worst of {count} twins a backend ({pair}, step {at + 1}); single tensors up to {ratio:.2g} ({tensor})"
@@ -221,7 +230,11 @@ def _together(parts: Sequence[Array]) -> Array:
 
 
 def relay(subject: Subject, trainings: Mapping[str, Training], steps: int) -> Rung:
-    """A third of the training in each framework, in every order: where it ends beside each unbroken training."""
+    """A third of the training in each framework, in every order: where it ends beside each unbroken training.
+
+    The orders of a backend that stops answering are not run to their end: the others hand over among themselves.
+    """
+    trainings = {name: own for name, own in trainings.items() if name in subject.backends}
     backends = tuple(trainings)
     if len(backends) < 2:  # noqa: PLR2004
         return Rung("relay", subject.precision, "skipped", "there is one backend: nobody to hand over to")
@@ -237,7 +250,7 @@ def relay(subject: Subject, trainings: Mapping[str, Training], steps: int) -> Ru
 
         def work(live: LiveWorker, leg: int = leg, routes: Sequence[tuple[str, ...]] = routes) -> None:
             for route in routes:
-                if route[-1] != live.backend:
+                if route[-1] != live.backend or (leg and route[:-1] not in positions):
                     continue
                 before = positions[route[:-1]] if leg else subject.position("start", subject.start)
                 live.ask("load", name="plain", arrays=before)
@@ -251,6 +264,8 @@ def relay(subject: Subject, trainings: Mapping[str, Training], steps: int) -> Ru
                     arrived[route] = load_file(path)
 
         each(subject, work)
+    if any(name not in subject.backends for name in backends):
+        return relay(subject, trainings, steps)
     comparisons = []
     for route, end in sorted(arrived.items()):
         for backend, own in trainings.items():
@@ -259,7 +274,8 @@ def relay(subject: Subject, trainings: Mapping[str, Training], steps: int) -> Ru
             tolerance = TOLERANCES[subject.precision]["loss"]
             if subject.precision == "float64":
                 comparisons.append(compare_losses(names, losses[route], own.losses, tolerance))
-    return judged("relay", subject.precision, comparisons, details={"orders": len(arrived), "hand_overs": ends[:-1]})
+    void = still(subject, trainings)
+    return judged("relay", subject.precision, comparisons, void=void, details={"orders": len(arrived), "hand_overs": ends[:-1]})
 
 
 def _arrival(

@@ -63,7 +63,9 @@ def live(
     module = importlib.util.module_from_spec(made)
     sys.modules[name] = module
     made.loader.exec_module(module)
-    session = importlib.import_module(f"backends.{backend}.session").Session(module, describe(program) | {"observe": observe})
+    session = importlib.import_module(f"backends.{backend}.session").Session(
+        module, describe(program) | {"observe": observe}
+    )
     data = prepare(program)
     inputs = cast({f"train.{n}": a for n, a in data.train.items()}, precision)
     inputs |= cast({"order": data.order, **data.noise}, precision)

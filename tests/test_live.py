@@ -110,7 +110,9 @@ def test_a_framework_that_is_not_installed_says_what_to_install(
 ) -> None:
     monkeypatch.setattr(live, "importable", lambda _backend, _python: False)
     with (
-        pytest.raises(WorkerFailed, match=r"jax is not installed here; pip install 'framework-harness\[jax\]', or name"),
+        pytest.raises(
+            WorkerFailed, match=r"jax is not installed here; pip install 'framework-harness\[jax\]', or name"
+        ),
         worker("jax", Interpreter(sys.executable, "this environment"), tmp_path / "w", core=0),
     ):
         pytest.fail("it never started")
@@ -214,7 +216,9 @@ class Held:
 @contextmanager
 def held(backend: str, folder: Path, timeout: float = 120) -> Iterator[Held]:
     loaded, text = spec.loads(json.dumps(spec_of(CASES["batch_norm"])))
-    program = climb._program(loaded, Source(text.text, "case") if isinstance(text, str) else text, CheckOptions(steps=6))
+    program = climb._program(
+        loaded, Source(text.text, "case") if isinstance(text, str) else text, CheckOptions(steps=6)
+    )
     python = Interpreter(sys.executable, "this environment")
     with worker(backend, python, folder / "w", core=allowed_cores()[0], timeout=timeout) as one:
         subject = prepare(program, text, prepared(program, text), "float64", folder / "case", {backend: one})
@@ -281,7 +285,9 @@ def test_training_in_pieces_is_training_at_once(own: Held) -> None:
 @pytest.mark.frameworks
 def test_an_exception_in_a_program_is_its_last_line_and_the_worker_goes_on(own: Held) -> None:
     source = own.subject.sources[own.live.backend, False]
-    faulty = source.replace("def load_batch(", "def load_batch(*_):\n    raise RuntimeError('planted')\n\n\ndef unused(")
+    faulty = source.replace(
+        "def load_batch(", "def load_batch(*_):\n    raise RuntimeError('planted')\n\n\ndef unused("
+    )
     assert faulty != source
     open_program(own.subject, own.live, "faulty", faulty, observe=False)
     with pytest.raises(WorkerFailed, match=rf"^{own.live.backend} could not 'train': RuntimeError: planted\nTraceback"):
@@ -321,7 +327,9 @@ def test_a_killed_worker_is_one_reason(tmp_path: Path) -> None:
     with held(INSTALLED[0], tmp_path) as own:
         pid = own.live.process.pid
         os.kill(pid, signal.SIGKILL)
-        with pytest.raises(WorkerFailed, match=r"ended with SIGKILL \(out of memory\?\) when asked to 'position'; last"):
+        with pytest.raises(
+            WorkerFailed, match=r"ended with SIGKILL \(out of memory\?\) when asked to 'position'; last"
+        ):
             own.live.arrays("position", name="plain")
         with pytest.raises(WorkerFailed, match="ended with SIGKILL"):
             own.live.ask("environment")
@@ -353,7 +361,7 @@ def test_a_program_that_hangs_or_leaves_is_stopped_with_its_children(tmp_path: P
 @needs_one
 def test_an_error_in_the_harness_itself_leaves_no_worker(tmp_path: Path) -> None:
     pid = 0
-    with pytest.raises(ZeroDivisionError), held(INSTALLED[0], tmp_path) as own:
+    with pytest.raises(ZeroDivisionError), held(INSTALLED[0], tmp_path) as own:  # noqa: PT012 - the error is raised inside
         pid = own.live.process.pid
         raise ZeroDivisionError
     assert pid
@@ -368,7 +376,9 @@ def test_an_interrupt_during_a_long_question_does_not_wait_for_its_answer(tmp_pa
 
     with held(INSTALLED[0], tmp_path) as own:
         source = own.subject.sources[own.live.backend, False]
-        faulty = source.replace("def load_batch(", "def load_batch(*_):\n    import time; time.sleep(1000)\n\n\ndef unused(")
+        faulty = source.replace(
+            "def load_batch(", "def load_batch(*_):\n    import time; time.sleep(1000)\n\n\ndef unused("
+        )
         open_program(own.subject, own.live, "faulty", faulty, observe=False)
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         timer = threading.Timer(1.0, _thread.interrupt_main)

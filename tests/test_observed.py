@@ -40,9 +40,7 @@ def assert_near(got: Arrays, expected: Arrays, close: float) -> None:
 
 
 def evaluated(case: Live, observe: reference.Observer) -> None:
-    reference.evaluate(
-        case.program, Call("net", (Name("x"),)), case.parameters, {"x": case.inputs["train.x"]}, observe
-    )
+    reference.evaluate(case.program, Call("net", (Name("x"),)), case.parameters, {"x": case.inputs["train.x"]}, observe)
 
 
 # ---- Without a framework
@@ -66,7 +64,9 @@ def written_names(source: str) -> dict[str, list[str]]:
             match node:
                 case ast.Assign(targets=[ast.Subscript(value=ast.Name("values"), slice=ast.Constant(str(name)))]):
                     found.setdefault(cls.name, []).append(name)
-                case ast.AugAssign(target=ast.Name("values"), value=ast.DictComp(key=ast.JoinedStr(values=[first, *_]))):
+                case ast.AugAssign(
+                    target=ast.Name("values"), value=ast.DictComp(key=ast.JoinedStr(values=[first, *_]))
+                ):
                     assert isinstance(first, ast.Constant)
                     found.setdefault(cls.name, []).append(f"{first.value}*")
     return found
@@ -80,9 +80,7 @@ def unformatted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", SPECS)
-def test_an_observed_program_writes_the_value_of_every_node_once(
-    name: str, backend: str, unformatted: None
-) -> None:
+def test_an_observed_program_writes_the_value_of_every_node_once(name: str, backend: str, unformatted: None) -> None:
     program = api.load(name).compile()
     text = importlib.import_module(f"backends.{backend}.emit").emit(program, observe=True)
     expected = {}
@@ -110,7 +108,7 @@ def test_a_program_that_is_not_observed_is_the_golden_one() -> None:
         kept = (golden.FOLDER / f"digits_cnn_{backend}.py").read_text(encoding="utf-8")
         assert experiment.emit(backend, observe=False) == experiment.emit(backend) == kept
         observed = experiment.emit(backend, observe=True)
-        assert "values" not in kept
+        assert 'values["' not in kept
         assert emit.formatted(observed) == observed, "an observed program is laid out like any other"
         compile(observed, "program", "exec")
 
@@ -191,7 +189,9 @@ def test_a_step_of_several_updates_observes_each(backend: str, tmp_path: Path) -
             calls = {f"values/{update.name}/{site.variable}" for site in update.calls}
             found = {n.rpartition(".")[0] for n in seen if n.startswith(f"values/{update.name}/")}
             assert found == calls
-            own = {n.removeprefix(f"gradients/{update.name}/") for n in seen if n.startswith(f"gradients/{update.name}/")}
+            own = {
+                n.removeprefix(f"gradients/{update.name}/") for n in seen if n.startswith(f"gradients/{update.name}/")
+            }
             assert own == set(reference.moved(program, update))
     assert_near(case.session.state(), plain.session.state(), SAME)
     assert_near(case.session.optimizer_state(), plain.session.optimizer_state(), SAME)

@@ -102,23 +102,23 @@ def planted(
     cells: list[Cell] = []
     smallest: list[Sensitivity] = []
     try:
-        with workers(options.backends, options.precisions, pythons, folder, options.timeout) as (live, failures):
-            failed = dict(failures)
-            for program, (_, text) in zip(programs, loaded, strict=True):
-                inputs = prepared(program, text)
-                for precision in options.precisions:
-                    holders = {name: one for name, one in live[precision].items() if name not in failed}
-                    if not holders:
-                        continue
-                    place = folder / program.name / precision
-                    subject = prepare(program, text, inputs, precision, place, holders)
-                    wanted = (lambda m: m.name in mutants) if mutants else (lambda _m: True)
-                    found, small = power(subject, wanted, listen, bisect=bisect)
-                    cells += found
-                    smallest += small
-                    failed |= subject.failures
-                    _close(subject)
-                    shutil.rmtree(place, ignore_errors=True)
+        failed: dict[str, str] = {}
+        wanted = (lambda m: m.name in mutants) if mutants else (lambda _m: True)
+        for program, (_, text) in zip(programs, loaded, strict=True):
+            inputs = prepared(program, text)
+            for precision in options.precisions:
+                place = folder / program.name / precision
+                backends = [name for name in options.backends if name not in failed]
+                # Compiled programs stay in a worker's memory: hundreds of them fill it, so each subject has its own.
+                with workers(backends, (precision,), pythons, place / "workers", options.timeout) as (live, failures):
+                    failed |= failures
+                    if live[precision]:
+                        subject = prepare(program, text, inputs, precision, place / "subject", live[precision])
+                        found, small = power(subject, wanted, listen, bisect=bisect)
+                        cells += found
+                        smallest += small
+                        failed |= subject.failures
+                shutil.rmtree(place, ignore_errors=True)
         return PowerResult(tuple(cells), tuple(smallest), failed, time.perf_counter() - began)
     finally:
         if options.out is None:

@@ -275,7 +275,9 @@ def relay(subject: Subject, trainings: Mapping[str, Training], steps: int) -> Ru
             if subject.precision == "float64":
                 comparisons.append(compare_losses(names, losses[route], own.losses, tolerance))
     void = still(subject, trainings)
-    return judged("relay", subject.precision, comparisons, void=void, details={"orders": len(arrived), "hand_overs": ends[:-1]})
+    return judged(
+        "relay", subject.precision, comparisons, void=void, details={"orders": len(arrived), "hand_overs": ends[:-1]}
+    )
 
 
 def _arrival(

@@ -327,8 +327,8 @@ MUTANTS = (
         edits={
             "torch": plans(
                 Edit(
-                    "return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)",
-                    "return F.batch_norm(x, self.running_mean.clone(), self.running_var.clone(), self.weight, self.bias, eps=self.eps)",
+                    "scale = torch.rsqrt(variance + self.eps)",
+                    "mean, scale = self.running_mean.clone(), torch.rsqrt(self.running_var + self.eps)",
                 )
             ),
             "tensorflow": plans(Edit("training=training)", "training=False)", everywhere=True)),

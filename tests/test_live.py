@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,16 +23,15 @@ from cases import CASES, spec_of
 from safetensors.numpy import load_file, save_file
 
 from harness import initial, spec
-from harness.check import climb, live
-from harness.check.climb import CheckOptions
+from harness.check import live
 from harness.check.live import LiveWorker, allowed_cores, worker
 from harness.check.subject import Subject, each, open_program, prepare
 from harness.environment import Interpreter
 from harness.errors import WorkerFailed
 from harness.graph import Program
+from harness.resolve import compile_spec
 from harness.runs import prepared
 from harness.serve import Server, _question, distance
-from harness.source import Source
 
 NAP = f"1000.5{os.getpid()}"
 """Seconds, and how this suite's own sleepers are told from another's."""
@@ -216,9 +216,7 @@ class Held:
 @contextmanager
 def held(backend: str, folder: Path, timeout: float = 120) -> Iterator[Held]:
     loaded, text = spec.loads(json.dumps(spec_of(CASES["batch_norm"])))
-    program = climb._program(
-        loaded, Source(text.text, "case") if isinstance(text, str) else text, CheckOptions(steps=6)
-    )
+    program = compile_spec(loaded, text, 6)
     python = Interpreter(sys.executable, "this environment")
     with worker(backend, python, folder / "w", core=allowed_cores()[0], timeout=timeout) as one:
         subject = prepare(program, text, prepared(program, text), "float64", folder / "case", {backend: one})
@@ -361,7 +359,7 @@ def test_a_program_that_hangs_or_leaves_is_stopped_with_its_children(tmp_path: P
 @needs_one
 def test_an_error_in_the_harness_itself_leaves_no_worker(tmp_path: Path) -> None:
     pid = 0
-    with pytest.raises(ZeroDivisionError), held(INSTALLED[0], tmp_path) as own:  # noqa: PT012 - the error is raised inside
+    with pytest.raises(ZeroDivisionError), held(INSTALLED[0], tmp_path) as own:  # noqa: PT012 - raised inside
         pid = own.live.process.pid
         raise ZeroDivisionError
     assert pid
@@ -371,9 +369,6 @@ def test_an_error_in_the_harness_itself_leaves_no_worker(tmp_path: Path) -> None
 @pytest.mark.frameworks
 @needs_one
 def test_an_interrupt_during_a_long_question_does_not_wait_for_its_answer(tmp_path: Path) -> None:
-    import _thread  # noqa: PLC0415
-    import threading  # noqa: PLC0415
-
     with held(INSTALLED[0], tmp_path) as own:
         source = own.subject.sources[own.live.backend, False]
         faulty = source.replace(
@@ -381,7 +376,9 @@ def test_an_interrupt_during_a_long_question_does_not_wait_for_its_answer(tmp_pa
         )
         open_program(own.subject, own.live, "faulty", faulty, observe=False)
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        timer = threading.Timer(1.0, _thread.interrupt_main)
+        main = threading.main_thread().ident
+        assert main is not None
+        timer = threading.Timer(1.0, signal.pthread_kill, (main, signal.SIGINT))
         began = time.monotonic()
         try:
             timer.start()

@@ -183,7 +183,7 @@ def drift(
         overall[f"{a}~{b}"] = (_together(list(cross.values())) / together).tolist()
         tensors[f"{a}~{b}"] = {n: float(np.max(cross[n] / worst[n])) for n in names}
     # What is no number is no small drift: Python's max would pass over it.
-    largest = max((float(np.max(np.nan_to_num(r, nan=np.inf))) for r in overall.values()), default=0.0)
+    largest = max((float(np.max(np.nan_to_num(r, nan=np.inf, posinf=np.inf))) for r in overall.values()), default=0.0)
     return Drift(largest, overall, tensors, together.tolist(), exact)
 
 

@@ -63,6 +63,20 @@ def equivalence(session: nox.Session) -> None:
 
 
 @nox.session
+def check(session: nox.Session) -> None:
+    """The ladder of equivalence, all six specs, float64 and float32 (or: -- SPEC [OPTIONS])."""
+    install(session, "all")
+    session.run("harness", "check", *(session.posargs or SPECS))
+
+
+@nox.session
+def power(session: nox.Session) -> None:
+    """Plant every fault and write the matrix of faults and rungs to backends/POWER.md. Takes an hour or more."""
+    install(session, "all")
+    session.run("harness", "check", "--power", "--table", "backends/POWER.md", *session.posargs)
+
+
+@nox.session
 def golden(session: nox.Session) -> None:
     """Compare the emitted programs with tests/golden (or: -- --write, and review the difference like code)."""
     install(session, "test")

@@ -305,6 +305,8 @@ def of_keras() -> dict[str, np.ndarray]:
     os.environ["KERAS_BACKEND"] = "tensorflow"
     import keras  # noqa: PLC0415
 
+    # Keras keeps the dtype of the first layer of a process as its policy, whatever floatx becomes later.
+    keras.config.set_floatx("float64")
     keras.utils.set_random_seed(0)
     layers = keras.layers
     made = {

@@ -110,7 +110,9 @@ def take(subject: Subject, position: Arrays, step: int, *, quick: bool = False) 
     twins = (
         []
         if quick
-        else [subject.position(f"{name}-twin-{i}", twin(subject.program, position, i)) for i in range(TWINS)]
+        else [
+            subject.position(f"{name}-twin-{i}", twin(subject.program, position, i, zeros=False)) for i in range(TWINS)
+        ]
     )
 
     def work(live: LiveWorker) -> tuple[Arrays, Arrays, dict[str, float]]:

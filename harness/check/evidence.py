@@ -76,7 +76,9 @@ def gather(subject: Subject, live: LiveWorker, source: str, *, support: bool, st
     moved: dict[str, Look] = {}
     if support:
         twins = tuple(
-            look(subject, live, name, subject.position(f"twin-{i}", twin(subject.program, subject.start, i)))
+            look(
+                subject, live, name, subject.position(f"near-{i}", twin(subject.program, subject.start, i, zeros=False))
+            )
             for i in range(TWINS)
         )
         other = subject.position("moved", moved_parameters(subject.start))

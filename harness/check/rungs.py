@@ -83,12 +83,12 @@ def gradients(
         at = {n: own.look.gradients[n] for n in taken if n in own.look.gradients}
         bounds = {n: allowed[f"at:{n}"] for n in at if f"at:{n}" in allowed}
         comparisons.append(compare("gradients", (f"{backend}'s step", backend), taken, at, bounds, step=1))
-    void = _still(evidence, allowed, lambda n: gradient_of(n) is not None and gradient_of(n) not in subject.apart)
+    void = _still(evidence, allowed, lambda n: _flows(subject, n))
     void += [
         f"the gradient {n} of {backend} is zero everywhere"
         for backend, own in evidence.items()
         for n, gradient in own.look.gradients.items()
-        if n.partition("/")[2] not in subject.apart and not np.any(gradient)
+        if _flows(subject, f"at:{n}") and not np.any(gradient)
     ]
     comparisons += _null(subject, evidence)
     notes = [f"true gradient zero: {name} ({why})" for name, why in _apart(subject).items()]
@@ -186,6 +186,15 @@ def _still(evidence: Mapping[str, Evidence], allowed: Mapping[str, Derived], wan
             if not max(moves) > allowed[n].absolute:
                 found.append(f"{n.partition(':')[2]} of {backend} does not move when parameters and inputs do")
     return found
+
+
+def _flows(subject: Subject, name: str) -> bool:
+    """Whether a tensor is a gradient that is not zero in truth: of a parameter, or of a field that reaches the loss."""
+    wanted = gradient_of(name)
+    if wanted is None or not wanted.startswith("@"):
+        return wanted is not None and wanted not in subject.apart
+    update = next(u for u in subject.program.updates if u.name == name.partition(":")[2].partition("/")[0])
+    return wanted.removeprefix("@") in said.differentiable(subject, update)
 
 
 def _apart(subject: Subject) -> dict[str, str]:

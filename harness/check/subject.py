@@ -164,15 +164,20 @@ def moved_parameters(start: Arrays) -> Arrays:
     return found
 
 
-def twin(program: Program, start: Arrays, number: int) -> Arrays:
-    """The same start with every parameter moved by one unit in the last place, up or down by a seeded coin."""
+def twin(program: Program, start: Arrays, number: int, *, zeros: bool = True) -> Arrays:
+    """The same start with every parameter moved by one unit in the last place, up or down by a seeded coin.
+
+    `zeros`: also those that are 0. The unit there is 5e-324, which no rounding makes, and it is enough to put a value
+    that is exactly 0 in every framework on the other side of a kink: derived tolerances leave zeros alone.
+    """
     found = dict(start)
     for name, parameter in program.parameters.items():
         if parameter.learned:
             value = start[f"state/{name}"]
             up = initial.stream(program.seed, "twin", number, name).random(value.shape) < 0.5  # noqa: PLR2004 - a fair coin
             far = np.asarray(math.inf, value.dtype)
-            found[f"state/{name}"] = np.where(up, np.nextafter(value, far), np.nextafter(value, -far))
+            moved = np.where(up, np.nextafter(value, far), np.nextafter(value, -far))
+            found[f"state/{name}"] = moved if zeros else np.where(value == 0, value, moved)
     return found
 
 

@@ -3,6 +3,7 @@
 import ast
 import json
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import golden
@@ -17,6 +18,7 @@ from harness import api, emit, names, spec
 from harness.backend import BACKENDS
 from harness.emit import graphs
 from harness.errors import SpecError
+from harness.graph import Program
 
 SPECS = sorted(path.stem for path in spec.directory().glob("*.yaml"))
 ALLOWED = {
@@ -62,13 +64,19 @@ def test_programs_import_their_framework_numpy_and_safetensors_alone(emitted: di
         assert roots <= ALLOWED[backend] | {"numpy", "safetensors"}, name
 
 
+@cache
+def program_of_case(case: str) -> Program:
+    """Reading YAML takes longer than emitting, and the program is the same for every backend."""
+    return program_of(spec_of(CASES[case]))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES)
 def test_every_case_is_emitted_as_valid_python(backend: str, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib  # noqa: PLC0415
 
     monkeypatch.setattr(emit, "formatted", lambda text: text)  # tested by the golden programs; slow in hundreds
-    program = program_of(spec_of(CASES[case]))
+    program = program_of_case(case)
     text = importlib.import_module(f"backends.{backend}.emit").emit(program)
     classes = [node.name for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
     assert "Net" in classes

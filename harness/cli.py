@@ -34,6 +34,12 @@ PythonOption = Annotated[
         "--python", metavar="BACKEND=PATH", help="The interpreter of a backend, like torch=/opt/t/bin/python."
     ),
 ]
+ProgramOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--program", metavar="BACKEND=FILE", help="Your own version of an emitted program, like torch=my_model.py."
+    ),
+]
 SeedOption = Annotated[int | None, typer.Option(help="Instead of the spec's seed.")]
 StepsOption = Annotated[
     int | None,
@@ -92,6 +98,7 @@ def run(
     python: PythonOption = None,
     out: Annotated[Path | None, typer.Option(help="The run directory; it must be empty or new.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds of silence after which a worker is stopped.")] = 600.0,
+    program: ProgramOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Train on every backend, compare, and report. Exit: 0 the same, 1 they differ, 2 a wrong spec or call, 3 a backend failed."""
@@ -99,8 +106,9 @@ def run(
     from harness.environment import backends as chosen  # noqa: PLC0415
 
     options = runs.Options(
-        chosen(backends), steps, seed, precision, threads, device, tuple(python or ()), out, timeout, start, until
-    )
+        chosen(backends), steps, seed, precision, threads, device, tuple(python or ()), out, timeout, start, until,
+        programs=tuple(program or ()),
+    )  # fmt: skip
     _check_json(json_file)
     with _progress() as listen:
         result = runs.run(spec, options, listen)
@@ -108,8 +116,38 @@ def run(
         report.write(result.directory)
     if json_file != "-":
         report.print_result(result, Console())
+        if result.verdict == "differs":
+            Console().print(f"Where and why: harness diff {_short(result.directory)}", markup=False)
     _write_json(json_file, result.to_json())
     raise typer.Exit(result.exit)
+
+
+@app.command()
+def diff(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    other: Annotated[
+        Path | None,
+        typer.Argument(metavar="[OTHER]", help="Another run of the same training, of other backends or programs."),
+    ] = None,
+    backends: Annotated[str | None, typer.Option(help="Which ones, like torch,jax; left out, all.")] = None,
+    steps: Annotated[int | None, typer.Option(help="How many of the run's steps to look at; left out, all.")] = None,
+    python: PythonOption = None,
+    timeout: Annotated[float, typer.Option(help="Seconds of silence after which a worker is stopped.")] = 600.0,
+    json_file: JsonOption = None,
+) -> None:
+    """Say where the trainings of a run part first, and why. Exit: 0 they do not, 1 they do, 2 a wrong call, 3 a backend failed."""
+    from harness.check import diff as diffs  # noqa: PLC0415 - seconds of imports that other commands do without
+    from harness.environment import backends as chosen  # noqa: PLC0415
+    from harness.report.ladder import print_diff  # noqa: PLC0415
+
+    _check_json(json_file)
+    options = diffs.DiffOptions(chosen(backends), steps, tuple(python or ()), timeout)
+    with _progress() as listen:
+        found = diffs.diff([run] if other is None else [run, other], options, listen)
+    if json_file != "-":
+        print_diff(found, Console())
+    _write_json(json_file, found.to_json())
+    raise typer.Exit(found.exit)
 
 
 @app.command()
@@ -190,6 +228,7 @@ def check(
     ] = False,
     mutant: Annotated[list[str] | None, typer.Option(help="With --power: only this fault; may be repeated.")] = None,
     table: Annotated[Path | None, typer.Option(help="With --power: write the matrix as Markdown.")] = None,
+    program: ProgramOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Climb the ladder of equivalence. Exit: 0 every rung passed, 1 one did not, 2 a wrong spec or call, 3 a backend failed."""
@@ -200,7 +239,7 @@ def check(
 
     options = climb.CheckOptions(
         climb.rung_names(rungs), chosen(backends), tuple(dict.fromkeys(precision.split(","))), steps, seed, twins, seeds,
-        tuple(python or ()), timeout, out,
+        tuple(python or ()), timeout, out, tuple(program or ()),
     )  # fmt: skip
     _check_json(json_file)
     if power:

@@ -4,14 +4,13 @@ A run directory is self-contained: request, inputs, emitted programs, logs, outp
 """
 
 import hashlib
-import importlib
 import json
 import os
 import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -32,6 +31,8 @@ from harness.errors import CallError, DataError, SpecError
 from harness.graph import Program
 from harness.judge import judge
 from harness.optimizers import Cosine
+from harness.programs import Written, emitted
+from harness.programs import read as read_programs
 from harness.record import plain
 from harness.reference import initial_slots
 from harness.resolve import compile_spec
@@ -73,6 +74,8 @@ class Options:
     """Whether states and gradients are recorded at steps; without them losses and outputs alone are compared."""
     plant: Callable[[str, Program], str] | None = None
     """The text of a backend's program instead of its emitter's: how a changed program is run."""
+    programs: tuple[str, ...] = ()
+    """Programs of the user's own, like `torch=my_model.py`: the emitted ones of their backends, changed."""
 
 
 def run(path: str | Path, options: Options | None = None, listen: Listener | None = None) -> RunResult:
@@ -88,13 +91,16 @@ def run_spec(loaded: spec.Spec, text: Source, options: Options, listen: Listener
     checkpoint = None if options.start is None else Checkpoint.read(options.start)
     program = compile_spec(loaded, text, options.steps, _seed(options, checkpoint))
     require(program, options, checkpoint)
+    given = own_programs(loaded, text, program, options.programs, options.threads)
+    for own in given.values():
+        own.adapted(program, options.precision, options.threads)  # raises before any work
     pythons = interpreters(options.pythons)
     inputs = prepared(program, text)
     directory = make_directory(program, options)
     write_inputs(directory, program, inputs, text, options, checkpoint)
     results = {}
     for name in options.backends:
-        request = write_request(directory, program, inputs, text, name, options, checkpoint)
+        request = write_request(directory, program, inputs, text, name, options, checkpoint, given)
         results[name] = train(directory, name, request, pythons[name], options, listen)
     done = 0 if checkpoint is None else checkpoint.step
     result = replace(judge(program, inputs, directory, results, options, done), started=started)
@@ -111,6 +117,15 @@ def run_spec(loaded: spec.Spec, text: Source, options: Options, listen: Listener
         result = result.with_evidence(run_spec(loaded, text, exact, listen))
     write_last(directory / "result.json", result.to_json())
     return result
+
+
+def own_programs(
+    loaded: spec.Spec, text: Source, program: Program, given: Sequence[str], threads: int = 1
+) -> dict[str, Written]:
+    """The user's own programs by backend. They may have been emitted for the spec's own steps and seed."""
+    if not given:
+        return {}
+    return read_programs(given, [program, compile_spec(loaded, text)], sorted({1, threads}))
 
 
 def check(options: Options) -> None:
@@ -255,17 +270,18 @@ def write_inputs(
 
 def write_request(
     directory: Path, program: Program, inputs: Inputs, text: Source, backend: str, options: Options,
-    checkpoint: Checkpoint | None = None,
+    checkpoint: Checkpoint | None = None, given: Mapping[str, Written] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """A backend's folder: the emitted program and what the worker is asked."""
     folder = directory / backend
     folder.mkdir()
     name = f"{program.name}_{backend}.py"
-    if options.plant is None:
-        emitter = importlib.import_module(f"backends.{backend}.emit")
-        source = emitter.emit(program, options.precision, options.threads)
-    else:
+    if options.plant is not None:
         source = options.plant(backend, program)
+    elif given and backend in given:
+        source = given[backend].adapted(program, options.precision, options.threads)
+    else:
+        source = emitted(program, backend, options.precision, options.threads)
     (folder / name).write_text(source, encoding="utf-8")
     start, stop = 0 if checkpoint is None else checkpoint.step, options.until or program.steps
     states, gradients = recorded_steps(program, options, start)

@@ -125,7 +125,7 @@ def test_a_result_is_strict_json_with_the_documented_fields() -> None:
     again = json.loads(json.dumps(found, allow_nan=False))
     assert set(again) == {
         "schema", "harness", "spec", "verdict", "exit", "directory", "steps", "seed", "backends", "rungs", "failures",
-        "zero_gradient", "seconds",
+        "zero_gradient", "seconds", "diagnoses",
     }  # fmt: skip
     (said,) = again["rungs"]
     assert set(said) == {
@@ -552,6 +552,10 @@ class HandMade:
     velocity: float = 0.0
     asked: int = 0
     count: int = field(default=0, repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.backend
 
     def fresh(self) -> Path:
         self.count += 1

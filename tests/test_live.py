@@ -140,6 +140,10 @@ class Mute:
     backend: str
     core: int
 
+    @property
+    def name(self) -> str:
+        return self.backend
+
 
 def subject_of(*mutes: Mute) -> Subject:
     program = program_of(spec_of(CASES["dense"]))

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from harness.backend import Arrays
-from harness.check.dissect import Finding, Taken
+from harness.check.dissect import Finding, Taken, position_before
 from harness.check.live import LiveWorker
+from harness.check.memory import digest
 from harness.check.mutants import MUTANTS, Mutant, plant
 from harness.check.subject import ROWS, Subject, open_program
 from harness.errors import WorkerFailed
@@ -53,7 +54,8 @@ def causes(subject: Subject, taken: Taken, found: Finding) -> list[Cause]:
         return []
     # PyTorch's programs run without compiling: the quickest place to try.
     healthy = sorted(
-        (b for b in subject.backends if b != odd and found.votes.get(b) == "agrees"), key=lambda b: b != "torch"
+        (b for b in subject.backends if b != odd and found.votes.get(b) == "agrees"),
+        key=lambda b: subject.workers[b].backend != "torch",
     )
     wanted = _material(taken, odd, found)
     base = healthy[0] if healthy else odd
@@ -80,32 +82,45 @@ def _explains(
 ) -> Cause | None:
     """A fault planted where it can be, and the share of the difference that it makes too."""
     for backend in backends:
-        source = plant(mutant, subject.program, backend, subject.precision, observe=True)
+        source = plant(mutant, subject.program, subject.workers[backend].backend, subject.precision, observe=True)
         if source is None:
             continue
-        live = subject.workers[backend]
-        try:
-            said = _step(subject, live, source, taken, found)
-            honest = _step(subject, live, subject.sources[backend, True], taken, found, "honest")
-        except WorkerFailed:
-            if live.process.poll() is not None:
-                raise
+        made = _made(subject, backend, source, taken, found)
+        if made is None:
             continue
-        made = _change(honest, said)
         share = 1 - _size(_change(made, change)) / _size(change)
         return Cause(mutant.name, mutant.about, float(share), backend)
     return None
 
 
-def _step(
-    subject: Subject, live: LiveWorker, source: str, taken: Taken, found: Finding, name: str = "candidate"
-) -> Arrays:
-    key = f"{name}/{live.backend}/{taken.step}/{subject.program.name}/{subject.precision}/{found.mode}/{found.phase}"
-    if name == "honest" and key in subject.remembered:
-        return subject.remembered[key]  # type: ignore[return-value]
-    place = subject.position(_position_name(subject, taken), taken.position)
+def _made(subject: Subject, backend: str, source: str, taken: Taken, found: Finding) -> Arrays | None:
+    """What a planted fault changes in a step; None where the program does not run."""
+    key = ("made", backend, digest(source), taken.step, found.mode, found.phase)
+    known: Arrays | None = subject.memory.get(*key)
+    if known is None:
+        live = subject.workers[backend]
+        try:
+            said = _step(subject, live, source, taken, found)
+            honest = _step(subject, live, subject.honest[backend, True], taken, found)
+        except WorkerFailed:
+            if live.process.poll() is not None:
+                raise
+            return None
+        known = _change(honest, said)
+        subject.memory.keep(known, *key)
+    return known
+
+
+def _step(subject: Subject, live: LiveWorker, source: str, taken: Taken, found: Finding) -> Arrays:
+    """What a program says of the step, as much as bears on the finding."""
+    honest = source == subject.honest[live.name, True]
+    key = ("honest", live.name, taken.step, found.mode, found.phase)
+    known: Arrays | None = subject.memory.get(*key) if honest else None
+    if known is not None:
+        return known
+    name = "candidate"
     open_program(subject, live, name, source, observe=True)
-    live.ask("load", name=name, arrays=place)
+    live.ask("load", name=name, arrays=str(position_before(subject, taken.step)))
     said: Arrays = {}
     if found.mode == "evaluation":
         for question in subject.questions.values():
@@ -116,14 +131,9 @@ def _step(
         said |= live.arrays("observe", name=name, step=taken.step)
     live.ask("close", name=name)
     kept = _kept(said, found)
-    if name == "honest":
-        subject.remembered[key] = kept
+    if honest:
+        subject.memory.keep(kept, *key)
     return kept
-
-
-def _position_name(subject: Subject, taken: Taken) -> str:
-    first = next(iter(subject.program.parameters))
-    return f"position-{taken.step}-{abs(hash(taken.position[f'state/{first}'].tobytes()))}"
 
 
 def _material(taken: Taken, backend: str, found: Finding) -> Arrays:

@@ -13,6 +13,7 @@ from harness import spec
 from harness.backend import BACKENDS
 from harness.check import rungs
 from harness.check import trajectory as long
+from harness.check.diagnose import Diagnosis, diagnose
 from harness.check.evidence import Evidence, allowances, gather, slopes
 from harness.check.live import LiveWorker
 from harness.check.mutants import MUTANTS
@@ -25,8 +26,9 @@ from harness.environment import interpreters
 from harness.errors import CallError
 from harness.graph import Program
 from harness.nullspace import zero_gradient
+from harness.programs import Written
 from harness.resolve import compile_spec
-from harness.runs import prepared
+from harness.runs import own_programs, prepared
 from harness.source import Source
 from harness.worker import write_last
 
@@ -52,6 +54,8 @@ class CheckOptions:
     timeout: float = 600.0
     out: Path | None = None
     """A new folder that keeps what the check worked with; left out, a temporary one."""
+    programs: tuple[str, ...] = ()
+    """Programs of the user's own, like `torch=my_model.py`: the emitted ones of their backends, changed."""
 
 
 def check(
@@ -63,12 +67,22 @@ def check(
     loaded = [spec.load(spec.find(str(path))) for path in paths]
     programs = [_program(own, text, options) for own, text in loaded]
     _distinct(programs)
+    if options.programs and len(programs) > 1:
+        raise CallError("--program is a version of one spec's program: check that spec alone")
+    given = {
+        backend: own
+        for program, (own_spec, text) in zip(programs, loaded, strict=True)
+        for backend, own in own_programs(own_spec, text, program, options.programs).items()
+    }
+    for own in given.values():
+        for precision in options.precisions:
+            own.adapted(programs[0], precision, observe=True)  # raises before any work
     pythons = interpreters(options.pythons)
     folder = _folder(options)
     try:
         with workers(options.backends, options.precisions, pythons, folder, options.timeout) as (live, failures):
             return [
-                _climb(program, own, text, folder, live, dict(failures), options, listen)
+                _climb(program, own, text, folder, live, dict(failures), options, listen, given)
                 for program, (own, text) in zip(programs, loaded, strict=True)
             ]
     finally:
@@ -194,18 +208,23 @@ def _folder(options: CheckOptions) -> Path:
 
 def _climb(
     program: Program, loaded: spec.Spec, text: Source, folder: Path, live: Mapping[str, dict[str, LiveWorker]], failures: dict[str, str],
-    options: CheckOptions, listen: Listener,
+    options: CheckOptions, listen: Listener, given: Mapping[str, Written],
 ) -> CheckResult:  # fmt: skip
     began = time.perf_counter()
     inputs = prepared(program, text)
     own = folder / program.name
     found: list[Rung] = []
+    diagnoses: dict[str, Diagnosis | None] = {}
     for precision in options.precisions:
         holders = {name: one for name, one in live[precision].items() if name not in failures}
         if not holders:
             break
-        subject = prepare(program, text, inputs, precision, own / precision, holders)
-        found += _rungs(subject, options, listen, {rung.name: rung for rung in found})
+        subject = prepare(program, text, inputs, precision, own / precision, holders, given)
+        rungs_of = _rungs(subject, options, listen, {rung.name: rung for rung in found})
+        found += rungs_of
+        if any(rung.status == "failed" for rung in rungs_of) and not subject.failures:
+            listen(program.name, {"phase": f"{precision} diff"})
+            diagnoses[precision] = _diagnosed(subject, given)
         failures |= subject.failures
         _close(subject)
         if options.out is None:
@@ -216,11 +235,18 @@ def _climb(
         )
     result = CheckResult(
         program.name, own, program.steps, program.seed, options.backends, tuple(found), failures,
-        zero_gradient(program), time.perf_counter() - began,
+        zero_gradient(program), time.perf_counter() - began, diagnoses,
     )  # fmt: skip
     own.mkdir(parents=True, exist_ok=True)
     write_last(own / "check.json", result.to_json())
     return result
+
+
+def _diagnosed(subject: Subject, given: Mapping[str, Written]) -> Diagnosis | None:
+    """Where and why the programs of a failed check part."""
+    observed = {name: subject.sources[name, True] for name in subject.workers}
+    read = {name: given[name].text if name in given else subject.sources[name, False] for name in subject.workers}
+    return diagnose(subject, observed, read, subject.program.steps)
 
 
 def _seeds(
@@ -255,7 +281,7 @@ def _rungs(subject: Subject, options: CheckOptions, listen: Listener, exact: Map
     if {"forward", "gradients", "optimizer"} & set(asked):
         listen(subject.program.name, {"phase": f"{subject.precision} asking"})
         evidence: dict[str, Evidence] = each(
-            subject, lambda live: gather(subject, live, subject.sources[live.backend, True], support=True)
+            subject, lambda live: gather(subject, live, subject.sources[live.name, True], support=True)
         )
         allowed = allowances(subject, evidence)
         gathered = time.perf_counter() - start

@@ -6,14 +6,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from merge3 import Merge3
-
-from harness.backend import Arrays
 from harness.check import dissect
 from harness.check.causes import Cause, causes
 from harness.check.dissect import Finding
 from harness.check.subject import Subject
-from harness.emit import formatted
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -49,7 +45,7 @@ class Diagnosis:
         mode = " (in evaluation)" if f.mode == "evaluation" else ""
         said = [
             f"They part at step {f.step}, in phase {f.phase}, at {f.tensor}{mode}: {f.backend} is the odd one out"
-            + (f" ({' and '.join(agree)} agree)." if agree else "."),
+            + (f" ({' and '.join(agree)} agree{'s' if len(agree) == 1 else ''})." if agree else "."),
             f"{f.tensor}{at}: expected {w.a!r} ({f.against}), got {w.b!r}; {w.allowed:.3g} apart would be allowed, "  # noqa: ISC004 - one sentence
             f"a tolerance of {w.difference:.3g} would be needed.",
             f"{f.confirmed[:1].upper()}{f.confirmed[1:]}.",
@@ -71,49 +67,18 @@ def _percent(share: float) -> str:
 
 
 def diagnose(subject: Subject, observed: Mapping[str, str], plain: Mapping[str, str], steps: int) -> Diagnosis | None:
-    """Take programs apart until they part; None where no step shows more than rounding.
+    """Take programs apart until they part; None where none of so many steps shows more than rounding.
 
     `observed` and `plain`: by backend, the programs that return every value and those that are read.
     """
-    refused = dissect.opened(subject, observed)
-    found = refused or dissect.find(subject, steps)
+    refused = dissect.refusal(subject, observed)
+    found = refused or dissect.find(subject, observed, steps)
     if found is None:
-        dissect.closed(subject)
         return None
-    why: list[Cause] = []
-    for step, position in () if refused else _positions(subject, found):
-        if step == found.step - 1:
-            why = causes(subject, dissect.take(subject, position, step), found)
-    dissect.closed(subject)
+    why = [] if refused else causes(subject, dissect.take(subject, observed, found.step - 1), found)
     source = plain.get(found.backend)
     line = None if source is None else locate(source, observed[found.backend], found, subject)
     return Diagnosis(found, line, tuple(why))
-
-
-def _positions(subject: Subject, found: Finding) -> Iterator[tuple[int, Arrays]]:
-    if found.step == 1:
-        yield 0, subject.start
-    else:
-        yield from dissect.positions(subject, found.step)
-
-
-def observing(honest: str, honest_observed: str, given: str) -> str | None:
-    """The observed variant of a changed program: what was changed in it, changed in the honest observed one too.
-
-    None where the change touches lines that the two variants have otherwise.
-    """
-    if honest == given:
-        return honest_observed
-    base, ours, theirs = (text.splitlines(keepends=True) for text in (honest, honest_observed, given))
-    found: list[str] = []
-    for group in Merge3(base, ours, theirs).merge_groups():
-        if group[0] == "conflict":
-            return None
-        found += group[1]
-    try:
-        return formatted("".join(found))
-    except SyntaxError:
-        return None
 
 
 # The line -------------------------------------------------------------------------------------------------

@@ -10,16 +10,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
 
 from harness.backend import Array, Arrays
-from harness.check.evidence import FLOOR, ROOM, batched, evaluated, followed
+from harness.check.evidence import FLOOR, ROOM, batched, differentiated, evaluated, followed
 from harness.check.live import LiveWorker
+from harness.check.memory import digest
 from harness.check.rungs import RULE_ROOM
-from harness.check.subject import ROWS, Subject, each, open_program, twin
+from harness.check.subject import ROWS, Subject, each, open_program, part, twin
 from harness.compare import Derived, Difference, measure
 from harness.graph import BlockOp, Graph
 
@@ -27,6 +29,8 @@ PHASES = ("data", "forward", "loss", "backward", "optimizer", "state")
 TWINS = 2
 COARSE = 512
 """Units in the last place: what a quick look at a step takes for rounding."""
+AHEAD = 8
+"""Positions that are trained ahead of the one that is asked for."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Finding:
     """Each backend: `agrees` or `differs`."""
     confirmed: str = ""
     """What feeding other values into the phase alone showed."""
+    pair: tuple[str, ...] = ()
+    """Of a gradient: a backend that has `a`, and the one that has `b`."""
 
     @property
     def mode(self) -> str:
@@ -78,14 +84,23 @@ class Taken:
     """How far each tensor moves where every parameter moves by one unit in the last place."""
 
 
-def opened(subject: Subject, sources: Mapping[str, str]) -> Finding | None:
-    """Open the observed programs that are to be taken apart, one a backend.
+@dataclass(frozen=True)
+class Answer:
+    """What one backend said of a step."""
 
-    A program whose optimizer remembers other things than the rule does is found here: it is the finding.
-    """
+    said: Arrays
+    evaluated: Arrays
+    moves: dict[str, float]
+
+
+def refusal(subject: Subject, sources: Mapping[str, str]) -> Finding | None:
+    """A program whose optimizer remembers other arrays than the rule does: it cannot be set to a position, and that is the finding."""
 
     def work(live: LiveWorker) -> None:
-        open_program(subject, live, "dissected", sources[live.backend], observe=True)
+        source = sources[live.name]
+        if subject.memory.get("accepted", live.name, digest(source)) is None:
+            _open(subject, live, source)
+            subject.memory.keep(True, "accepted", live.name, digest(source))  # noqa: FBT003 - what is kept
 
     each(subject, work)
     for backend, why in list(subject.failures.items()):
@@ -93,51 +108,73 @@ def opened(subject: Subject, sources: Mapping[str, str]) -> Finding | None:
             del subject.failures[backend]
             worst = Difference(other[1], 1, float("nan"), 0.0, (), 0.0, float("nan"))
             votes = {name: "differs" if name == backend else "agrees" for name in subject.backends}
-            said = "its optimizer remembers other arrays than the rule does"
+            said = "its optimizer remembers other arrays than the rule does, so that no position can be loaded into it"
             return Finding(1, "optimizer", f"optimizer/{other[1]}", backend, worst, "reference", votes, said)
     return None
 
 
+def _open(subject: Subject, live: LiveWorker, source: str) -> None:
+    """Have a program at hand under `dissected`; it stays there until another one is asked for."""
+    if subject.memory.get("open", live.name) != digest(source):
+        subject.memory.forget("open", live.name)
+        open_program(subject, live, "dissected", source, observe=True)
+        subject.memory.keep(digest(source), "open", live.name)
+
+
 def closed(subject: Subject) -> None:
-    """Forget them."""
+    """Forget the programs that were taken apart."""
+    for backend in subject.backends:
+        subject.memory.forget("open", backend)
     each(subject, lambda live: live.ask("close", name="dissected"))
 
 
-def take(subject: Subject, position: Arrays, step: int, *, quick: bool = False) -> Taken:
-    """Have every backend take a step from a position. `quick`: without values and twins."""
-    name = f"position-{step}-{abs(hash(position['state/' + next(iter(subject.program.parameters))].tobytes()))}"
-    start = subject.position(name, position)
-    twins = (
-        []
-        if quick
-        else [
-            subject.position(f"{name}-twin-{i}", twin(subject.program, position, i, zeros=False)) for i in range(TWINS)
-        ]
-    )
+def take(subject: Subject, sources: Mapping[str, str], step: int, *, quick: bool = False) -> Taken:
+    """Have every backend take a step from the position before it. `quick`: without values and twins."""
+    path = position_before(subject, step)
+    position = subject.start if step == subject.first else load_file(path)
+    twins = [] if quick else [_twin_position(subject, step, position, i) for i in range(TWINS)]
 
-    def work(live: LiveWorker) -> tuple[Arrays, Arrays, dict[str, float]]:
-        live.ask("load", name="dissected", arrays=start)
-        batch = live.arrays("batch", name="dissected", step=step)
-        looked = {} if quick else _evaluated(subject, live)
-        said = live.arrays("observe", name="dissected", step=step, values=not quick)
-        moves: dict[str, float] = {}
-        for path in twins:
-            live.ask("load", name="dissected", arrays=path)
-            other = {f"evaluation:{n}": a for n, a in _evaluated(subject, live).items()}
-            other |= live.arrays("observe", name="dissected", step=step)
-            base = {f"evaluation:{n}": a for n, a in looked.items()} | said
-            for n, a in other.items():
-                move = float(np.max(np.abs(a.astype(np.float64) - base[n]), initial=0.0))
-                moves[n] = max(moves.get(n, 0.0), move)
-        return said | {f"batch/{n}": a for n, a in batch.items()}, looked, moves
+    def work(live: LiveWorker) -> Answer:
+        source = sources[live.name]
+        key = ("take", live.name, digest(source), step, quick)
+        known: Answer | None = subject.memory.get(*key)
+        if known is None:
+            _open(subject, live, source)
+            known = _answer(subject, live, step, path, twins, quick=quick)
+            subject.memory.keep(known, *key)
+        return known
 
     answers = each(subject, work)
     moves: dict[str, float] = {}
-    for _, _, own in answers.values():
-        for n, move in own.items():
+    for answer in answers.values():
+        for n, move in answer.moves.items():
             # The smallest: a faulty program may be far less steady than the honest ones.
             moves[n] = min(moves.get(n, np.inf), move)
-    return Taken(step, position, {b: a[0] for b, a in answers.items()}, {b: a[1] for b, a in answers.items()}, moves)
+    said = {backend: answer.said for backend, answer in answers.items()}
+    return Taken(step, position, said, {backend: answer.evaluated for backend, answer in answers.items()}, moves)
+
+
+def _twin_position(subject: Subject, step: int, position: Arrays, number: int) -> Path:
+    return Path(subject.position(f"before-{step}-twin-{number}", twin(subject.program, position, number, zeros=False)))
+
+
+def _answer(
+    subject: Subject, live: LiveWorker, step: int, position: Path, twins: Sequence[Path], *, quick: bool
+) -> Answer:
+    live.ask("load", name="dissected", arrays=str(position))
+    batch = live.arrays("batch", name="dissected", step=step)
+    looked = {} if quick else _evaluated(subject, live)
+    said = live.arrays("observe", name="dissected", step=step, values=not quick)
+    moves: dict[str, float] = {}
+    for path in twins:
+        live.ask("load", name="dissected", arrays=str(path))
+        other = {f"evaluation:{n}": a for n, a in _evaluated(subject, live).items()}
+        other |= live.arrays("observe", name="dissected", step=step)
+        base = {f"evaluation:{n}": a for n, a in looked.items()} | said
+        for n, a in other.items():
+            move = float(np.max(np.abs(a.astype(np.float64) - base[n]), initial=0.0))
+            moves[n] = max(moves.get(n, 0.0), move)
+    return Answer(said | {f"batch/{n}": a for n, a in batch.items()}, looked, moves)
 
 
 def _evaluated(subject: Subject, live: LiveWorker) -> Arrays:
@@ -147,29 +184,36 @@ def _evaluated(subject: Subject, live: LiveWorker) -> Arrays:
     return found
 
 
-def positions(subject: Subject, steps: int) -> Iterator[tuple[int, Arrays]]:
-    """The positions before each step of a training, the first backend's: any will do, as long as all start from it."""
-    live = subject.workers[subject.backends[0]]
-    open_program(subject, live, "anchor", subject.sources[live.backend, False], observe=False)
-    position = subject.start
-    for step in range(steps):
-        yield step, position
-        path = live.fresh()
-        live.ask("train", name="anchor", first=step, last=step + 1, write="last", into=str(path))
-        position = load_file(path)
-        path.unlink()
-    live.ask("close", name="anchor")
+def position_before(subject: Subject, step: int) -> Path:
+    """A file with the position before a step: the first backend's own training leads there.
+
+    Any positions will do, as long as all backends start from the same one. They are trained once and kept.
+    """
+    name = f"before-{step}"
+    path = subject.folder / f"{name}.safetensors"
+    if step == subject.first:
+        return Path(subject.position(name, subject.start))
+    if not path.exists():
+        before = position_before(subject, step - 1)
+        live = subject.workers[subject.backends[0]]
+        open_program(subject, live, "anchor", subject.honest[live.name, False], observe=False)
+        live.ask("load", name="anchor", arrays=str(before))
+        last = step + AHEAD
+        for now in range(step, min(last, subject.program.steps - 1) + 1):
+            own = live.fresh()
+            live.ask("train", name="anchor", first=now - 1, last=now, write="last", into=str(own))
+            own.replace(subject.folder / f"before-{now}.safetensors")
+        live.ask("close", name="anchor")
+    return path
 
 
-def find(subject: Subject, steps: int) -> Finding | None:
-    """The first (step, phase, tensor) at which the opened programs part, or None within so many steps."""
-    first = take(subject, subject.start, 0)
-    if found := dissect(subject, first):
-        return found
-    for step, position in positions(subject, steps):
-        if step == 0 or not suspicious(subject, take(subject, position, step, quick=True)):
+def find(subject: Subject, sources: Mapping[str, str], steps: int) -> Finding | None:
+    """The first (step, phase, tensor) at which programs part, or None within so many steps from the first."""
+    first = subject.first
+    for step in range(first, min(first + steps, subject.program.steps)):
+        if step > first and not suspicious(subject, take(subject, sources, step, quick=True)):
             continue
-        if found := dissect(subject, take(subject, position, step)):
+        if found := dissect(subject, take(subject, sources, step)):
             return found
     return None
 
@@ -190,9 +234,9 @@ def _phases(subject: Subject, taken: Taken, *, quick: bool) -> Iterator[Finding]
     expected = {backend: followed(subject, own, taken.position, taken.step) for backend, own in taken.said.items()}
     batch = {f"batch/{n}": a for n, a in batched(subject, taken.step).items()}
     yield from _judge(subject, taken, "data", list(batch), dict.fromkeys(taken.said, batch), COARSE if quick else FLOOR)
-    if not quick and taken.step == 0:
+    if not quick and taken.step == subject.first:
         mine = evaluated(subject)
-        names = [f"evaluation:{n}" for n in ordered(subject, mine)]
+        names = [f"evaluation:{n}" for n in mine]
         wanted = {f"evaluation:{n}": a for n, a in mine.items()}
         said = {b: {f"evaluation:{n}": a for n, a in own.items()} for b, own in taken.evaluated.items()}
         # In evaluation alone nothing is at fault that training shows first.
@@ -201,13 +245,13 @@ def _phases(subject: Subject, taken: Taken, *, quick: bool) -> Iterator[Finding]
         looked = []
     room = COARSE if quick else FLOOR
     for number, update in enumerate(subject.program.updates):
-        values = [n for n in ordered(subject, next(iter(expected.values()))) if n.startswith(f"values/{update.name}/")]
+        values = [n for n in next(iter(expected.values())) if n.startswith(f"values/{update.name}/")]
         forward = [] if quick else list(_judge(subject, taken, "forward", values, expected, room))
         if forward and number and not looked:
             # The nodes themselves are right in evaluation: what this update saw is what the one before it left.
             yield from _moved(subject, taken, subject.program.updates[number - 1].name, expected, room)
-        if forward and not looked and (moved := _moved_before(subject, forward[0])) is not None:
-            yield moved
+        if forward and len(subject.program.updates) > 1 and (early := _moved_early(subject, taken, forward[0])):
+            yield early
         yield from forward
         yield from _judge(subject, taken, "loss", [f"loss/{update.name}"], expected, room)
         yield from _backward(subject, taken, update.name, room)
@@ -219,24 +263,27 @@ def _phases(subject: Subject, taken: Taken, *, quick: bool) -> Iterator[Finding]
     yield from looked
 
 
-def _moved_before(subject: Subject, found: Finding) -> Finding | None:
-    """A node that does the same in evaluation, and is right there: what it owns was moved before it was used."""
-    if len(subject.program.updates) == 1:
+def _moved_early(subject: Subject, taken: Taken, found: Finding) -> Finding | None:
+    """A node that is right for the parameters that its network has after the step: they were moved before it was computed."""
+    update = next(u for u in subject.program.updates if found.tensor.startswith(f"{u.name}/"))
+    network = next(s.network for s in update.calls if found.tensor.startswith(f"{update.name}/{s.variable}."))
+    said = taken.said[found.backend]
+    own = {n: a for n, a in part(said, "state/").items() if n.startswith(f"{network}.")}
+    learned = [n for n in own if subject.program.parameters[n].learned]
+    moved = {f"state/{n}": own[n] for n in learned}
+    name = f"values/{found.tensor}"
+    wrong, right = (
+        _difference(
+            subject, taken, name, followed(subject, said, start, taken.step, fed=True).get(name), said.get(name), FLOOR
+        ).ratio
+        for start in (taken.position, taken.position | moved)
+    )
+    if wrong <= 1 or right > 1:
         return None
-    network = next(
-        s.network for u in subject.program.updates for s in u.calls
-        if found.tensor.startswith(f"{u.name}/{s.variable}.")
-    )  # fmt: skip
-    names = found.tensor.partition(".")[2].split(".")
-    graph = subject.program.networks[network]
-    for name in names[:-1]:
-        graph = next(n.op.graph for n in graph.nodes if n.name == name and isinstance(n.op, BlockOp))
-    node = next(n for n in graph.nodes if n.name == names[-1])
-    learned = [p.name for p in node.parameters if p.learned]
-    if not learned or len(learned) < len(node.parameters) or node.op.mask(*node.input_shapes) is not None:
-        return None
-    prefix = "" if len(subject.program.networks) == 1 else f"{network}."
-    return replace(found, phase="optimizer", tensor=f"{prefix}{'.'.join(names)}.{learned[0]}")
+    layer = found.tensor.partition(".")[2]
+    first = next((n for n in learned if n.startswith(f"{network}.{layer}.")), learned[0])
+    why = f"with the parameters that it has after the step, the reference gives its {found.tensor}: they were moved too early"
+    return replace(found, phase="optimizer", tensor=first, confirmed=why)
 
 
 def _judge(
@@ -293,11 +340,15 @@ def _backward(subject: Subject, taken: Taken, update: str, room: int) -> Iterato
                 subject, taken, name, taken.said[others[0]].get(name), taken.said[worst].get(name), 2 * room
             )
             votes = {b: "differs" if b == worst else "agrees" for b in backends}
-            yield Finding(taken.step + 1, "backward", _plain(name), worst, found, " and ".join(others), votes)
+            yield Finding(
+                taken.step + 1, "backward", _plain(name), worst, found, " and ".join(others), votes, "", (others[0], worst)
+            )  # fmt: skip
         else:
             pair = max(pairs, key=lambda p: pairs[p].ratio)
             votes = {b: "differs" if b in pair else "agrees" for b in backends}
-            yield Finding(taken.step + 1, "backward", _plain(name), " or ".join(pair), pairs[pair], pair[0], votes)
+            yield Finding(
+                taken.step + 1, "backward", _plain(name), " or ".join(pair), pairs[pair], pair[0], votes, "", pair
+            )  # fmt: skip
 
 
 def _difference(
@@ -320,38 +371,92 @@ def _plain(name: str) -> str:
     return name.removeprefix("evaluation:")
 
 
-def ordered(subject: Subject, names: Mapping[str, object]) -> list[str]:
-    """Names of nodes' values in the order of evaluation, inner nodes of a block before it: as the reference says them."""
-    del subject
-    return list(names)
+# What feeding shows ---------------------------------------------------------------------------------------
 
 
 def _confirmed(subject: Subject, taken: Taken, found: Finding) -> Finding:
-    """Feed the phase with others' values and say whether the difference stays."""
-    if found.phase in ("forward", "loss"):
-        before = _inputs_agree(subject, taken, found)
-        said = (
-            "everything that goes into it agrees with the reference: the difference is made here"
-            if before
-            else "what goes into it differs too"
-        )
-    elif found.phase == "backward":
-        said = "every value of the forward pass and the loss agrees with the reference: the difference is made in the gradient"
-    elif found.phase == "optimizer":
-        said = (
-            "the rule, fed with this backend's own gradients and state, gives other values: the difference is made here"
-        )
-    elif found.phase == "state":
-        said = "values, gradients and the optimizer's work agree: the running statistic alone differs"
-    else:
-        said = "the arrays in the run's inputs are the same: the difference is made when the batch is loaded"
+    """Feed the reference with the odd backend's own values, and say where a difference stays and where it goes."""
+    odd = found.backend
+    if found.confirmed:
+        return found
+    if found.phase == "backward":
+        return _by_slope(subject, taken, found)
+    if odd not in taken.said:
+        return found
+    if found.phase == "data":
+        return replace(found, confirmed=_fed_batch(subject, taken, odd))
+    alone = _alone(subject, taken, found)
+    name = found.tensor
+    if name not in alone:
+        return replace(found, confirmed=f"fed with {odd}'s own values, the reference gives the same {name}")
+    others = [n for n in alone if n != name]
+    rest = (
+        f"{len(others)} more {'do' if len(others) > 1 else 'does'} not follow from it: {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}"  # noqa: PLR2004
+        if others
+        else "everything else follows from it"
+    )
+    fed = {"optimizer": "gradients and state", "loss": "outputs"}.get(found.phase, "values before it")
+    said = f"fed with {odd}'s own {fed}, the reference still gives another {name}: the difference is made there; {rest}"
     return replace(found, confirmed=said)
 
 
-def _inputs_agree(subject: Subject, taken: Taken, found: Finding) -> bool:
-    """Whether the first difference in evaluation order is this one: `_judge` stops at it."""
-    del subject, taken
-    return found.step >= 1
+def _alone(subject: Subject, taken: Taken, found: Finding) -> list[str]:
+    """What differs in the odd backend although the reference was fed with its own values for all that goes into it."""
+    said = taken.said[found.backend]
+    if found.mode == "evaluation":
+        said = {f"evaluation:{n}": a for n, a in taken.evaluated[found.backend].items()}
+        expected = {f"evaluation:{n}": a for n, a in evaluated(subject, taken.evaluated[found.backend]).items()}
+    else:
+        expected = followed(subject, said, taken.position, taken.step, fed=True)
+    return list(
+        dict.fromkeys(
+            _plain(name)
+            for name, value in expected.items()
+            if _difference(subject, taken, name, value, said.get(name), max(FLOOR, RULE_ROOM)).ratio > 1
+        )
+    )
+
+
+def _fed_batch(subject: Subject, taken: Taken, odd: str) -> str:
+    """Whether all of a step follows from the batch that a backend had, right or wrong."""
+    said = taken.said[odd]
+    try:
+        expected = followed(subject, said, taken.position, taken.step, batch=part(said, "batch/"))
+    except (ValueError, IndexError, KeyError) as error:
+        return f"the reference cannot be fed with {odd}'s batch: {error}"
+    still = [
+        _plain(n)
+        for n, value in expected.items()
+        if n.startswith("values/") and _difference(subject, taken, n, value, said.get(n), FLOOR).ratio > 1
+    ]
+    if still:
+        return f"fed with {odd}'s batch, the reference still differs at {still[0]}: the batch is not all that is wrong"
+    return f"fed with {odd}'s batch, the reference gives {odd}'s values: the difference is made in the data alone"
+
+
+def _by_slope(subject: Subject, taken: Taken, found: Finding) -> Finding:
+    """Ask the reference for the slope of the loss along the direction in which two gradients differ most: it names the wrong one."""
+    update, name = found.tensor.split("/", 1)
+    first, second = found.pair
+    key = f"gradients/{update}/{name}"
+    a, b = (taken.said[x][key].astype(np.float64) for x in (first, second))
+    if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return found
+    direction = (b - a) / (float(np.linalg.norm(b - a)) or 1.0)
+    slope, error = differentiated(subject, update, name, direction, taken.said[first], taken.position, taken.step)
+    wants, gets = float(np.sum(a * direction)), float(np.sum(b * direction))
+    if error > abs(gets - wants) / 4:
+        said = f"values and loss agree; along the difference the reference's loss has a kink (slope {slope:.9g} ± {error:.2g}), which names nobody"
+        return replace(found, confirmed=said)
+    wrong, right = (second, first) if abs(slope - wants) <= abs(slope - gets) else (first, second)
+    said = (
+        f"values and loss agree, so the difference is made in the gradient; along the difference the reference's loss "
+        f"has slope {slope:.9g}, {first} says {wants:.9g} and {second} {gets:.9g}: {wrong} is wrong"
+    )
+    worst = found.worst if wrong == second else replace(found.worst, a=found.worst.b, b=found.worst.a)
+    votes = {n: "differs" if n == wrong or (found.backend != wrong and v == "differs" and n != right) else "agrees" for n, v in found.votes.items()}  # fmt: skip
+    against = found.against if found.backend == wrong else right
+    return replace(found, backend=wrong, worst=worst, votes=votes, against=against, confirmed=said)
 
 
 def node_of(program_graphs: Mapping[str, Graph], tensor: str) -> tuple[str, str] | None:

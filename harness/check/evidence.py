@@ -9,6 +9,7 @@ import numpy as np
 from harness import initial, reference
 from harness.backend import Array, Arrays
 from harness.check.live import LiveWorker
+from harness.check.memory import digest
 from harness.check.subject import ROWS, Subject, moved_parameters, open_program, part, twin, wide
 from harness.compare import FLOAT64, Derived
 from harness.graph import Ref, Update
@@ -132,13 +133,13 @@ def gradient_of(name: str) -> str | None:
 # The reference ------------------------------------------------------------------------------------------
 
 
-def evaluated(subject: Subject) -> Arrays:
-    """Every node's value in evaluation mode at the start."""
+def evaluated(subject: Subject, fed: Mapping[str, Array] | None = None) -> Arrays:
+    """Every node's value in evaluation mode at the start. `fed`: each computed from these values of those before it."""
     found: Arrays = {}
     parameters = wide(part(subject.start, "state/"))
     for question in subject.questions.values():
         fields = {name: subject.data[key][:ROWS] for name, key in question.fields.items()}
-        reference.evaluate(subject.program, question.expression, parameters, fields, partial(_note, found))
+        reference.evaluate(subject.program, question.expression, parameters, fields, partial(_note, found, fed))
     return found
 
 
@@ -158,19 +159,25 @@ def stepped(subject: Subject, seen: Arrays) -> Arrays:
     return {n: a for n, a in found.items() if not n.startswith("optimizer/") and n not in learned}
 
 
-def followed(subject: Subject, seen: Arrays, position: Arrays, step: int) -> Arrays:
+def followed(
+    subject: Subject, seen: Arrays, position: Arrays, step: int, *, fed: bool = False, batch: Arrays | None = None
+) -> Arrays:
     """A step from a position by the reference: values, losses, and what it leaves behind.
 
     The reference has no gradients: it moves parameters by the rules with the backend's own, so that a fault of one
-    update is not found again in the next.
+    update is not found again in the next. `fed`: every node is computed from the backend's own values of those before
+    it, and the loss from its own outputs. `batch`: as a framework held it, instead of the right one.
     """
     found: Arrays = {}
     parameters = wide(part(position, "state/"))
-    batch, masks = subject.batch(step)
-    for update in subject.program.updates:
-        values: Arrays = {}
-        loss, statistics = reference.train(subject.program, update, parameters, batch, masks, partial(_note, values))
-        found |= {f"values/{update.name}/{name}": value for name, value in values.items()}
+    given = subject.batch(step) if batch is None else _as_given(subject, batch)
+    for number, update in enumerate(subject.program.updates):
+        prefix = f"values/{update.name}/"
+        values, loss, statistics = _forward(
+            subject, update, parameters, given, step,
+            wide(part(seen, prefix)) if fed else None, cached=number == 0 and batch is None,
+        )  # fmt: skip
+        found |= {f"{prefix}{name}": value for name, value in values.items()}
         found[f"loss/{update.name}"] = np.array(loss)
         gradients = wide(part(seen, f"gradients/{update.name}/"))
         slots = wide(part(position, f"optimizer/{update.name}/"))
@@ -181,8 +188,57 @@ def followed(subject: Subject, seen: Arrays, position: Arrays, step: int) -> Arr
     return found | {f"state/{name}": value for name, value in parameters.items()}
 
 
-def _note(found: Arrays, name: str, value: Array) -> None:
+def _forward(
+    subject: Subject, update: Update, parameters: Arrays, given: tuple[Arrays, dict[str, Arrays]], step: int,
+    fed: Arrays | None, *, cached: bool,
+) -> tuple[Arrays, float, Arrays]:  # fmt: skip
+    """An update's values, loss and statistics. The first update's at a position are the same for every backend."""
+    key = ("forward", step, update.name, digest(parameters))
+    if cached and fed is None and (known := subject.memory.get(*key)) is not None:
+        return known  # type: ignore[no-any-return]
+    values: Arrays = {}
+    loss, statistics = reference.train(subject.program, update, parameters, *given, partial(_note, values, fed))
+    if cached and fed is None:
+        subject.memory.keep((values, loss, statistics), *key)
+    return values, loss, statistics
+
+
+def _as_given(subject: Subject, held: Arrays) -> tuple[Arrays, dict[str, Arrays]]:
+    """A batch as a framework holds it -> as the reference reads it."""
+    batch = {name: value.astype(np.float64) if value.dtype.kind == "f" else value for name, value in held.items() if not name.startswith("masks/")}  # fmt: skip
+    masks: dict[str, Arrays] = {}
+    for call, layers in subject.batch(0)[1].items():
+        masks[call] = {layer: held[f"masks/{call}/{layer.replace('.', '/')}"].astype(np.float64) for layer in layers}
+    return batch, masks
+
+
+def differentiated(
+    subject: Subject, update_name: str, parameter: str, direction: Array, seen: Arrays, position: Arrays, step: int
+) -> tuple[float, float]:
+    """The reference's slope of an update's loss along a direction in one parameter, in a step from a position.
+
+    And how far two widths of the difference disagree. Updates before it move parameters with a backend's own gradients.
+    """
+    parameters = wide(part(position, "state/"))
+    batch, masks = subject.batch(step)
+    for update in subject.program.updates:
+        if update.name == update_name:
+            ask = partial(_shifted, subject, update, (parameters, batch, masks), parameter, direction)
+            found = _slope(ask, direction, width=1e-6)
+            return found.slope, found.error
+        _, statistics = reference.train(subject.program, update, parameters, batch, masks)
+        slots = wide(part(position, f"optimizer/{update.name}/"))
+        del slots["count"]
+        gradients = wide(part(seen, f"gradients/{update.name}/"))
+        parameters, _ = reference.apply_update(update, parameters | statistics, gradients, slots, step)
+    raise ValueError(f"there is no update '{update_name}'")
+
+
+def _note(found: Arrays, fed: Mapping[str, Array] | None, name: str, value: Array) -> Array | None:
+    """Keep a node's value; where others are fed, the nodes after it get those."""
     found[name] = value
+    other = None if fed is None else fed.get(name)
+    return None if other is None or other.shape != value.shape else other.astype(np.float64)
 
 
 def optimized(subject: Subject, steps: tuple[Arrays, ...]) -> list[Arrays]:
@@ -286,7 +342,7 @@ def unmoved(subject: Subject, rows: int = 8) -> list[str]:
         fields = {name: subject.data[key][:rows] for name, key in question.fields.items()}
         ask = partial(reference.evaluate, subject.program, question.expression, parameters, fields)
         names: Arrays = {}
-        said = ask(partial(_note, names))
+        said = ask(partial(_note, names, None))
         silent += [name for name in names if np.array_equal(ask(partial(_moved, name)), said)]
     return silent
 

@@ -24,6 +24,8 @@ class LiveWorker:
     """A running server of one backend. `ask` raises WorkerFailed with the reason and the end of the log."""
 
     backend: str
+    name: str
+    """What it goes by: its backend, unless there are two of that."""
     folder: Path
     """Where its log lies, and the arrays of its answers."""
     process: "subprocess.Popen[bytes]"
@@ -97,7 +99,7 @@ class LiveWorker:
 
 @contextmanager
 def worker(
-    backend: str, python: Interpreter, folder: Path, *, core: int, timeout: float = 600.0
+    backend: str, python: Interpreter, folder: Path, *, core: int, timeout: float = 600.0, name: str | None = None
 ) -> Iterator[LiveWorker]:
     """A live worker, pinned to one core; killed on the way out, whatever happened. Raises WorkerFailed."""
     if not importable(backend, python):
@@ -125,7 +127,7 @@ def worker(
                 os.close(answer_write)
         stack.callback(process.wait)
         stack.callback(kill, process)
-        live = LiveWorker(backend, folder, process, ask_write, answer_read, timeout, core)
+        live = LiveWorker(backend, name or backend, folder, process, ask_write, answer_read, timeout, core)
         live._send({"backend": backend, "threads": 1, "cores": [core]})  # noqa: SLF001 - the first line is the request
         yield live
 

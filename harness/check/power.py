@@ -117,7 +117,7 @@ class Honest:
 
 def honest(subject: Subject, steps: int, twins: int = 5) -> Honest:
     """Ask the honest programs once."""
-    evidence = each(subject, lambda live: gather(subject, live, subject.sources[live.backend, True], support=True))
+    evidence = each(subject, lambda live: gather(subject, live, subject.sources[live.name, True], support=True))
     trainings = long.train(subject, steps)
     distances = long.twin_distances(subject, steps, twins)
     trainings = {name: own for name, own in trainings.items() if name in distances}
@@ -220,7 +220,7 @@ def power(
 
     def work(live: LiveWorker) -> list[Cell]:
         cells = []
-        for mutant, source in plans[live.backend]:
+        for mutant, source in plans[live.name]:
             cells.append(_cell(base, live, mutant, source))
             done[0] += 1
             listen(subject.program.name, {"step": done[0], "losses": {}})

@@ -1,13 +1,16 @@
 """What a check found: a record a rung, and the verdict; as JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import harness
 from harness.compare import Comparison
 from harness.results import clean
+
+if TYPE_CHECKING:
+    from harness.check.diagnose import Diagnosis
 
 SCHEMA = 1
 RUNGS = ("forward", "gradients", "optimizer", "trajectory", "twins", "relay", "seeds")
@@ -62,6 +65,8 @@ class CheckResult:
     zero_gradient: dict[str, str]
     """Parameters whose true gradient is zero, and why: judged apart."""
     seconds: float = 0.0
+    diagnoses: Mapping[str, "Diagnosis | None"] = field(default_factory=dict)
+    """By precision in which a rung failed: where and why programs part; None where no single step shows it."""
 
     @property
     def verdict(self) -> str:
@@ -83,6 +88,7 @@ class CheckResult:
             "exit": self.exit, "directory": str(self.directory), "steps": self.steps, "seed": self.seed,
             "backends": list(self.backends), "rungs": [rung.to_json() for rung in self.rungs],
             "failures": self.failures, "zero_gradient": self.zero_gradient, "seconds": self.seconds,
+            "diagnoses": {p: None if d is None else clean(d.to_json()) for p, d in self.diagnoses.items()},
         }  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 `each` asks all backends at once, as many as there are cores; the functions below it are the questions.
 """
 
-import importlib
 import math
 import signal
 import threading
@@ -21,11 +20,13 @@ from safetensors.numpy import load_file, save_file
 from harness import initial, reference
 from harness.backend import Array, Arrays
 from harness.check.live import LiveWorker, allowed_cores, worker
+from harness.check.memory import Memory
 from harness.data.inputs import Inputs
 from harness.environment import Interpreter
 from harness.errors import WorkerFailed
 from harness.graph import Program
 from harness.nullspace import zero_gradient
+from harness.programs import Written, sources
 from harness.questions import Question, questions
 from harness.runs import Options, describe, kill, write_inputs
 from harness.source import Source
@@ -44,9 +45,14 @@ class Subject:
     held_out: bool
     workers: dict[str, LiveWorker]
     sources: dict[tuple[str, bool], str] = field(default_factory=dict)
-    """By backend and whether it is observed: the emitted program."""
+    """By backend and whether it is observed: the program that is checked."""
+    honest: dict[tuple[str, bool], str] = field(default_factory=dict)
+    """The same as emitted: what a fault is planted into, and what trains the positions at which steps are compared."""
     failures: dict[str, str] = field(default_factory=dict)
     remembered: dict[str, object] = field(default_factory=dict, repr=False)
+    memory: Memory = field(default_factory=Memory, repr=False)
+    first: int = 0
+    """The step, from 0, that training begins with: later than the first where it goes on from a checkpoint."""
 
     def known(self, what: str, find: Callable[[], T]) -> T:
         """Something that the reference says, found once."""
@@ -73,7 +79,12 @@ class Subject:
     def start(self) -> Arrays:
         """The position before training as the workers load it: parameters, statistics, an optimizer that did nothing."""
         own = load_file(self.folder / "inputs" / "parameters.safetensors")
-        return {f"state/{name}": value for name, value in own.items()} | fresh_optimizer(self.program, self.precision)
+        slots = self.folder / "inputs" / "optimizer.safetensors"
+        if slots.exists():
+            done = {f"optimizer/{name}": value for name, value in load_file(slots).items()}
+        else:
+            done = fresh_optimizer(self.program, self.precision)
+        return {f"state/{name}": value for name, value in own.items()} | done
 
     @cached_property
     def data(self) -> Arrays:
@@ -124,9 +135,10 @@ def fresh_optimizer(program: Program, precision: str) -> Arrays:
 
 
 def prepare(
-    program: Program, text: Source, inputs: Inputs, precision: str, folder: Path, workers: dict[str, LiveWorker]
-) -> Subject:
-    """Write what the program trains on, and its programs."""
+    program: Program, text: Source, inputs: Inputs, precision: str, folder: Path, workers: dict[str, LiveWorker],
+    given: Mapping[str, Written] | None = None,
+) -> Subject:  # fmt: skip
+    """Write what the program trains on, and its programs: those that are given, and for the others what is emitted."""
     folder.mkdir(parents=True)
     options = Options(precision=precision)
     write_inputs(folder, program, inputs, text, options, None)
@@ -135,10 +147,8 @@ def prepare(
     for file in ("data", "batches"):
         own = load_file(folder / "inputs" / f"{file}.safetensors")
         save_file({name: moved_input(name, a) for name, a in own.items()}, folder / "moved" / f"{file}.safetensors")
-    for backend in workers:
-        emitter = importlib.import_module(f"backends.{backend}.emit")
-        for observe in (False, True):
-            subject.sources[backend, observe] = emitter.emit(program, precision, 1, observe=observe)
+    subject.honest = sources(program, tuple(workers), precision, {})
+    subject.sources = sources(program, tuple(workers), precision, given) if given else dict(subject.honest)
     return subject
 
 
@@ -183,9 +193,17 @@ def twin(program: Program, start: Arrays, number: int, *, zeros: bool = True) ->
 
 @contextmanager
 def workers(
-    backends: Sequence[str], precisions: Sequence[str], pythons: Mapping[str, Interpreter], folder: Path, timeout: float
+    backends: Sequence[str] | Mapping[str, str],
+    precisions: Sequence[str],
+    pythons: Mapping[str, Interpreter],
+    folder: Path,
+    timeout: float,
 ) -> Iterator[tuple[dict[str, dict[str, LiveWorker]], dict[str, str]]]:
-    """A live worker for each precision and backend, and the reasons of those that could not be started."""
+    """A live worker for each precision and backend, and the reasons of those that could not be started.
+
+    `backends`: their names, or by the name that each goes by here, its backend.
+    """
+    named = backends if isinstance(backends, Mapping) else dict.fromkeys(backends)
     cores = allowed_cores()
     found: dict[str, dict[str, LiveWorker]] = {precision: {} for precision in precisions}
     failures: dict[str, str] = {}
@@ -193,17 +211,18 @@ def workers(
         stack.enter_context(_ending_as_interrupted())
         number = 0
         for precision in precisions:
-            for backend in backends:
-                if backend in failures:
+            for name, known in named.items():
+                if name in failures:
                     continue
-                place = folder / "workers" / f"{backend}-{precision}"
+                backend = known or name
+                place = folder / "workers" / f"{name}-{precision}"
                 core = cores[number % len(cores)]
                 number += 1
                 try:
-                    made = worker(backend, pythons[backend], place, core=core, timeout=timeout)
-                    found[precision][backend] = stack.enter_context(made)
+                    made = worker(backend, pythons[backend], place, core=core, timeout=timeout, name=name)
+                    found[precision][name] = stack.enter_context(made)
                 except WorkerFailed as error:
-                    failures[backend] = str(error)
+                    failures[name] = str(error)
         yield found, failures
 
 
@@ -234,9 +253,9 @@ def each(subject: Subject, ask: Callable[[LiveWorker], T]) -> dict[str, T]:
     def work(queue: Sequence[LiveWorker]) -> None:
         for live in queue:
             try:
-                answers[live.backend] = ask(live)
+                answers[live.name] = ask(live)
             except WorkerFailed as error:
-                subject.failures[live.backend] = str(error)
+                subject.failures[live.name] = str(error)
 
     with ThreadPoolExecutor(max(1, len(queues))) as pool:
         try:
@@ -251,7 +270,7 @@ def each(subject: Subject, ask: Callable[[LiveWorker], T]) -> dict[str, T]:
 
 def open_program(subject: Subject, live: LiveWorker, name: str, source: str, *, observe: bool) -> None:
     """Have a worker import a program under a name, at the start of training."""
-    path = live.folder / f"{subject.program.name}_{live.backend}_{name}_{live.count:05}.py"
+    path = live.folder / f"{subject.program.name}_{live.name}_{name}_{live.count:05}.py"
     live.count += 1
     path.write_text(source, encoding="utf-8")
     request = describe(subject.program) | {"observe": observe}

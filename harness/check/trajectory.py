@@ -33,7 +33,7 @@ def train(subject: Subject, steps: int) -> dict[str, Training]:
     """The unbroken training of every backend; each worker keeps its states for its twins."""
 
     def work(live: LiveWorker) -> Training:
-        open_program(subject, live, "plain", subject.sources[live.backend, False], observe=False)
+        open_program(subject, live, "plain", subject.sources[live.name, False], observe=False)
         path = live.fresh()
         said = live.ask("train", name="plain", first=0, last=steps, keep="plain/base", write="all", into=str(path))
         arrays = load_file(path)
@@ -250,7 +250,7 @@ def relay(subject: Subject, trainings: Mapping[str, Training], steps: int) -> Ru
 
         def work(live: LiveWorker, leg: int = leg, routes: Sequence[tuple[str, ...]] = routes) -> None:
             for route in routes:
-                if route[-1] != live.backend or (leg and route[:-1] not in positions):
+                if route[-1] != live.name or (leg and route[:-1] not in positions):
                     continue
                 before = positions[route[:-1]] if leg else subject.position("start", subject.start)
                 live.ask("load", name="plain", arrays=before)

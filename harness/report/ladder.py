@@ -7,6 +7,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from harness.check.diagnose import Diagnosis
+from harness.check.diff import DiffResult
 from harness.check.power import RUNGS as MET
 from harness.check.power import PowerResult, matrix
 from harness.check.record import RUNGS, CheckResult, Rung
@@ -42,6 +44,34 @@ def _print_one(result: CheckResult, console: Console) -> None:
     console.print(grid)
     for rung in result.rungs:
         _print_notes(rung, console)
+    for precision, diagnosis in result.diagnoses.items():
+        console.print()
+        if diagnosis is None:
+            said = "from the same position no single step shows more than rounding: it is what many steps make of it"
+            console.print(Text(f"diff, {precision}: {said}"))
+        else:
+            print_diagnosis(f"diff, {precision}", diagnosis, console)
+    for backend, why in result.failures.items():
+        console.print(Text(f"{backend} failed: {why}", style="red"))
+
+
+def print_diagnosis(head: str, diagnosis: Diagnosis, console: Console) -> None:
+    """Where and why programs part, a sentence a line."""
+    console.print(Text(head, style="bold"))
+    for sentence in diagnosis.sentences():
+        console.print(Padding(Text(sentence), (0, 0, 0, 2)))
+
+
+def print_diff(result: DiffResult, console: Console) -> None:
+    """What `harness diff` found."""
+    style = {"same": "bold green", "differs": "bold red", "failed": "bold red"}[result.verdict]
+    console.print(Text.assemble((result.verdict.upper(), style), "  ", (result.spec, "bold")))
+    console.print(Text(f"{' · '.join(result.backends)} · {result.precision} · {result.seconds:.0f} s", style="dim"))
+    if result.diagnosis is not None:
+        for sentence in result.diagnosis.sentences():
+            console.print(Text(sentence))
+    for note in result.notes:
+        console.print(Text(note, style="dim"))
     for backend, why in result.failures.items():
         console.print(Text(f"{backend} failed: {why}", style="red"))
 

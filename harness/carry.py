@@ -1,0 +1,200 @@
+"""Carry a change from one program to another: what somebody changed in the plain one, changed in the observed one too.
+
+A merge of three syntax trees. Merges of lines refuse changes that touch one another, and an observed program notes a
+value after every statement, or has the same statement in other words: here only changes of the very same piece meet.
+"""
+
+import ast
+from collections.abc import Callable, Sequence
+from difflib import SequenceMatcher
+from itertools import pairwise
+from typing import Any
+
+ALIKE = 0.6
+"""How much of two statements' text is the same where one is taken for the other's successor."""
+
+
+class _BothChangedError(Exception):
+    """Both programs have another thing in the same place."""
+
+
+def carried(base: str, other: str, given: str) -> str | None:
+    r"""`other` with what `given` changed of `base`; None where both changed the same thing. Comments are lost.
+
+    All three are Python; raises SyntaxError where `given` is not.
+
+    >>> print(carried("x = f(x)", "x = f(x)\nvalues['f'] = x", "x = h(x, 2)"))
+    x = h(x, 2)
+    values['f'] = x
+    """
+    trees = [_Named().visit(ast.parse(text)) for text in (base, other, given)]
+    try:
+        merged = _merge(*trees)
+    except _BothChangedError:
+        return None
+    return ast.unparse(ast.fix_missing_locations(_noted(merged)))
+
+
+class _Named(ast.NodeTransformer):
+    """`return f(x), seen` -> `returned0 = f(x)` and `return returned0, seen`: what is computed, apart from what is returned."""
+
+    def visit_Return(self, node: ast.Return) -> list[ast.stmt]:
+        value = node.value
+        parts: list[ast.expr] = list(value.elts) if isinstance(value, ast.Tuple) else [value] if value else []
+        found: list[ast.stmt] = []
+        for number, part in enumerate(parts):
+            if not isinstance(part, ast.Name | ast.Constant | ast.Starred):
+                name = f"returned{number}"
+                if (
+                    isinstance(part, ast.Call)
+                    and isinstance(f := part.func, ast.Attribute)
+                    and isinstance(f.value, ast.Call)
+                ):
+                    # `f(x).permute(...)`: the layout is changed after the value is known.
+                    found.append(ast.Assign([ast.Name(name, ast.Store())], f.value))
+                    f.value = ast.Name(name, ast.Load())
+                found.append(ast.Assign([ast.Name(name, ast.Store())], part))
+                parts[number] = ast.Name(name, ast.Load())
+        if parts:
+            node.value = ast.Tuple(parts, ast.Load()) if isinstance(value, ast.Tuple) else parts[0]
+        return [ast.fix_missing_locations(ast.copy_location(made, node)) for made in (*found, node)]
+
+
+def _merge(base: Any, ours: Any, theirs: Any) -> Any:  # noqa: ANN401 - nodes, lists of them, names and numbers
+    if _same(base, theirs) or _same(ours, theirs):
+        return ours
+    if _same(base, ours):
+        return theirs
+    if isinstance(base, list) and isinstance(ours, list) and isinstance(theirs, list):
+        return _merge_lists(base, ours, theirs)
+    if isinstance(base, ast.AST) and type(base) is type(ours) is type(theirs):
+        fields = {
+            name: _merge(getattr(base, name, None), getattr(ours, name, None), getattr(theirs, name, None))
+            for name in base._fields
+        }
+        return type(base)(**fields)
+    raise _BothChangedError
+
+
+def _merge_lists(base: Sequence[Any], ours: Sequence[Any], theirs: Sequence[Any]) -> list[Any]:
+    """In the order of `theirs`, with what `ours` has besides put behind what it follows."""
+    mine, given = _matched(base, ours), _matched(base, theirs)
+    inserted: dict[int, list[Any]] = {}
+    before = -1
+    origin = {j: i for i, j in mine.items()}
+    for j, node in enumerate(ours):
+        if j in origin:
+            before = origin[j]
+        else:
+            inserted.setdefault(before, []).append(node)
+    # Behind something that is gone: behind what was before it.
+    for i in sorted(inserted):
+        if i not in given and i != -1:
+            left = max((k for k in given if k < i), default=-1)
+            inserted.setdefault(left, []).extend(inserted.pop(i))
+    source = {j: i for i, j in given.items()}
+    found = inserted.pop(-1, [])
+    waiting: list[Any] = []
+    for j, node in enumerate(theirs):
+        if j not in source:
+            # What is noted of a value comes after what was added and sets it; anything else comes before.
+            if waiting and not _sets(node, waiting):
+                found, waiting = found + waiting, []
+            found.append(node)
+            continue
+        i = source[j]
+        found, waiting = found + waiting, []
+        if i in mine:
+            found.append(_merge(base[i], ours[mine[i]], node))
+        elif not _same(base[i], node):
+            raise _BothChangedError
+        waiting = inserted.pop(i, [])
+    return found + waiting
+
+
+def _sets(node: object, notes: Sequence[Any]) -> bool:
+    """Whether a statement assigns to a name that the first of the notes reads."""
+    if not isinstance(node, ast.Assign | ast.AugAssign):
+        return False
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    names = {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
+    return any(isinstance(n, ast.Name) and n.id in names for n in ast.walk(notes[0]))
+
+
+def _matched(base: Sequence[Any], other: Sequence[Any]) -> dict[int, int]:
+    """Which piece of the base each piece of another list is: the same one, wherever it went, or its successor."""
+    found: dict[int, int] = {}
+    matcher = SequenceMatcher(None, [_text(n) for n in base], [_text(n) for n in other], autojunk=False)
+    for low, at, size in matcher.get_matching_blocks():
+        found |= {low + k: at + k for k in range(size)}
+
+    def rest(alike: Callable[[Any, Any], bool]) -> None:
+        for i, node in enumerate(base):
+            if i not in found:
+                taken = set(found.values())
+                j = next((j for j, n in enumerate(other) if j not in taken and alike(node, n)), None)
+                if j is not None:
+                    found[i] = j
+
+    rest(lambda a, b: _key(a) is not None and _key(a) == _key(b))
+    for low, high, start, stop in _gaps(found, len(base), len(other)):
+        _pair(base, other, range(low, high), [j for j in range(start, stop) if j not in found.values()], found)
+    rest(_same)
+    return found
+
+
+def _gaps(found: dict[int, int], size: int, other: int) -> list[tuple[int, int, int, int]]:
+    """The stretches between matches that are in order in both."""
+    ordered: list[tuple[int, int]] = [(-1, -1)]
+    for i, j in sorted(found.items()):
+        if j > ordered[-1][1]:
+            ordered.append((i, j))
+    ordered.append((size, other))
+    return [(a + 1, c, b + 1, d) for (a, b), (c, d) in pairwise(ordered)]
+
+
+def _pair(
+    base: Sequence[Any], other: Sequence[Any], left: Sequence[int], right: list[int], found: dict[int, int]
+) -> None:
+    """Pair what is alike, in order; where as many are left on both sides, those too."""
+    left = [i for i in left if i not in found]
+    if len(left) == len(right):
+        pairs = [(i, j) for i, j in zip(left, right, strict=True) if type(base[i]) is type(other[j])]
+        if len(pairs) == len(left):
+            found |= dict(pairs)
+            return
+    for i in left:
+        scored = [(SequenceMatcher(None, _text(base[i]), _text(other[j])).ratio(), -j) for j in right]
+        best, at = max(scored, default=(0.0, 0))
+        if best >= ALIKE and type(base[i]) is type(other[-at]):
+            found[i] = -at
+            right = [j for j in right if j > -at]
+
+
+def _key(node: object) -> str | None:
+    """What a definition is called."""
+    return node.name if isinstance(node, ast.FunctionDef | ast.ClassDef) else None
+
+
+def _text(node: object) -> str:
+    return ast.unparse(node) if isinstance(node, ast.AST) else repr(node)
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, ast.AST) and isinstance(b, ast.AST):
+        return type(a) is type(b) and ast.dump(a) == ast.dump(b)
+    return type(a) is type(b) and a == b
+
+
+def _noted(tree: ast.Module) -> ast.Module:
+    """Have `values[...] = x` note the variable that the statement before it sets, whatever that is called now."""
+    for node in ast.walk(tree):
+        body = node.body if isinstance(node, ast.FunctionDef) else []
+        for before, after in pairwise(body):
+            if isinstance(before, ast.Assign) and isinstance(after, ast.Assign):
+                target, place = before.targets[0], after.targets[0]
+                if isinstance(place, ast.Subscript) and ast.unparse(place.value) == "values" and isinstance(target, ast.Name) and isinstance(after.value, ast.Name):  # fmt: skip
+                    after.value = ast.Name(target.id, ast.Load())
+    return tree

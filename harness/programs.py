@@ -1,0 +1,141 @@
+"""Programs that somebody has written or changed, in the place of those that the harness emits for a spec."""
+
+import ast
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from pathlib import Path
+
+from merge3 import Merge3
+
+from harness.backend import BACKENDS
+from harness.carry import carried
+from harness.emit import formatted
+from harness.errors import CallError
+from harness.graph import Program
+
+
+@dataclass(frozen=True)
+class Written:
+    """A program's text, and the emitted one that it is a version of."""
+
+    backend: str
+    text: str
+    origin: str
+    """Where it is from: a file's path."""
+    base: str
+    """What the emitter wrote, of all precisions the one that is most like it."""
+
+    @property
+    def changed(self) -> list[tuple[int, str]]:
+        """Its lines that the emitted program does not have, from 1."""
+        before, after = self.base.splitlines(), self.text.splitlines()
+        matcher = SequenceMatcher(None, before, after, autojunk=False)
+        found = []
+        for what, _, _, low, high in matcher.get_opcodes():
+            if what != "equal":
+                found += [(n + 1, after[n].strip()) for n in range(low, high)] or [
+                    (min(low, len(after) - 1) + 1, "(left out before this line)")
+                ]
+        return found
+
+    def adapted(self, program: Program, precision: str, threads: int = 1, *, observe: bool = False) -> str:
+        """The same change made to what is emitted for a program: in another precision, or returning every value.
+
+        Raises CallError where the two cannot be brought together.
+        """
+        wanted = emitted(program, self.backend, precision, threads, observe=observe)
+        if not observe and wanted == self.base:
+            return self.text
+        if self.text == self.base:
+            return wanted
+        if not observe and (text := _merged_lines(self.base, wanted, self.text)) is not None:
+            return text
+        found = carried(self.base, wanted, self.text)
+        if found is None:
+            what = "the variant that returns every value" if observe else f"the program in {precision}"
+            raise CallError(
+                f"{self.origin}: its changes cannot be carried over to {what}: it has other statements in the same places"
+            )
+        return found if observe else formatted(found)
+
+
+def _merged_lines(base: str, wanted: str, given: str) -> str | None:
+    """Both changes by lines, which keeps comments and layout; None where they touch one another."""
+    found: list[str] = []
+    old, new, own = (text.splitlines(keepends=True) for text in (base, wanted, given))
+    for group in Merge3(old, new, own).merge_groups():
+        if group[0] == "conflict":
+            return None
+        found += group[1]
+    text = "".join(found)
+    try:
+        ast.parse(text)
+    except SyntaxError:
+        return None
+    return text
+
+
+def emitted(program: Program, backend: str, precision: str, threads: int = 1, *, observe: bool = False) -> str:
+    """The text that a backend's emitter writes."""
+    emitter = importlib.import_module(f"backends.{backend}.emit")
+    return str(emitter.emit(program, precision, threads, observe=observe))
+
+
+def written(
+    backend: str, text: str, origin: str, programs: Sequence[Program], threads: Sequence[int] = (1,)
+) -> Written:
+    """A text as a version of what is emitted for one of these programs. Raises CallError where it is no Python."""
+    try:
+        ast.parse(text)
+    except (SyntaxError, ValueError) as error:
+        line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        said = error.msg if isinstance(error, SyntaxError) else error
+        raise CallError(f"{origin}{line}: is not Python: {said}") from None
+    bases = [
+        emitted(program, backend, precision, number)
+        for program in programs
+        for precision in ("float32", "float64")
+        for number in threads
+    ]
+    lines = text.splitlines()
+    return Written(backend, text, origin, max(bases, key=lambda base: _alike(base.splitlines(), lines)))
+
+
+def _alike(a: Sequence[str], b: Sequence[str]) -> float:
+    return SequenceMatcher(None, a, b, autojunk=False).ratio()
+
+
+def read(given: Sequence[str], programs: Sequence[Program], threads: Sequence[int] = (1,)) -> dict[str, Written]:
+    """`torch=FILE` as programs by backend. Raises CallError."""
+    found: dict[str, Written] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or not path:
+            raise CallError(f"--program takes BACKEND=FILE, like torch=my_model.py; got '{text}'")
+        if name not in BACKENDS:
+            raise CallError(f"--program: unknown backend '{name}' (backends: {', '.join(BACKENDS)})")
+        if name in found:
+            raise CallError(f"--program: {name} is given twice")
+        try:
+            source = Path(path).expanduser().read_text(encoding="utf-8")
+        except OSError as error:
+            raise CallError(f"--program {path}: cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            raise CallError(f"--program {path}: is not UTF-8 text: {error.reason} at byte {error.start}") from None
+        found[name] = written(name, source, path, programs, threads)
+    return found
+
+
+def sources(
+    program: Program, backends: Sequence[str], precision: str, given: Mapping[str, Written]
+) -> dict[tuple[str, bool], str]:
+    """By backend and whether it is observed, each program's text: what was given, or what is emitted."""
+    return {
+        (backend, observe): given[backend].adapted(program, precision, observe=observe)
+        if backend in given
+        else emitted(program, backend, precision, observe=observe)
+        for backend in backends
+        for observe in (False, True)
+    }

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -226,6 +227,9 @@ def check(
     power: Annotated[  # noqa: FBT002 - a flag
         bool, typer.Option("--power", help="Plant faults, and show which rung finds which; no SPEC: all there are.")
     ] = False,
+    diff: Annotated[  # noqa: FBT002 - a flag
+        bool, typer.Option("--diff", help="With --power: have `diff` find each fault, and say how often it is right.")
+    ] = False,
     mutant: Annotated[list[str] | None, typer.Option(help="With --power: only this fault; may be repeated.")] = None,
     table: Annotated[Path | None, typer.Option(help="With --power: write the matrix as Markdown.")] = None,
     program: ProgramOption = None,
@@ -233,24 +237,27 @@ def check(
 ) -> None:
     """Climb the ladder of equivalence. Exit: 0 every rung passed, 1 one did not, 2 a wrong spec or call, 3 a backend failed."""
     from harness.check import climb  # noqa: PLC0415
-    from harness.check.power import write as write_power  # noqa: PLC0415
     from harness.environment import backends as chosen  # noqa: PLC0415
-    from harness.report.ladder import print_check, print_power  # noqa: PLC0415
+    from harness.report.ladder import print_check, print_planted, write_table  # noqa: PLC0415
 
     options = climb.CheckOptions(
         climb.rung_names(rungs), chosen(backends), tuple(dict.fromkeys(precision.split(","))), steps, seed, twins, seeds,
         tuple(python or ()), timeout, out, tuple(program or ()),
     )  # fmt: skip
     _check_json(json_file)
+    if diff and not power:
+        raise CallError("--diff goes with --power; where a run parts: harness diff RUN")
     if power:
         _check_json(None if table is None else str(table))
+        command = " ".join(["harness check --power", *(["--diff"] if diff else []), *(specs or [])])
         with _progress() as listen:
-            found = climb.planted(specs or [], options, listen, mutant or [], bisect=not mutant)
+            planted = climb.proved if diff else partial(climb.planted, bisect=not mutant)
+            found = planted(specs or [], options, listen, mutant or [])
         if table is not None:
-            write_power(found, table, "harness check --power " + " ".join([*(specs or []), f"--table {table.name}"]))
-        if json_file != "-":
-            print_power(found, Console())
+            write_table(found, table, f"{command} --table {table.name}")
         _write_json(json_file, found.to_json())
+        if json_file != "-":
+            print_planted(found, Console())
         raise typer.Exit(found.exit)
     if not specs:
         raise CallError("check needs a SPEC (`harness list specs` lists those that come with it), or --power")

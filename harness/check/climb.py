@@ -16,9 +16,10 @@ from harness.check import trajectory as long
 from harness.check.diagnose import Diagnosis, diagnose
 from harness.check.evidence import Evidence, allowances, gather, slopes
 from harness.check.live import LiveWorker
-from harness.check.mutants import MUTANTS
+from harness.check.mutants import MUTANTS, Mutant
 from harness.check.power import Cell, PowerResult, Sensitivity, power
 from harness.check.probes import PROBES
+from harness.check.proof import Located, ProofResult, proof
 from harness.check.record import RUNGS, SCHEMA, USUAL, CheckResult, Rung
 from harness.check.seeds import run_seeds
 from harness.check.subject import Subject, each, prepare, workers
@@ -32,7 +33,7 @@ from harness.runs import own_programs, prepared
 from harness.source import Source
 from harness.worker import write_last
 
-__all__ = ["SCHEMA", "CheckOptions", "check", "planted", "rung_names"]
+__all__ = ["SCHEMA", "CheckOptions", "check", "planted", "proved", "rung_names"]
 Listener = Callable[[str, Mapping[str, Any]], None]
 STEPS = 200
 """Steps of whole trainings, where the spec has as many."""
@@ -98,6 +99,37 @@ def planted(
 
     Raises SpecError, DataError or CallError before any worker starts.
     """
+    cells: list[Cell] = []
+    smallest: list[Sensitivity] = []
+
+    def work(subject: Subject, wanted: Callable[[Mutant], bool], said: Listener) -> None:
+        found, small = power(subject, wanted, said, bisect=bisect)
+        cells.extend(found)
+        smallest.extend(small)
+
+    failed, seconds = _planted(paths, options, listen, mutants, work)
+    return PowerResult(tuple(cells), tuple(smallest), failed, seconds)
+
+
+def proved(
+    paths: Sequence[str | Path], options: CheckOptions | None = None, listen: Listener | None = None,
+    mutants: Sequence[str] = (),
+) -> ProofResult:  # fmt: skip
+    """Plant every fault that applies and have `diff` find it. As `planted`."""
+    cells: list[Located] = []
+
+    def work(subject: Subject, wanted: Callable[[Mutant], bool], said: Listener) -> None:
+        cells.extend(proof(subject, wanted, said))
+
+    failed, seconds = _planted(paths, options, listen, mutants, work)
+    return ProofResult(tuple(cells), failed, seconds)
+
+
+def _planted(
+    paths: Sequence[str | Path], options: CheckOptions | None, listen: Listener | None, mutants: Sequence[str],
+    work: Callable[[Subject, Callable[[Mutant], bool], Listener], None],
+) -> tuple[dict[str, str], float]:  # fmt: skip
+    """Do something with every subject there is, each with workers of its own. Returns failures and seconds."""
     options, listen = options or CheckOptions(), listen or (lambda _backend, _event: None)
     _validate(options)
     known = [mutant.name for mutant in MUTANTS]
@@ -113,8 +145,6 @@ def planted(
     pythons = interpreters(options.pythons)
     folder = _folder(options)
     began = time.perf_counter()
-    cells: list[Cell] = []
-    smallest: list[Sensitivity] = []
     try:
         failed: dict[str, str] = {}
         wanted = (lambda m: m.name in mutants) if mutants else (lambda _m: True)
@@ -128,12 +158,10 @@ def planted(
                     failed |= failures
                     if live[precision]:
                         subject = prepare(program, text, inputs, precision, place / "subject", live[precision])
-                        found, small = power(subject, wanted, listen, bisect=bisect)
-                        cells += found
-                        smallest += small
+                        work(subject, wanted, listen)
                         failed |= subject.failures
                 shutil.rmtree(place, ignore_errors=True)
-        return PowerResult(tuple(cells), tuple(smallest), failed, time.perf_counter() - began)
+        return failed, time.perf_counter() - began
     finally:
         if options.out is None:
             shutil.rmtree(folder, ignore_errors=True)

@@ -299,7 +299,7 @@ def _judge(
         if odd:
             worst = max(odd, key=lambda b: differences[b].ratio)
             votes = {backend: "differs" if backend in odd else "agrees" for backend in differences}
-            yield Finding(taken.step + 1, phase, _plain(name), worst, differences[worst], "reference", votes)
+            yield Finding(taken.step + 1, phase, plain(name), worst, differences[worst], "reference", votes)
 
 
 def _moved(subject: Subject, taken: Taken, update: str, expected: Mapping[str, Arrays], room: int) -> Iterator[Finding]:
@@ -341,13 +341,13 @@ def _backward(subject: Subject, taken: Taken, update: str, room: int) -> Iterato
             )
             votes = {b: "differs" if b == worst else "agrees" for b in backends}
             yield Finding(
-                taken.step + 1, "backward", _plain(name), worst, found, " and ".join(others), votes, "", (others[0], worst)
+                taken.step + 1, "backward", plain(name), worst, found, " and ".join(others), votes, "", (others[0], worst)
             )  # fmt: skip
         else:
             pair = max(pairs, key=lambda p: pairs[p].ratio)
             votes = {b: "differs" if b in pair else "agrees" for b in backends}
             yield Finding(
-                taken.step + 1, "backward", _plain(name), " or ".join(pair), pairs[pair], pair[0], votes, "", pair
+                taken.step + 1, "backward", plain(name), " or ".join(pair), pairs[pair], pair[0], votes, "", pair
             )  # fmt: skip
 
 
@@ -355,15 +355,15 @@ def _difference(
     subject: Subject, taken: Taken, name: str, expected: Array | None, said: Array | None, room: int
 ) -> Difference:
     if expected is None or said is None:
-        return Difference(_plain(name), taken.step + 1, float("nan"), 0.0)
+        return Difference(plain(name), taken.step + 1, float("nan"), 0.0)
     if expected.shape != said.shape:
-        return Difference(_plain(name), taken.step + 1, float("nan"), 0.0, (), float(expected.size), float(said.size))
+        return Difference(plain(name), taken.step + 1, float("nan"), 0.0, (), float(expected.size), float(said.size))
     size = max(float(np.max(np.abs(a), initial=0.0)) for a in (expected, said) if np.isfinite(a).all() or a is expected)
     bound = 0.0 if name.endswith("/count") else room * subject.unit * size + ROOM * taken.moves.get(name, 0.0)
-    return measure(_plain(name), np.asarray(expected), np.asarray(said), Derived(0.0, absolute=bound), taken.step + 1)
+    return measure(plain(name), np.asarray(expected), np.asarray(said), Derived(0.0, absolute=bound), taken.step + 1)
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A tensor's name as a reader knows it: without the prefix of its kind."""
     kind, _, rest = name.partition("/")
     if kind in ("values", "batch", "state", "gradients"):
@@ -410,7 +410,7 @@ def _alone(subject: Subject, taken: Taken, found: Finding) -> list[str]:
         expected = followed(subject, said, taken.position, taken.step, fed=True)
     return list(
         dict.fromkeys(
-            _plain(name)
+            plain(name)
             for name, value in expected.items()
             if _difference(subject, taken, name, value, said.get(name), max(FLOOR, RULE_ROOM)).ratio > 1
         )
@@ -425,7 +425,7 @@ def _fed_batch(subject: Subject, taken: Taken, odd: str) -> str:
     except (ValueError, IndexError, KeyError) as error:
         return f"the reference cannot be fed with {odd}'s batch: {error}"
     still = [
-        _plain(n)
+        plain(n)
         for n, value in expected.items()
         if n.startswith("values/") and _difference(subject, taken, n, value, said.get(n), FLOOR).ratio > 1
     ]
@@ -457,6 +457,13 @@ def _by_slope(subject: Subject, taken: Taken, found: Finding) -> Finding:
     votes = {n: "differs" if n == wrong or (found.backend != wrong and v == "differs" and n != right) else "agrees" for n, v in found.votes.items()}  # fmt: skip
     against = found.against if found.backend == wrong else right
     return replace(found, backend=wrong, worst=worst, votes=votes, against=against, confirmed=said)
+
+
+def order(subject: Subject) -> list[str]:
+    """The names of all that a step of the reference computes, values in the order of their computing."""
+    fed = {f"gradients/{u.name}/{n}": np.zeros(p.shape) for u in subject.program.updates for n, p in subject.program.parameters.items()
+           if p.learned and (len(subject.program.networks) == 1 or n.partition(".")[0] in u.over)}  # fmt: skip
+    return list(followed(subject, fed, subject.start, subject.first))
 
 
 def node_of(program_graphs: Mapping[str, Graph], tensor: str) -> tuple[str, str] | None:

@@ -4,7 +4,6 @@ import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from safetensors.numpy import load_file
@@ -364,8 +363,3 @@ def markdown(result: PowerResult, command: str) -> str:
             lines.append(f"| {s.spec} | {s.precision} | {s.constant} | {' | '.join(small)} |")
         lines.append("")
     return "\n".join(lines)
-
-
-def write(result: PowerResult, path: Path, command: str) -> None:
-    """The matrix into a file of the documentation."""
-    path.write_text(markdown(result, command), encoding="utf-8")

@@ -1,17 +1,21 @@
 """A check's result for a terminal: a table a spec, rungs down, precisions across, then what did not pass and why."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from harness.check import power, proof
 from harness.check.diagnose import Diagnosis
 from harness.check.diff import DiffResult
 from harness.check.power import RUNGS as MET
 from harness.check.power import PowerResult, matrix
+from harness.check.proof import ProofResult
 from harness.check.record import RUNGS, CheckResult, Rung
+from harness.errors import CallError
 
 STYLES = {"passed": "green", "failed": "bold red", "void": "bold yellow", "skipped": "yellow"}
 WORST = 3  # comparisons shown of a rung that failed
@@ -84,6 +88,40 @@ def _print_notes(rung: Rung, console: Console) -> None:
         lines += [f"and {len(parted) - WORST} more comparisons"] if len(parted) > WORST else []
     for line in lines:
         console.print(Padding(Text(f"{rung.name}, {rung.precision}: {line}", style="dim"), (0, 0, 0, 2)))
+
+
+def print_planted(result: PowerResult | ProofResult, console: Console) -> None:
+    """What became of planted faults."""
+    if isinstance(result, PowerResult):
+        print_power(result, console)
+    else:
+        print_proof(result, console)
+
+
+def write_table(result: PowerResult | ProofResult, path: Path, command: str) -> None:
+    """The same as Markdown. Raises CallError where it cannot be written."""
+    text = power.markdown(result, command) if isinstance(result, PowerResult) else proof.markdown(result, command)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CallError(f"cannot write {path}: {error.strerror}") from None
+
+
+def print_proof(result: ProofResult, console: Console) -> None:
+    """Where `diff` was right."""
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("phase", "fault", "planted", "place right", "cause right"):
+        grid.add_column(name, overflow="fold")
+    for phase, fault, planted, places, causes in proof.rows(result):
+        grid.add_row(phase, fault, *map(str, (planted, places, causes)))
+    console.print(grid)
+    for c in result.cells:
+        if not c.located:
+            console.print(Text(f"{c.mutant}: {c.spec}, {c.backend}: {proof.spelled(c)}", style="dim"))
+    for backend, why in result.failures.items():
+        console.print(Text(f"{backend} failed: {why}", style="red"))
+    shares = f"places right {100 * result.located:.1f} %, causes right {100 * result.explained:.1f} %"
+    console.print(Text(f"{len(result.cells)} planted faults: {shares}, in {result.seconds:.0f} s"))
 
 
 def print_power(result: PowerResult, console: Console) -> None:

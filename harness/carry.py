@@ -5,7 +5,9 @@ value after every statement, or has the same statement in other words: here only
 """
 
 import ast
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import pairwise
 from typing import Any
@@ -18,9 +20,10 @@ class _BothChangedError(Exception):
     """Both programs have another thing in the same place."""
 
 
-def carried(base: str, other: str, given: str) -> str | None:
+def carried(base: str, other: str, given: str, *, lenient: bool = False) -> str | None:
     r"""`other` with what `given` changed of `base`; None where both changed the same thing. Comments are lost.
 
+    `lenient`: what `other` does not have at all need not be changed, as long as anything is.
     All three are Python; raises SyntaxError where `given` is not.
 
     >>> print(carried("x = f(x)", "x = f(x)\nvalues['f'] = x", "x = h(x, 2)"))
@@ -29,10 +32,12 @@ def carried(base: str, other: str, given: str) -> str | None:
     """
     trees = [_Named().visit(ast.parse(text)) for text in (base, other, given)]
     try:
-        merged = _merge(*trees)
+        merged = _Merge(lenient).of(*trees)
     except _BothChangedError:
         return None
-    return ast.unparse(ast.fix_missing_locations(_noted(merged)))
+    if lenient and _same(merged, trees[1]):
+        return None
+    return ast.unparse(ast.fix_missing_locations(_Unnamed().visit(_noted(merged))))
 
 
 class _Named(ast.NodeTransformer):
@@ -60,56 +65,89 @@ class _Named(ast.NodeTransformer):
         return [ast.fix_missing_locations(ast.copy_location(made, node)) for made in (*found, node)]
 
 
-def _merge(base: Any, ours: Any, theirs: Any) -> Any:  # noqa: ANN401 - nodes, lists of them, names and numbers
-    if _same(base, theirs) or _same(ours, theirs):
-        return ours
-    if _same(base, ours):
-        return theirs
-    if isinstance(base, list) and isinstance(ours, list) and isinstance(theirs, list):
-        return _merge_lists(base, ours, theirs)
-    if isinstance(base, ast.AST) and type(base) is type(ours) is type(theirs):
-        fields = {
-            name: _merge(getattr(base, name, None), getattr(ours, name, None), getattr(theirs, name, None))
-            for name in base._fields
-        }
-        return type(base)(**fields)
-    raise _BothChangedError
+class _Unnamed(ast.NodeTransformer):
+    """The inverse of `_Named`."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        self.generic_visit(node)
+        for at in range(len(node.body) - 2, -1, -1):
+            made, then = node.body[at], node.body[at + 1]
+            if isinstance(made, ast.Assign) and isinstance(made.targets[0], ast.Name) and isinstance(then, ast.Return | ast.Assign):  # fmt: skip
+                name = made.targets[0].id
+                if name.startswith("returned") and _uses(then, name) == 1:
+                    node.body[at : at + 2] = [_Put(name, made.value).visit(then)]
+        return node
 
 
-def _merge_lists(base: Sequence[Any], ours: Sequence[Any], theirs: Sequence[Any]) -> list[Any]:
-    """In the order of `theirs`, with what `ours` has besides put behind what it follows."""
-    mine, given = _matched(base, ours), _matched(base, theirs)
-    inserted: dict[int, list[Any]] = {}
-    before = -1
-    origin = {j: i for i, j in mine.items()}
-    for j, node in enumerate(ours):
-        if j in origin:
-            before = origin[j]
-        else:
-            inserted.setdefault(before, []).append(node)
-    # Behind something that is gone: behind what was before it.
-    for i in sorted(inserted):
-        if i not in given and i != -1:
-            left = max((k for k in given if k < i), default=-1)
-            inserted.setdefault(left, []).extend(inserted.pop(i))
-    source = {j: i for i, j in given.items()}
-    found = inserted.pop(-1, [])
-    waiting: list[Any] = []
-    for j, node in enumerate(theirs):
-        if j not in source:
-            # What is noted of a value comes after what was added and sets it; anything else comes before.
-            if waiting and not _sets(node, waiting):
-                found, waiting = found + waiting, []
-            found.append(node)
-            continue
-        i = source[j]
-        found, waiting = found + waiting, []
-        if i in mine:
-            found.append(_merge(base[i], ours[mine[i]], node))
-        elif not _same(base[i], node):
-            raise _BothChangedError
-        waiting = inserted.pop(i, [])
-    return found + waiting
+class _Put(ast.NodeTransformer):
+    """An expression in the place of a variable."""
+
+    def __init__(self, name: str, value: ast.expr) -> None:
+        self.name, self.value = name, value
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return self.value if node.id == self.name and isinstance(node.ctx, ast.Load) else node
+
+
+def _uses(node: ast.AST, name: str) -> int:
+    return sum(isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Load) for n in ast.walk(node))
+
+
+@dataclass(frozen=True)
+class _Merge:
+    """A merge of three trees."""
+
+    lenient: bool
+
+    def of(self, base: Any, ours: Any, theirs: Any) -> Any:  # noqa: ANN401 - nodes, lists of them, names and numbers
+        if _same(base, theirs) or _same(ours, theirs):
+            return ours
+        if _same(base, ours):
+            return theirs
+        if isinstance(base, list) and isinstance(ours, list) and isinstance(theirs, list):
+            return self._lists(base, ours, theirs)
+        if isinstance(base, ast.AST) and type(base) is type(ours) is type(theirs):
+            fields = {
+                name: self.of(getattr(base, name, None), getattr(ours, name, None), getattr(theirs, name, None))
+                for name in base._fields
+            }
+            return type(base)(**fields)
+        raise _BothChangedError
+
+    def _lists(self, base: Sequence[Any], ours: Sequence[Any], theirs: Sequence[Any]) -> list[Any]:
+        """In the order of `theirs`, with what `ours` has besides put behind what it follows."""
+        mine, given = _matched(base, ours), _matched(base, theirs)
+        inserted: dict[int, list[Any]] = {}
+        before = -1
+        origin = {j: i for i, j in mine.items()}
+        for j, node in enumerate(ours):
+            if j in origin:
+                before = origin[j]
+            else:
+                inserted.setdefault(before, []).append(node)
+        # Behind something that is gone: behind what was before it.
+        for i in sorted(inserted):
+            if i not in given and i != -1:
+                left = max((k for k in given if k < i), default=-1)
+                inserted.setdefault(left, []).extend(inserted.pop(i))
+        source = {j: i for i, j in given.items()}
+        found = inserted.pop(-1, [])
+        waiting: list[Any] = []
+        for j, node in enumerate(theirs):
+            if j not in source:
+                # What is noted of a value comes after what was added and sets it; anything else comes before.
+                if waiting and not _sets(node, waiting):
+                    found, waiting = found + waiting, []
+                found.append(node)
+                continue
+            i = source[j]
+            found, waiting = found + waiting, []
+            if i in mine:
+                found.append(self.of(base[i], ours[mine[i]], node))
+            elif not (self.lenient or _same(base[i], node)):
+                raise _BothChangedError
+            waiting = inserted.pop(i, [])
+        return found + waiting
 
 
 def _sets(node: object, notes: Sequence[Any]) -> bool:
@@ -139,7 +177,8 @@ def _matched(base: Sequence[Any], other: Sequence[Any]) -> dict[int, int]:
     rest(lambda a, b: _key(a) is not None and _key(a) == _key(b))
     for low, high, start, stop in _gaps(found, len(base), len(other)):
         _pair(base, other, range(low, high), [j for j in range(start, stop) if j not in found.values()], found)
-    rest(_same)
+    once = {text for text, n in Counter(map(_text, base)).items() if n == 1}
+    rest(lambda a, b: _text(a) in once and _same(a, b))  # moved; what is there twice was not
     return found
 
 

@@ -132,6 +132,13 @@ def diff(
     ] = None,
     backends: Annotated[str | None, typer.Option(help="Which ones, like torch,jax; left out, all.")] = None,
     steps: Annotated[int | None, typer.Option(help="How many of the run's steps to look at; left out, all.")] = None,
+    reduce: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write the smallest spec that still shows it there, and a standalone file per framework.",
+        ),
+    ] = None,
     python: PythonOption = None,
     timeout: Annotated[float, typer.Option(help="Seconds of silence after which a worker is stopped.")] = 600.0,
     json_file: JsonOption = None,
@@ -142,7 +149,7 @@ def diff(
     from harness.report.ladder import print_diff  # noqa: PLC0415
 
     _check_json(json_file)
-    options = diffs.DiffOptions(chosen(backends), steps, tuple(python or ()), timeout)
+    options = diffs.DiffOptions(chosen(backends), steps, tuple(python or ()), timeout, reduce)
     with _progress() as listen:
         found = diffs.diff([run] if other is None else [run, other], options, listen)
     if json_file != "-":

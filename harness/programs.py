@@ -3,7 +3,7 @@
 import ast
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
 
@@ -26,6 +26,8 @@ class Written:
     """Where it is from: a file's path."""
     base: str
     """What the emitter wrote, of all precisions the one that is most like it."""
+    program: Program = field(repr=False)
+    """Whose base that is."""
 
     @property
     def changed(self) -> list[tuple[int, str]]:
@@ -52,7 +54,8 @@ class Written:
             return wanted
         if not observe and (text := _merged_lines(self.base, wanted, self.text)) is not None:
             return text
-        found = carried(self.base, wanted, self.text)
+        # A smaller program may lack a part of what was changed; the same program may not.
+        found = carried(self.base, wanted, self.text, lenient=program.networks != self.program.networks)
         if found is None:
             what = "the variant that returns every value" if observe else f"the program in {precision}"
             raise CallError(
@@ -94,13 +97,13 @@ def written(
         said = error.msg if isinstance(error, SyntaxError) else error
         raise CallError(f"{origin}{line}: is not Python: {said}") from None
     bases = [
-        emitted(program, backend, precision, number)
+        (emitted(program, backend, precision, number), program)
         for program in programs
         for precision in ("float32", "float64")
         for number in threads
     ]
     lines = text.splitlines()
-    return Written(backend, text, origin, max(bases, key=lambda base: _alike(base.splitlines(), lines)))
+    return Written(backend, text, origin, *max(bases, key=lambda base: _alike(base[0].splitlines(), lines)))
 
 
 def _alike(a: Sequence[str], b: Sequence[str]) -> float:
@@ -129,13 +132,13 @@ def read(given: Sequence[str], programs: Sequence[Program], threads: Sequence[in
 
 
 def sources(
-    program: Program, backends: Sequence[str], precision: str, given: Mapping[str, Written]
+    program: Program, names: Mapping[str, str], precision: str, given: Mapping[str, Written]
 ) -> dict[tuple[str, bool], str]:
-    """By backend and whether it is observed, each program's text: what was given, or what is emitted."""
+    """By name and whether it is observed, each program's text: what was given, or what the name's backend emits."""
     return {
-        (backend, observe): given[backend].adapted(program, precision, observe=observe)
-        if backend in given
+        (name, observe): given[name].adapted(program, precision, observe=observe)
+        if name in given
         else emitted(program, backend, precision, observe=observe)
-        for backend in backends
+        for name, backend in names.items()
         for observe in (False, True)
     }

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
 from safetensors.numpy import save_file
 
 import harness
 from harness.backend import BACKENDS
 from harness.check.diagnose import Diagnosis, diagnose
+from harness.check.live import LiveWorker
+from harness.check.reduce import dumped, empty, reduce, written_to
 from harness.check.stored import Stored, read
 from harness.check.subject import Subject, workers
 from harness.data.inputs import cast
@@ -34,6 +37,8 @@ class DiffOptions:
     """How many to look at; left out, all of the run."""
     pythons: tuple[str, ...] = ()
     timeout: float = 600.0
+    reduce: Path | None = None
+    """A new folder for the smallest spec that still shows what is found, and a standalone file per framework."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,8 @@ def diff(runs: Sequence[Path], options: DiffOptions | None = None, listen: Liste
     _of_one_spec(stored)
     first = stored[0]
     began = time.perf_counter()
+    if options.reduce is not None:
+        empty(options.reduce)
     given, notes = _programs(stored, options.backends)
     if not given:
         raise CallError(f"{first.directory}: has none of the backends {', '.join(options.backends)}")
@@ -97,7 +104,9 @@ def diff(runs: Sequence[Path], options: DiffOptions | None = None, listen: Liste
     try:
         for precision in precisions:
             listen(first.program.name, {"phase": precision})
-            found, failures = _taken_apart(first, given, precision, steps, folder / precision, pythons, options)
+            found, failures = _taken_apart(
+                first, given, precision, steps, folder / precision, pythons, options, notes, listen
+            )
             if found or failures:
                 break
     finally:
@@ -116,7 +125,7 @@ def diff(runs: Sequence[Path], options: DiffOptions | None = None, listen: Liste
 
 def _taken_apart(
     run: Stored, given: Mapping[str, Written], precision: str, steps: int, folder: Path,
-    pythons: Mapping[str, Interpreter], options: DiffOptions,
+    pythons: Mapping[str, Interpreter], options: DiffOptions, notes: list[str], listen: Listener,
 ) -> tuple[Diagnosis | None, dict[str, str]]:  # fmt: skip
     names = {name: own.backend for name, own in given.items()}
     with workers(names, (precision,), pythons, folder / "workers", options.timeout) as (live, failures):
@@ -125,7 +134,27 @@ def _taken_apart(
         subject = subject_of(run, precision, folder / "subject", live[precision], given)
         observed = {name: subject.sources[name, True] for name in subject.workers}
         found = diagnose(subject, observed, {name: given[name].text for name in subject.workers}, steps)
+        if found is not None and options.reduce is not None:
+            notes += _reduced(run, found, precision, given, live[precision], folder, options.reduce, listen)
         return found, failures | subject.failures
+
+
+def _reduced(
+    run: Stored, found: Diagnosis, precision: str, given: Mapping[str, Written], live: Mapping[str, LiveWorker],
+    folder: Path, into: Path, listen: Listener,
+) -> list[str]:  # fmt: skip
+    """Make the spec smaller, and say what was written."""
+    changed = {name: own for name, own in given.items() if own.changed}
+    data = YAML(typ="safe").load(run.text)
+    data["training"]["steps"], data["seed"] = run.program.steps, run.program.seed
+    listen(run.program.name, {"phase": "smaller"})
+    small = reduce(dumped(data), found.finding, run.program, precision, changed, live, folder / "reduced",
+                   lambda tried: listen(run.program.name, {"step": tried, "losses": {}}))  # fmt: skip
+    if small is None:
+        return ["No smaller spec was found that shows it: not even the whole one does from its own first step."]
+    paths = written_to(small, f"{run.program.name}_small", into)
+    said = [f"{small.tried} smaller specs tried; written: {', '.join(map(str, paths))}."]
+    return said + [f"{name} has no standalone file: {why}." for name, why in small.missing.items()]
 
 
 def subject_of(

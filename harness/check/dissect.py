@@ -23,6 +23,7 @@ from harness.check.memory import digest
 from harness.check.rungs import RULE_ROOM
 from harness.check.subject import ROWS, Subject, each, open_program, part, twin
 from harness.compare import Derived, Difference, measure
+from harness.errors import WorkerFailed
 from harness.graph import BlockOp, Graph
 
 PHASES = ("data", "forward", "loss", "backward", "optimizer", "state")
@@ -145,6 +146,8 @@ def take(subject: Subject, sources: Mapping[str, str], step: int, *, quick: bool
         return known
 
     answers = each(subject, work)
+    if not answers:
+        raise WorkerFailed("\n".join(subject.failures.values()))
     moves: dict[str, float] = {}
     for answer in answers.values():
         for n, move in answer.moves.items():

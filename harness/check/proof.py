@@ -126,7 +126,7 @@ def proof(
 def _located(subject: Subject, mutant: Mutant, name: str, text: str) -> Located:
     backend = subject.workers[name].backend
     empty = Located(mutant.name, mutant.phase, subject.program.name, name, subject.precision)
-    own = Written(backend, text, f"{backend}'s program", subject.honest[name, False])
+    own = Written(backend, text, f"{backend}'s program", subject.honest[name, False], subject.program)
     try:
         observed = own.adapted(subject.program, subject.precision, observe=True)
     except CallError as error:

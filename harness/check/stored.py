@@ -26,6 +26,8 @@ class Stored:
 
     directory: Path
     program: Program
+    text: str
+    """Its spec."""
     result: RunResult
     first: int
     """Steps done before it, where it goes on from a checkpoint."""
@@ -71,7 +73,9 @@ def read(directory: Path) -> Stored:
     if (have := set(inputs["parameters"])) != set(program.parameters):
         other = sorted(have ^ set(program.parameters))
         raise CallError(f"run directory {directory}: its parameters are not the spec's: {', '.join(other[:5])}")
-    return Stored(directory, program, result, int(request["start"]), inputs, texts, int(request["threads"]))
+    return Stored(
+        directory, program, origin.text, result, int(request["start"]), inputs, texts, int(request["threads"])
+    )
 
 
 def _whole(directory: Path, backend: str, request: Mapping[str, Any]) -> None:

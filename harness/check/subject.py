@@ -147,8 +147,9 @@ def prepare(
     for file in ("data", "batches"):
         own = load_file(folder / "inputs" / f"{file}.safetensors")
         save_file({name: moved_input(name, a) for name, a in own.items()}, folder / "moved" / f"{file}.safetensors")
-    subject.honest = sources(program, tuple(workers), precision, {})
-    subject.sources = sources(program, tuple(workers), precision, given) if given else dict(subject.honest)
+    names = {name: live.backend for name, live in workers.items()}
+    subject.honest = sources(program, names, precision, {})
+    subject.sources = sources(program, names, precision, given) if given else dict(subject.honest)
     return subject
 
 

@@ -37,7 +37,7 @@ def carried(base: str, other: str, given: str, *, lenient: bool = False) -> str 
         return None
     if lenient and _same(merged, trees[1]):
         return None
-    return ast.unparse(ast.fix_missing_locations(_Unnamed().visit(_noted(merged))))
+    return ast.unparse(ast.fix_missing_locations(_unnamed(_noted(merged))))
 
 
 class _Named(ast.NodeTransformer):
@@ -48,7 +48,7 @@ class _Named(ast.NodeTransformer):
         parts: list[ast.expr] = list(value.elts) if isinstance(value, ast.Tuple) else [value] if value else []
         found: list[ast.stmt] = []
         for number, part in enumerate(parts):
-            if not isinstance(part, ast.Name | ast.Constant | ast.Starred):
+            if not isinstance(part, ast.Name | ast.Starred):
                 name = f"returned{number}"
                 if (
                     isinstance(part, ast.Call)
@@ -65,18 +65,18 @@ class _Named(ast.NodeTransformer):
         return [ast.fix_missing_locations(ast.copy_location(made, node)) for made in (*found, node)]
 
 
-class _Unnamed(ast.NodeTransformer):
+def _unnamed(tree: ast.Module) -> ast.Module:
     """The inverse of `_Named`."""
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
-        self.generic_visit(node)
-        for at in range(len(node.body) - 2, -1, -1):
-            made, then = node.body[at], node.body[at + 1]
-            if isinstance(made, ast.Assign) and isinstance(made.targets[0], ast.Name) and isinstance(then, ast.Return | ast.Assign):  # fmt: skip
-                name = made.targets[0].id
-                if name.startswith("returned") and _uses(then, name) == 1:
-                    node.body[at : at + 2] = [_Put(name, made.value).visit(then)]
-        return node
+    for node in ast.walk(tree):
+        blocks: list[list[ast.stmt]] = [getattr(node, "body", []), getattr(node, "orelse", [])]
+        for block in (one for one in blocks if isinstance(one, list)):
+            for at in range(len(block) - 2, -1, -1):
+                made, then = block[at], block[at + 1]
+                if isinstance(made, ast.Assign) and isinstance(made.targets[0], ast.Name) and isinstance(then, ast.Return | ast.Assign):  # fmt: skip
+                    name = made.targets[0].id
+                    if name.startswith("returned") and _uses(then, name) == 1:
+                        block[at : at + 2] = [_Put(name, made.value).visit(then)]
+    return tree
 
 
 class _Put(ast.NodeTransformer):

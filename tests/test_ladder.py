@@ -303,6 +303,21 @@ def test_the_same_bits_are_exact_and_only_those() -> None:
     assert not drifted(subject, shifted(a=1e-15)).exact
 
 
+def test_each_tensor_has_a_verdict_of_its_own() -> None:
+    subject = fake({"null": "why"})
+    found = drifted(subject, shifted(a=1.5e-9))  # five times its own worst twin, three times all together
+    assert found.verdicts == {
+        "a": {"verdict": "differs", "ratio": pytest.approx(5, rel=1e-4)}, "b": {"verdict": "exact", "ratio": 0.0},
+    }  # fmt: skip
+    near = drifted(subject, shifted(a=1e-10, b=1e-10))
+    assert {one["verdict"] for one in near.verdicts.values()} == {"within rounding"}
+    rung = twins_rung(subject, drifted(subject, shifted(a=1.4e-9)), 5)
+    assert rung.status == "passed"
+    assert "each tensor by itself: 1 exact, 1 beyond" in rung.sentence
+    assert rung.notes == ("beyond their own twins' drift, each by itself (times): a 4.7",)
+    assert rung.details["verdicts"]["b"]["verdict"] == "exact"
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("step", [0, 1, 2])
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
@@ -311,6 +326,7 @@ def test_a_drift_that_is_no_number_is_no_small_drift(value: float, step: int) ->
         other["a"][step:] = value
         found = drifted(fake({"null": "why"}), other)
         assert found.worst == math.inf
+        assert found.verdicts["a"]["verdict"] == "differs"
         assert twins_rung(fake(), found, 5).status == "failed"
 
 

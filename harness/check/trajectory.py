@@ -141,6 +141,17 @@ class Drift:
     """The worst twin's drift of all tensors together, at every step."""
     exact: bool
 
+    @property
+    def verdicts(self) -> dict[str, dict[str, str | float]]:
+        """Each tensor by itself: `exact`, `within rounding` or `differs`, and the largest ratio of all pairs."""
+        found: dict[str, dict[str, str | float]] = {}
+        for name in dict.fromkeys(n for own in self.tensors.values() for n in own):
+            ratios = [own[name] for own in self.tensors.values()]
+            ratio = max(ratios, key=lambda r: r if np.isfinite(r) else np.inf)
+            verdict = "exact" if ratio == 0 else "within rounding" if ratio <= TIMES else "differs"
+            found[name] = {"verdict": verdict, "ratio": ratio}
+        return found
+
 
 def twin_distances(subject: Subject, steps: int, count: int) -> dict[str, list[dict[str, list[float]]]]:
     """By backend: how far each twin is from the unbroken training, by tensor, at every step."""
@@ -191,7 +202,7 @@ def twins_rung(subject: Subject, found: Drift, count: int, void: Sequence[str] =
     """The verdict on drift: exact, within rounding, or different; `void`: why the trainings say nothing."""
     details = {
         "twins": count, "worst": found.worst, "overall": found.overall, "tensors": found.tensors,
-        "drift": found.twins, "allowed": TIMES,
+        "drift": found.twins, "allowed": TIMES, "verdicts": found.verdicts,
     }  # fmt: skip
     pair, at = max(
         ((p, int(np.argmax(r))) for p, r in found.overall.items()),
@@ -209,10 +220,21 @@ def twins_rung(subject: Subject, found: Drift, count: int, void: Sequence[str] =
         return judged("twins", subject.precision, (), void=void, details=details)
     if found.exact:
         return Rung("twins", subject.precision, "passed", "exact: the same bits at every step", details=details)
-    said = f"{found.worst:.2g} times the worst of {count} twins a backend ({pair}, step {at + 1}); single tensors up to {ratio:.2g} ({tensor})"
+    said = f"{found.worst:.2g} times the worst of {count} twins a backend ({pair}, step {at + 1}); {_counted(found)}, up to {ratio:.2g} ({tensor})"
     if not np.isfinite(found.worst) or found.worst > TIMES:
         return Rung("twins", subject.precision, "failed", f"differs: {said}, {TIMES} allowed", details=details)
-    return Rung("twins", subject.precision, "passed", f"within rounding: {said}", details=details)
+    alone = {n: v["ratio"] for n, v in found.verdicts.items() if v["verdict"] == "differs"}
+    spelled = ", ".join(f"{n} {r:.2g}" for n, r in sorted(alone.items(), key=lambda v: -float(v[1])))
+    notes = (f"beyond their own twins' drift, each by itself (times): {spelled}",) if alone else ()
+    return Rung("twins", subject.precision, "passed", f"within rounding: {said}", (), notes, details)
+
+
+def _counted(found: Drift) -> str:
+    """How many tensors by themselves are what."""
+    verdicts = [one["verdict"] for one in found.verdicts.values()]
+    kinds = ("exact", "within rounding", "differs")
+    said = [f"{verdicts.count(kind)} {kind}" for kind in kinds if kind in verdicts]
+    return f"each tensor by itself: {', '.join(said)}".replace("differs", "beyond")
 
 
 def _norm(states: Array) -> Array:

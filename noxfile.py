@@ -77,6 +77,13 @@ def power(session: nox.Session) -> None:
 
 
 @nox.session
+def proof(session: nox.Session) -> None:
+    """Plant every fault of the catalogue into a program that `harness diff` is then handed; an hour, and backends/DIFF.md."""
+    install(session, "all")
+    session.run("harness", "check", "--power", "--diff", "--precision", "float64", "--table", "backends/DIFF.md", *session.posargs)  # fmt: skip
+
+
+@nox.session
 def golden(session: nox.Session) -> None:
     """Compare the emitted programs with tests/golden (or: -- --write, and review the difference like code)."""
     install(session, "test")

@@ -49,6 +49,7 @@ StepsOption = Annotated[
 PrecisionOption = Annotated[str, typer.Option(help="float32 or float64.")]
 
 
+BOTH = "float64,float32"
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it; the command-line library returns it for Ctrl-C
 
 
@@ -128,7 +129,7 @@ def diff(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
     other: Annotated[
         Path | None,
-        typer.Argument(metavar="[OTHER]", help="Another run of the same training, of other backends or programs."),
+        typer.Argument(metavar="OTHER", help="Another run of the same training, of other backends or programs."),
     ] = None,
     backends: Annotated[str | None, typer.Option(help="Which ones, like torch,jax; left out, all.")] = None,
     steps: Annotated[int | None, typer.Option(help="How many of the run's steps to look at; left out, all.")] = None,
@@ -221,7 +222,7 @@ def check(
         str | None, typer.Option(help="Numbers or names, like 1-4,relay; left out, 1 to 6.", metavar="RUNGS")
     ] = None,
     backends: Annotated[str | None, typer.Option(help="Which ones, like torch,jax; left out, all.")] = None,
-    precision: Annotated[str, typer.Option(help="float64, float32, or both with a comma.")] = "float64,float32",
+    precision: Annotated[str, typer.Option(help="float64, float32, or both with a comma.")] = BOTH,
     steps: Annotated[
         int | None, typer.Option(help="Steps of whole trainings; left out, the spec's, at most 200.")
     ] = None,
@@ -256,7 +257,12 @@ def check(
         raise CallError("--diff goes with --power; where a run parts: harness diff RUN")
     if power:
         _check_json(None if table is None else str(table))
-        command = " ".join(["harness check --power", *(["--diff"] if diff else []), *(specs or [])])
+        given = [
+            *(["--diff"] if diff else []),
+            *(["--precision", precision] if precision != BOTH else []),
+            *(specs or []),
+        ]
+        command = " ".join(["harness check --power", *given, *(f"--mutant '{name}'" for name in mutant or [])])
         with _progress() as listen:
             planted = climb.proved if diff else partial(climb.planted, bisect=not mutant)
             found = planted(specs or [], options, listen, mutant or [])

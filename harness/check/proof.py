@@ -14,6 +14,7 @@ import harness
 from harness.backend import Arrays
 from harness.check import dissect
 from harness.check.diagnose import Diagnosis, diagnose
+from harness.check.evidence import evaluated
 from harness.check.mutants import MUTANTS, Mutant, plant
 from harness.check.power import length
 from harness.check.subject import Subject
@@ -174,7 +175,8 @@ def _changed(
     found = [n for n in _in_order(subject, a, phases) if _apart(a, b, n, CHANGED[subject.precision])]
     if not found and not quick and "forward" in phases:
         a, b = before.evaluated[name], after.evaluated[name]
-        found = [n for n in a if _apart(a, b, n, CHANGED[subject.precision])]
+        order = subject.known("order in evaluation", lambda: list(evaluated(subject)))
+        found = [n for n in order if _apart(a, b, n, CHANGED[subject.precision])]
     return [dissect.plain(n) for n in found]
 
 

@@ -267,7 +267,7 @@ def check(
             planted = climb.proved if diff else partial(climb.planted, bisect=not mutant)
             found = planted(specs or [], options, listen, mutant or [])
         if table is not None:
-            write_table(found, table, f"{command} --table {table.name}")
+            write_table(found, table, f"{command} --table {table}")
         _write_json(json_file, found.to_json())
         if json_file != "-":
             print_planted(found, Console())

@@ -23,25 +23,46 @@ class _BothChangedError(Exception):
 def carried(base: str, other: str, given: str, *, lenient: bool = False) -> str | None:
     r"""`other` with what `given` changed of `base`; None where both changed the same thing. Comments are lost.
 
-    `lenient`: what `other` does not have at all need not be changed, as long as anything is.
+    `lenient`: what `other` does not have at all need not be changed.
     All three are Python; raises SyntaxError where `given` is not.
 
     >>> print(carried("x = f(x)", "x = f(x)\nvalues['f'] = x", "x = h(x, 2)"))
     x = h(x, 2)
     values['f'] = x
     """
-    trees = [_Named().visit(ast.parse(text)) for text in (base, other, given)]
+    trees = [ast.parse(text) for text in (base, other, given)]
+    plain = {function.name for function, _, _ in _returned_at_once(trees[0])}
+    for function, before, after in _returned_at_once(trees[2]):
+        if function.name not in plain:
+            # `loss = f(x)` and `return loss` are `return f(x)` in other words.
+            before.id = after.id = f"{RETURNED}0"
+    trees = [_Named().visit(tree) for tree in trees]
     try:
         merged = _Merge(lenient).of(*trees)
     except _BothChangedError:
         return None
-    if lenient and _same(merged, trees[1]):
-        return None
     return ast.unparse(ast.fix_missing_locations(_unnamed(_noted(merged))))
 
 
+def _returned_at_once(tree: ast.Module) -> list[tuple[ast.FunctionDef, ast.Name, ast.Name]]:
+    """Functions that end in `x = ...` and `return x`, with both names."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and len(node.body) > 1:
+            before, after = node.body[-2:]
+            if isinstance(before, ast.Assign) and isinstance(after, ast.Return) and len(before.targets) == 1:
+                name, value = before.targets[0], after.value
+                if isinstance(name, ast.Name) and isinstance(value, ast.Name) and name.id == value.id:
+                    found.append((node, name, value))
+    return found
+
+
+RETURNED = "_carried_"
+"""What a returned expression is called on the way; no program of anybody's uses it."""
+
+
 class _Named(ast.NodeTransformer):
-    """`return f(x), seen` -> `returned0 = f(x)` and `return returned0, seen`: what is computed, apart from what is returned."""
+    """`return f(x), seen` -> `_carried_0 = f(x)` and `return _carried_0, seen`: what is computed, apart from what is returned."""
 
     def visit_Return(self, node: ast.Return) -> list[ast.stmt]:
         value = node.value
@@ -49,12 +70,8 @@ class _Named(ast.NodeTransformer):
         found: list[ast.stmt] = []
         for number, part in enumerate(parts):
             if not isinstance(part, ast.Name | ast.Starred):
-                name = f"returned{number}"
-                if (
-                    isinstance(part, ast.Call)
-                    and isinstance(f := part.func, ast.Attribute)
-                    and isinstance(f.value, ast.Call)
-                ):
+                name = f"{RETURNED}{number}"
+                if isinstance(part, ast.Call) and isinstance(f := part.func, ast.Attribute) and isinstance(f.value, ast.Call):  # fmt: skip
                     # `f(x).permute(...)`: the layout is changed after the value is known.
                     found.append(ast.Assign([ast.Name(name, ast.Store())], f.value))
                     f.value = ast.Name(name, ast.Load())
@@ -74,7 +91,7 @@ def _unnamed(tree: ast.Module) -> ast.Module:
                 made, then = block[at], block[at + 1]
                 if isinstance(made, ast.Assign) and isinstance(made.targets[0], ast.Name) and isinstance(then, ast.Return | ast.Assign):  # fmt: skip
                     name = made.targets[0].id
-                    if name.startswith("returned") and _uses(then, name) == 1:
+                    if name.startswith(RETURNED) and _uses(then, name) == 1:
                         block[at : at + 2] = [_Put(name, made.value).visit(then)]
     return tree
 
@@ -107,12 +124,23 @@ class _Merge:
         if isinstance(base, list) and isinstance(ours, list) and isinstance(theirs, list):
             return self._lists(base, ours, theirs)
         if isinstance(base, ast.AST) and type(base) is type(ours) is type(theirs):
+            if all(map(_is_prose, (base, ours, theirs))):
+                return ours
             fields = {
-                name: self.of(getattr(base, name, None), getattr(ours, name, None), getattr(theirs, name, None))
+                name: self.field(name, *(getattr(node, name, None) for node in (base, ours, theirs)))
                 for name in base._fields
             }
             return type(base)(**fields)
         raise _BothChangedError
+
+    def field(self, name: str, base: Any, ours: Any, theirs: Any) -> Any:  # noqa: ANN401 - as above
+        """A part of a node. What is written about types changes nothing: where both did, ours will do."""
+        try:
+            return self.of(base, ours, theirs)
+        except _BothChangedError:
+            if name in ("returns", "annotation"):
+                return ours
+            raise
 
     def _lists(self, base: Sequence[Any], ours: Sequence[Any], theirs: Sequence[Any]) -> list[Any]:
         """In the order of `theirs`, with what `ours` has besides put behind what it follows."""
@@ -131,14 +159,13 @@ class _Merge:
                 left = max((k for k in given if k < i), default=-1)
                 inserted.setdefault(left, []).extend(inserted.pop(i))
         source = {j: i for i, j in given.items()}
-        found = inserted.pop(-1, [])
-        waiting: list[Any] = []
+        found: list[Any] = []
+        waiting = inserted.pop(-1, [])
         for j, node in enumerate(theirs):
             if j not in source:
                 # What is noted of a value comes after what was added and sets it; anything else comes before.
-                if waiting and not _sets(node, waiting):
-                    found, waiting = found + waiting, []
-                found.append(node)
+                first = next((k for k, note in enumerate(waiting) if _sets(node, note)), len(waiting))
+                found, waiting = [*found, *waiting[:first], node], waiting[first:]
                 continue
             i = source[j]
             found, waiting = found + waiting, []
@@ -150,13 +177,19 @@ class _Merge:
         return found + waiting
 
 
-def _sets(node: object, notes: Sequence[Any]) -> bool:
-    """Whether a statement assigns to a name that the first of the notes reads."""
-    if not isinstance(node, ast.Assign | ast.AugAssign):
+def _is_prose(node: object) -> bool:
+    """Whether a statement is a docstring."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _sets(node: object, note: object) -> bool:
+    """Whether a statement sets a name that a note reads."""
+    if not isinstance(node, ast.stmt) or not isinstance(note, ast.stmt):
         return False
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-    names = {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
-    return any(isinstance(n, ast.Name) and n.id in names for n in ast.walk(notes[0]))
+    own = [n.target for n in ast.walk(node) if isinstance(n, ast.For | ast.comprehension)]
+    passing = {n.id for target in own for n in ast.walk(target) if isinstance(n, ast.Name)}
+    names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} - passing
+    return any(isinstance(n, ast.Name) and n.id in names for n in ast.walk(note))
 
 
 def _matched(base: Sequence[Any], other: Sequence[Any]) -> dict[int, int]:
@@ -174,7 +207,7 @@ def _matched(base: Sequence[Any], other: Sequence[Any]) -> dict[int, int]:
                 if j is not None:
                     found[i] = j
 
-    rest(lambda a, b: _key(a) is not None and _key(a) == _key(b))
+    rest(lambda a, b: (_is_prose(a) and _is_prose(b)) or (_key(a) is not None and _key(a) == _key(b)))
     for low, high, start, stop in _gaps(found, len(base), len(other)):
         _pair(base, other, range(low, high), [j for j in range(start, stop) if j not in found.values()], found)
     once = {text for text, n in Counter(map(_text, base)).items() if n == 1}
@@ -234,6 +267,6 @@ def _noted(tree: ast.Module) -> ast.Module:
         for before, after in pairwise(body):
             if isinstance(before, ast.Assign) and isinstance(after, ast.Assign):
                 target, place = before.targets[0], after.targets[0]
-                if isinstance(place, ast.Subscript) and ast.unparse(place.value) == "values" and isinstance(target, ast.Name) and isinstance(after.value, ast.Name):  # fmt: skip
+                if isinstance(place, ast.Subscript) and ast.unparse(place.value) == "values" and isinstance(target, ast.Name) and target.id != "values" and isinstance(after.value, ast.Name):  # fmt: skip
                     after.value = ast.Name(target.id, ast.Load())
     return tree

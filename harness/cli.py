@@ -255,6 +255,8 @@ def check(
     _check_json(json_file)
     if diff and not power:
         raise CallError("--diff goes with --power; where a run parts: harness diff RUN")
+    if power and program:
+        raise CallError("--power plants faults into the emitted programs; --program does not go with it")
     if power:
         _check_json(None if table is None else str(table))
         given = [

@@ -29,16 +29,21 @@ class Written:
     program: Program = field(repr=False)
     """Whose base that is."""
 
+    essential: bool = True
+    """Whether a smaller program without anything of the change is of no use."""
+
     @property
     def changed(self) -> list[tuple[int, str]]:
-        """Its lines that the emitted program does not have, from 1."""
-        before, after = self.base.splitlines(), self.text.splitlines()
-        matcher = SequenceMatcher(None, before, after, autojunk=False)
-        found = []
+        """Its statements that the emitted program does not have, with their lines; comments and layout do not count."""
+        before, after = statements(self.base), statements(self.text)
+        matcher = SequenceMatcher(None, [t for _, t in before], [t for _, t in after], autojunk=False)
+        found: list[tuple[int, str]] = []
+        lines = self.text.splitlines()
         for what, _, _, low, high in matcher.get_opcodes():
             if what != "equal":
-                found += [(n + 1, after[n].strip()) for n in range(low, high)] or [
-                    (min(low, len(after) - 1) + 1, "(left out before this line)")
+                line = after[min(low, len(after) - 1)][0]
+                found += [(n, lines[n - 1].strip()) for n, _ in after[low:high]] or [
+                    (line, "(left out before this line)")
                 ]
         return found
 
@@ -55,13 +60,24 @@ class Written:
         if not observe and (text := _merged_lines(self.base, wanted, self.text)) is not None:
             return text
         # A smaller program may lack a part of what was changed; the same program may not.
-        found = carried(self.base, wanted, self.text, lenient=program.networks != self.program.networks)
-        if found is None:
+        smaller = program.networks != self.program.networks
+        found = carried(self.base, wanted, self.text, lenient=smaller)
+        if found is None or (smaller and self.essential and statements(found) == statements(wanted)):
             what = "the variant that returns every value" if observe else f"the program in {precision}"
             raise CallError(
                 f"{self.origin}: its changes cannot be carried over to {what}: it has other statements in the same places"
             )
         return found if observe else formatted(found)
+
+
+def statements(text: str) -> list[tuple[int, str]]:
+    """Line and text of every statement, of those with others in them the head."""
+    found = [(node.lineno, ast.unparse(node).splitlines()[0]) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.stmt) and not _is_docstring(node)]  # fmt: skip
+    return sorted(found)
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
 def _merged_lines(base: str, wanted: str, given: str) -> str | None:

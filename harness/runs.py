@@ -91,7 +91,7 @@ def run_spec(loaded: spec.Spec, text: Source, options: Options, listen: Listener
     checkpoint = None if options.start is None else Checkpoint.read(options.start)
     program = compile_spec(loaded, text, options.steps, _seed(options, checkpoint))
     require(program, options, checkpoint)
-    given = own_programs(loaded, text, program, options.programs, options.threads)
+    given = own_programs(loaded, text, program, options.programs, options.backends, options.threads)
     for own in given.values():
         own.adapted(program, options.precision, options.threads)  # raises before any work
     pythons = interpreters(options.pythons)
@@ -120,12 +120,16 @@ def run_spec(loaded: spec.Spec, text: Source, options: Options, listen: Listener
 
 
 def own_programs(
-    loaded: spec.Spec, text: Source, program: Program, given: Sequence[str], threads: int = 1
+    loaded: spec.Spec, text: Source, program: Program, given: Sequence[str], backends: Sequence[str], threads: int = 1
 ) -> dict[str, Written]:
     """The user's own programs by backend. They may have been emitted for the spec's own steps and seed."""
     if not given:
         return {}
-    return read_programs(given, [program, compile_spec(loaded, text)], sorted({1, threads}))
+    found = read_programs(given, [program, compile_spec(loaded, text)], sorted({1, threads}))
+    for backend in found:
+        if backend not in backends:
+            raise CallError(f"--program: {backend} is not among the backends of this call ({', '.join(backends)})")
+    return found
 
 
 def check(options: Options) -> None:

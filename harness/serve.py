@@ -25,6 +25,8 @@ from harness.backend import PACKAGES, Array, Arrays, Session
 from harness.worker import _die_with_parent, _process, load_program
 
 Question = Mapping[str, Any]
+MANY = 50
+"""Programs after which a framework is asked to forget what it compiled."""
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Server:
         self.opened: dict[str, Opened] = {}
         self.inputs: dict[str, Arrays] = {}
         self.series: dict[str, list[Arrays]] = {}
+        self.closed = 0
 
     def open(self, asked: Question) -> dict[str, Any]:
         """Import a program and build its session: `name`, `program` (a file), `inputs` (a run's folder), `request`."""
@@ -69,8 +72,11 @@ class Server:
         return self._inputs(asked["inputs"]) if asked.get("inputs") else self.opened[asked["name"]].inputs
 
     def close(self, asked: Question) -> dict[str, Any]:
-        """Forget a session and the series kept under its name."""
+        """Forget a session and the series kept under its name; of many, what the framework kept of them too."""
         self.opened.pop(asked["name"], None)
+        self.closed += 1
+        if self.closed % MANY == 0 and hasattr(self.module, "forget"):
+            self.module.forget()
         for key in [key for key in self.series if key.split("/")[0] == asked["name"]]:
             del self.series[key]
         return {}

@@ -1,6 +1,7 @@
 """Where and why trainings part: planted faults that `harness diff` knows nothing of, honest runs, and damaged ones."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,24 +12,29 @@ from typing import Any
 
 import numpy as np
 import pytest
-from build import INSTALLED
+from build import EACH, INSTALLED
 from cases import CASES, spec_of
 from safetensors.numpy import load_file, save_file
 
 from harness import runs
+from harness.backend import BACKENDS
 from harness.check import climb, proof
 from harness.check import diff as diffs
 from harness.check import reduce as reducing
+from harness.check.diagnose import Diagnosis, diagnose
 from harness.check.diff import DiffOptions, diff
 from harness.check.live import LiveWorker
 from harness.check.memory import Memory, bytes_of, digest
 from harness.check.mutants import MUTANTS, plant
-from harness.check.subject import workers
+from harness.check.reproduce import DIFFERS
+from harness.check.subject import Subject, prepare, workers
 from harness.environment import interpreters
 from harness.errors import CallError
 from harness.graph import Program
+from harness.programs import emitted, written
+from harness.resolve import compile_spec
 from harness.runs import Options
-from harness.spec import load
+from harness.spec import load, loads
 
 several = pytest.mark.skipif(len(INSTALLED) < 2, reason="needs two frameworks")
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
@@ -55,8 +61,6 @@ def trained(folder: Path, faults: dict[str, str] | None = None, **options: objec
     def planted(backend: str, program: Program) -> str:
         fault = BY_NAME[(faults or {})[backend]] if backend in (faults or {}) else None
         if fault is None:
-            from harness.programs import emitted  # noqa: PLC0415
-
             return emitted(program, backend, "float64")
         text = plant(fault, program, backend)
         assert text is not None, (fault.name, backend)
@@ -112,17 +116,16 @@ def borrowed(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- What is found
 
 FAULTS = [
-    "labels of the next row", "input shifted", "mask inverted", "rounded to bfloat16", "half the loss",
-    "activation without its gradient", "learning rate one per cent off", "dampened momentum",
+    "input shifted", "mask inverted", "same mask at every step", "rounded to bfloat16", "dropped activation",
+    "half the loss", "dropout without its gradient", "learning rate one per cent off", "momentum half as forgetful",
 ]  # fmt: skip
 
 
 @pytest.mark.frameworks
 def test_planted_faults_are_found_where_they_are_and_named(tmp_path: Path, borrowed: None) -> None:
     (tmp_path / "parted.yaml").write_text(text_of())
-    known = [name for name in FAULTS if name in BY_NAME]
     options = climb.CheckOptions(backends=INSTALLED, precisions=("float64",))
-    found = climb.proved([tmp_path / "parted.yaml"], options, mutants=known)
+    found = climb.proved([tmp_path / "parted.yaml"], options, mutants=FAULTS)
     assert not found.failures
     for cell in found.cells:
         if len(INSTALLED) == 1 and cell.phase == "backward":
@@ -131,7 +134,7 @@ def test_planted_faults_are_found_where_they_are_and_named(tmp_path: Path, borro
         assert cell.explained, cell
         assert cell.found is not None
         assert cell.found["confirmed"]
-    assert len(found.cells) >= 4 * len(INSTALLED)
+    assert {(cell.mutant, cell.backend) for cell in found.cells} == {(f, b) for f in FAULTS for b in INSTALLED}
     assert len(INSTALLED) == 1 or (found.located, found.explained, found.exit) == (1.0, 1.0, 0)
     json.dumps(found.to_json(), allow_nan=False)
     text = proof.markdown(found, "a command")
@@ -182,22 +185,129 @@ def test_an_honest_run_has_nothing_to_find(honest: Path, borrowed: None) -> None
     }  # fmt: skip
 
 
+def in_float32_alone(text: str, backend: str) -> str:
+    """A program that does something else where its numbers are float32."""
+    kind = {"torch": "torch", "tensorflow": "tf", "jax": "jnp"}[backend]
+    first, line = next((m[0], m[1]) for m in re.finditer(r"\n( +)x = .*", text[text.index("class Net") :]))
+    found = text.replace(first, f"{first}\n{line}x = x * 1.001 if x.dtype == {kind}.float32 else x", 1)
+    assert found != text
+    return found
+
+
 @pytest.mark.frameworks
 def test_a_difference_of_float32_alone_is_one_of_precision(tmp_path: Path, borrowed: None) -> None:
     backend = INSTALLED[0]
 
     def planted(name: str, program: Program) -> str:
-        from harness.programs import emitted  # noqa: PLC0415
-
         text = emitted(program, name, "float32")
-        # A part in a thousand, of float32's numbers alone.
-        return text.replace("0.05", "0.05005") if name == backend else text
+        return in_float32_alone(text, name) if name == backend else text
 
-    run = trained(tmp_path, precision="float32", plant=planted, evidence=False)
-    found = diff([run])
+    found = diff([trained(tmp_path, backends=(backend,), precision="float32", plant=planted, evidence=False)])
+    assert found.precision == "float32"
     assert found.diagnosis is not None
-    assert found.diagnosis.finding.phase == "optimizer"
-    assert found.precision == "float64", "the rate is carried over to the program in float64"
+    assert (found.diagnosis.finding.phase, found.diagnosis.finding.tensor) == ("forward", "net/predictions.dense1")
+    assert found.notes[-1] == "In float64 no step shows more than rounding: the difference is one of precision."
+
+
+def two_lines(text: str) -> tuple[str, str, str]:
+    """The statements of the dense layer and of its activation, and the indentation."""
+    found = re.search(r"( +)x = (.*dense1.*)\n +x = (.*tanh)\(x\)\n", text)
+    assert found is not None, text
+    return found[0], found[2], found[3]
+
+
+REWRITTEN: dict[str, Callable[[str, str], str]] = {
+    "in one line": lambda dense, tanh: f"        x = {tanh}({dense})\n",
+    "other names": lambda dense, tanh: f"        h = {dense}\n        x = {tanh}(h)\n",
+    "names of our own": lambda dense, tanh: (
+        f"        returned_h = {dense}\n        x = {tanh}(returned_h) + 0 * returned_h\n"
+    ),
+    "a loop": lambda dense, tanh: f"        for f in (lambda x: {dense}, {tanh}):\n            x = f(x)\n",
+    "an annotation": lambda dense, tanh: f"        x = {dense}\n        x: object = {tanh}(x)\n",
+}
+
+
+def subject_with(shared: Shared, folder: Path, given: dict[str, str]) -> tuple[Subject, dict[str, str]]:
+    """The workers with these programs, and what is read of them."""
+    loaded, source = loads(text_of())
+    program = compile_spec(loaded, source)
+    own = {name: written(name, text, f"{name}.py", [program]) for name, text in given.items()}
+    subject = prepare(program, source, runs.prepared(program, source), "float64", folder / "s", shared["float64"], own)
+    return subject, {name: given.get(name, subject.sources[name, False]) for name in INSTALLED}
+
+
+def taken_apart(shared: Shared, folder: Path, given: dict[str, str]) -> Diagnosis | None:
+    subject, read = subject_with(shared, folder, given)
+    found = diagnose(subject, {name: subject.sources[name, True] for name in INSTALLED}, read, STEPS)
+    assert not subject.failures
+    return found
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize("how", REWRITTEN)
+@pytest.mark.parametrize("backend", EACH)
+def test_the_same_network_in_other_words_is_the_same(shared: Shared, tmp_path: Path, backend: str, how: str) -> None:
+    text = emitted(compile_spec(*loads(text_of())), backend, "float64")
+    both, dense, tanh = two_lines(text)
+    mine = text.replace(both, REWRITTEN[how](dense, tanh))
+    assert mine != text
+    assert taken_apart(shared, tmp_path, {backend: mine}) is None
+    # And what differs beside it is found.
+    wrong = mine.replace("0.25)", "0.5)") if backend != "tensorflow" else mine.replace("0.25", "0.5", 1)
+    found = taken_apart(shared, tmp_path / "wrong", {backend: wrong})
+    assert found is not None
+    assert found.finding.backend == backend
+
+
+@pytest.mark.frameworks
+def test_a_rewritten_program_passes_its_check(tmp_path: Path, borrowed: None) -> None:
+    backend = INSTALLED[0]
+    text = emitted(compile_spec(*loads(text_of())), backend, "float64")
+    both, dense, tanh = two_lines(text)
+    (tmp_path / "mine.py").write_text(text.replace(both, REWRITTEN["in one line"](dense, tanh)))
+    (tmp_path / "parted.yaml").write_text(text_of())
+    options = climb.CheckOptions(
+        rungs=("forward",), precisions=("float64",), backends=INSTALLED, programs=(f"{backend}={tmp_path / 'mine.py'}",)
+    )
+    (found,) = climb.check([tmp_path / "parted.yaml"], options)
+    assert found.verdict == "passed", found.rungs
+    assert f"{backend}'s program is not as emitted" in found.rungs[0].notes[0]
+    (tmp_path / "mine.py").write_text(text.replace(both, REWRITTEN["in one line"](dense, tanh).replace(tanh, f"2 * {tanh}")))  # fmt: skip
+    (found,) = climb.check([tmp_path / "parted.yaml"], options)
+    assert found.verdict == "failed"
+
+
+@pytest.mark.frameworks
+def test_an_optimizer_that_remembers_other_things_is_named(shared: Shared, tmp_path: Path) -> None:
+    if "torch" not in INSTALLED:
+        pytest.skip("PyTorch's program alone says its momentum in one word")
+    text = emitted(compile_spec(*loads(text_of())), "torch", "float64")
+    found = taken_apart(shared, tmp_path, {"torch": text.replace(", momentum=0.9", "")})
+    assert found is not None
+    assert (found.finding.phase, found.finding.tensor) == ("optimizer", "optimizer/net/velocity/dense1.bias")
+    assert found.line is None
+    said = " ".join(found.sentences())
+    assert "nan" not in said
+    assert "cannot be compared: it is (5,) by the rule and missing in the program" in said
+
+
+@pytest.mark.frameworks
+@several
+def test_a_run_of_which_a_backend_failed_is_not_the_same(tmp_path: Path, borrowed: None) -> None:
+    broken, *whole = INSTALLED
+
+    def planted(name: str, program: Program) -> str:
+        return "raise RuntimeError('planted')" if name == broken else emitted(program, name, "float64")
+
+    (tmp_path / "parted.yaml").write_text(text_of())
+    run = runs.run(
+        tmp_path / "parted.yaml",
+        Options(backends=INSTALLED, precision="float64", plant=planted, out=tmp_path / "run"),
+    )
+    found = diff([run.directory])
+    assert (found.verdict, found.exit, found.backends) == ("failed", 3, tuple(whole))
+    assert list(found.failures) == [broken]
+    assert found.failures[broken].startswith("in the run itself: ")
 
 
 @pytest.mark.frameworks
@@ -228,33 +338,34 @@ def test_a_run_from_a_checkpoint_is_taken_apart_from_there(tmp_path: Path, borro
 
 
 @pytest.mark.frameworks
-def test_the_smallest_spec_and_files_that_need_no_harness(tmp_path: Path, borrowed: None) -> None:
+@pytest.mark.parametrize(
+    "fault", ["dropped activation", "rows of a batch reversed", "half the loss", "learning rate one per cent off"]
+)
+def test_the_smallest_spec_and_files_that_need_no_harness(tmp_path: Path, borrowed: None, fault: str) -> None:
     backend = INSTALLED[0]
-    run = trained(tmp_path / "a", {backend: "dropped activation"})
+    run = trained(tmp_path / "a", {backend: fault})
     found = diff([run], DiffOptions(reduce=tmp_path / "small"))
     assert found.diagnosis is not None
     assert any("smaller specs tried" in note for note in found.notes), found.notes
     loaded, _ = load(tmp_path / "small" / "parted_small.yaml")
     assert loaded.training.steps == 1
     assert len(loaded.networks["net"].layers) < 5
-    assert loaded.data.batch == 1
-    assert not loaded.training.updates[0].optimizer.remembers
-    for name in INSTALLED:
+    # Rows in reverse order are the same rows where there is one.
+    assert loaded.data.batch == (2 if "rows" in fault else 1)
+    # A rate that is changed in the program is not carried to another rule.
+    assert "rate" in fault or not loaded.training.updates[0].optimizer.remembers
+    for name in INSTALLED if fault == "dropped activation" else INSTALLED[:1]:
         file = tmp_path / "small" / f"parted_small_{name}.py"
         assert "harness" not in "".join(line for line in file.read_text().splitlines() if "import" in line)
         done = subprocess.run(
             [sys.executable, "-P", str(file)], capture_output=True, text=True, check=False, cwd=tmp_path
         )
-        assert done.returncode == int(name == backend), done.stdout + done.stderr
+        assert done.returncode == (DIFFERS if name == backend else 0), done.stdout + done.stderr
         assert "expected" in done.stdout
 
 
 @pytest.mark.frameworks
 def test_a_program_of_ones_own_fails_its_check_and_is_explained(tmp_path: Path, borrowed: None) -> None:
-    from harness.programs import emitted  # noqa: PLC0415
-    from harness.resolve import compile_spec  # noqa: PLC0415
-    from harness.spec import loads  # noqa: PLC0415
-
     backend = INSTALLED[0]
     own = plant(BY_NAME["half the loss"], compile_spec(*loads(text_of())), backend, "float32")
     assert own is not None
@@ -276,6 +387,28 @@ def test_a_program_of_ones_own_fails_its_check_and_is_explained(tmp_path: Path, 
 
 
 # ---- What is refused
+
+
+@pytest.mark.frameworks
+def test_a_program_that_nothing_would_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("x = 1\n")
+    (tmp_path / "parted.yaml").write_text(text_of())
+    given = (f"{INSTALLED[0]}={tmp_path / 'mine.py'}",)
+    others = tuple(b for b in BACKENDS if b != INSTALLED[0])
+    with pytest.raises(CallError, match=f"--program: {INSTALLED[0]} is not among the backends of this call"):
+        runs.run(tmp_path / "parted.yaml", Options(backends=others, programs=given, out=tmp_path / "run"))
+    with pytest.raises(CallError, match="does not go with rung 7"):
+        climb.check([tmp_path / "parted.yaml"], climb.CheckOptions(rungs=("seeds",), programs=given))
+    for text, expected in (
+        ("torch", "takes BACKEND=FILE"), ("torhc=x.py", "unknown backend 'torhc'"), ("torch=none.py", "cannot be read"),
+        (f"torch={tmp_path}", "cannot be read"),
+    ):  # fmt: skip
+        with pytest.raises(CallError, match=expected):
+            runs.run(tmp_path / "parted.yaml", Options(programs=(text,), out=tmp_path / "run"))
+    (tmp_path / "mine.py").write_text("def f(:\n")
+    with pytest.raises(CallError, match=r"mine.py:1: is not Python"):
+        runs.run(tmp_path / "parted.yaml", Options(programs=given, out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def cut(run: Path) -> None:

@@ -18,6 +18,11 @@ def evaluated(node: str) -> str:
     return f'np.asarray(values["{node}"])'
 
 
+def batch(step: int, keys: str) -> str:
+    """A field of a step's batch."""
+    return f"np.asarray(load_batch(inputs, {step}){keys})"
+
+
 def loss(update: str | None) -> str:
     """The loss of the last step; of an update, where there are several."""
     return "np.asarray(loss)" if update is None else f'np.asarray(losses["{update}"])'

@@ -30,6 +30,11 @@ def configure(request: Mapping[str, Any]) -> None:
     """XLA has no reliable setting for its threads on CPUs: it takes the cores that the worker is pinned to."""
 
 
+def forget() -> None:
+    """Drop every executable: JAX keeps those of programs that are gone, which fill memory. What is open compiles again."""
+    jax.clear_caches()
+
+
 class Session:
     """See harness.backend.Session."""
 

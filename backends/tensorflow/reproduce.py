@@ -14,6 +14,11 @@ def evaluated(node: str) -> str:
     return f'values["{node}"].numpy()'
 
 
+def batch(step: int, keys: str) -> str:
+    """A field of a step's batch."""
+    return f"load_batch(inputs, {step}){keys}.numpy()"
+
+
 def loss(update: str | None) -> str:
     """The loss of the last step; of an update, where there are several."""
     return "loss.numpy()" if update is None else f'losses["{update}"].numpy()'

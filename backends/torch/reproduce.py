@@ -1,6 +1,6 @@
 """Where an observed PyTorch program has what a report is about, as NumPy arrays in PyTorch's own axes."""
 
-MODEL = ("model.eval()", "model", "torch.from_numpy({})")
+MODEL = ("model.eval()", "model", "torch.from_numpy({}).to(DEVICE)")
 """What is done before a call in evaluation mode, what is called, and an input."""
 
 
@@ -12,6 +12,11 @@ def value(update: str, call: str, node: str) -> str:
 def evaluated(node: str) -> str:
     """A node's value where `values` are those of a call in evaluation mode."""
     return f'values["{node}"].numpy(force=True)'
+
+
+def batch(step: int, keys: str) -> str:
+    """A field of a step's batch."""
+    return f"load_batch(inputs, {step}){keys}.numpy(force=True)"
 
 
 def loss(update: str | None) -> str:

@@ -8,11 +8,13 @@ explanation says what the odd program means, not how it is written.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from harness.backend import Arrays
+from harness.check.changes import at
 from harness.check.dissect import Finding, Taken, position_before
 from harness.check.live import LiveWorker
 from harness.check.memory import digest
@@ -80,17 +82,29 @@ def causes(subject: Subject, taken: Taken, found: Finding) -> list[Cause]:
 def _explains(
     subject: Subject, taken: Taken, found: Finding, mutant: Mutant, backends: Sequence[str], change: Arrays
 ) -> Cause | None:
-    """A fault planted where it can be, and the share of the difference that it makes too."""
+    """A fault planted where it can be, and the share of the difference that it makes too: the best of its places."""
     for backend in backends:
-        source = plant(mutant, subject.program, subject.workers[backend].backend, subject.precision, observe=True)
-        if source is None:
-            continue
-        made = _made(subject, backend, source, taken, found)
-        if made is None:
-            continue
-        share = 1 - _size(_change(made, change)) / _size(change)
-        return Cause(mutant.name, mutant.about, float(share), backend)
+        tried = []
+        for source in _planted(subject, backend, mutant, found):
+            made = _made(subject, backend, source, taken, found)
+            if made is not None:
+                tried.append(1 - _size(_change(made, change)) / _size(change))
+        if tried:
+            return Cause(mutant.name, mutant.about, float(max(tried)), backend)
     return None
+
+
+def _planted(subject: Subject, backend: str, mutant: Mutant, found: Finding) -> list[str]:
+    """Programs with a fault in it: at the first place where it can be, and at the node that was found."""
+    plant_it = partial(
+        plant, mutant, subject.program, subject.workers[backend].backend, subject.precision, observe=True
+    )
+    sources = [plant_it()]
+    if found.phase in ("forward", "state"):
+        node = found.tensor.rpartition(".")[2] if found.phase == "forward" else found.tensor.split(".")[-2]
+        with at(node):
+            sources.append(plant_it())
+    return list(dict.fromkeys(source for source in sources if source is not None))
 
 
 def _made(subject: Subject, backend: str, source: str, taken: Taken, found: Finding) -> Arrays | None:

@@ -5,7 +5,9 @@ is nothing to change.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 
 from harness.graph import BlockOp, CallSite, Graph, Node, Program, Term, Update
@@ -13,6 +15,18 @@ from harness.ops.base import Op
 from harness.optimizers import Clip, Optimizer, Schedule
 
 Change = Callable[[Program], Program | None]
+SITE: ContextVar[str | None] = ContextVar("SITE", default=None)
+"""The name of the one node that `first_node` may change; None: whichever comes first."""
+
+
+@contextmanager
+def at(node: str) -> Iterator[None]:
+    """Plant faults of nodes into the node of this name."""
+    token = SITE.set(node)
+    try:
+        yield
+    finally:
+        SITE.reset(token)
 
 
 def first_node(program: Program, change: Callable[[Node], Node | None]) -> Program | None:
@@ -35,7 +49,7 @@ def first_node(program: Program, change: Callable[[Node], Node | None]) -> Progr
                     )
                     return replace(graph, nodes=nodes)
                 del inner
-            elif (changed := change(node)) is not None:
+            elif SITE.get() in (None, node.name) and (changed := change(node)) is not None:
                 done[graph.class_name] = replace(graph, nodes=(*graph.nodes[:i], changed, *graph.nodes[i + 1 :]))
                 return done[graph.class_name]
         return graph

@@ -68,12 +68,16 @@ def check(
     loaded = [spec.load(spec.find(str(path))) for path in paths]
     programs = [_program(own, text, options) for own, text in loaded]
     _distinct(programs)
+    if options.programs and "seeds" in options.rungs:
+        raise CallError(
+            "--program does not go with rung 7, seeds: that trains the emitted programs; name the other rungs"
+        )
     if options.programs and len(programs) > 1:
         raise CallError("--program is a version of one spec's program: check that spec alone")
     given = {
         backend: own
         for program, (own_spec, text) in zip(programs, loaded, strict=True)
-        for backend, own in own_programs(own_spec, text, program, options.programs).items()
+        for backend, own in own_programs(own_spec, text, program, options.programs, options.backends).items()
     }
     for own in given.values():
         for precision in options.precisions:

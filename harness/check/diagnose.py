@@ -39,17 +39,16 @@ class Diagnosis:
 
     def sentences(self) -> list[str]:
         """The diagnosis in plain English."""
-        f, w = self.finding, self.finding.worst
-        at = list(w.index) if w.index else ""
+        f = self.finding
         agree = [b for b, vote in f.votes.items() if vote == "agrees"]
         mode = " (in evaluation)" if f.mode == "evaluation" else ""
         said = [
             f"They part at step {f.step}, in phase {f.phase}, at {f.tensor}{mode}: {f.backend} is the odd one out"
             + (f" ({' and '.join(agree)} agree{'s' if len(agree) == 1 else ''})." if agree else "."),
-            f"{f.tensor}{at}: expected {w.a!r} ({f.against}), got {w.b!r}; {w.allowed:.3g} apart would be allowed, "  # noqa: ISC004 - one sentence
-            f"a tolerance of {w.difference:.3g} would be needed.",
+            self._numbers(),
             f"{f.confirmed[:1].upper()}{f.confirmed[1:]}.",
         ]
+        said = [sentence for sentence in said if sentence != "."]
         if self.line is not None:
             said.append(f"Line {self.line.number} of {f.backend}'s program: {self.line.text}")
         if not self.causes:
@@ -60,6 +59,16 @@ class Diagnosis:
             for cause in self.causes
         ]
         return said
+
+    def _numbers(self) -> str:
+        f, w = self.finding, self.finding.worst
+        if f.gone:
+            return f"{f.tensor} cannot be compared: {f.gone}."
+        at = list(w.index) if w.index else ""
+        return (
+            f"{f.tensor}{at}: expected {w.a!r} ({f.against}), got {w.b!r}; {w.allowed:.3g} apart would be allowed, "
+            f"a tolerance of {w.difference:.3g} would be needed."
+        )
 
 
 def _percent(share: float) -> str:
@@ -74,8 +83,10 @@ def diagnose(subject: Subject, observed: Mapping[str, str], plain: Mapping[str, 
     refused = dissect.refusal(subject, observed)
     found = refused or dissect.find(subject, observed, steps)
     if found is None:
+        dissect.closed(subject)
         return None
     why = [] if refused else causes(subject, dissect.take(subject, observed, found.step - 1), found)
+    dissect.closed(subject)
     source = plain.get(found.backend)
     line = None if source is None else locate(source, observed[found.backend], found, subject)
     return Diagnosis(found, line, tuple(why))
@@ -108,6 +119,8 @@ def locate(source: str, observed: str, found: Finding, subject: Subject) -> Line
         wanted = "loss_fn" if len(subject.program.updates) == 1 else f"{update}_loss"
         returns = [n for f in _functions(tree, wanted) for n in ast.walk(f) if isinstance(n, ast.Return)]
         return line(next(iter(returns), None))
+    if found.gone:
+        return None
     steps = [*_functions(tree, "train_step"), *_functions(tree, "minimise")]
     calls = [n for f in steps for n in ast.walk(f) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
     return line(next((n for n in calls if n.func.attr in ("step", "apply", "update")), None))  # type: ignore[attr-defined]
@@ -130,17 +143,29 @@ def _functions(tree: ast.Module, name: str) -> Iterator[Function]:
 def _statement(tree: ast.Module, observed: ast.Module, class_name: str, node: str) -> ast.stmt | None:
     """A node's statement in a program's forward pass: where the observed one computes what it calls by that name."""
     forward = _forward(observed, class_name)
-    for before, after in pairwise(forward):
-        if not (isinstance(after, ast.Assign) and isinstance(after.targets[0], ast.Subscript)):
-            continue
-        key = after.targets[0].slice
-        if isinstance(key, ast.Constant) and key.value == node and isinstance(before, ast.Assign):
-            wanted = ast.unparse(before.value)
-            for statement in _forward(tree, class_name):
-                value = getattr(statement, "value", None)
-                if value is not None and wanted in ast.unparse(value):
-                    return statement
-    return None
+    # What each note is of; where a statement was left out, a note follows another note, and there is no line.
+    made = [
+        (ast.literal_eval(after.targets[0].slice), ast.dump(before.value))  # type: ignore[attr-defined]
+        for before, after in pairwise(forward)
+        if _is_note(after) and isinstance(before, ast.Assign) and not _is_note(before)
+    ]
+    wanted = next((value for name, value in made if name == node), None)
+    if wanted is None:
+        return None
+    # The same expression may be there several times: the first note of it is of its first statement.
+    number = [name for name, value in made if value == wanted].index(node)
+    found = [
+        statement
+        for statement in _forward(tree, class_name)
+        if any(ast.dump(inner) == wanted for inner in ast.walk(statement) if isinstance(inner, ast.expr))
+    ]
+    return found[min(number, len(found) - 1)] if found else None
+
+
+def _is_note(statement: ast.stmt) -> bool:
+    """Whether a statement keeps a value for those who look: `values["conv1"] = x`."""
+    target = statement.targets[0] if isinstance(statement, ast.Assign) else None
+    return isinstance(target, ast.Subscript) and isinstance(target.slice, ast.Constant) and ast.unparse(target.value) == "values"  # fmt: skip
 
 
 def _forward(tree: ast.Module, class_name: str) -> list[ast.stmt]:

@@ -15,12 +15,12 @@ import harness
 from harness.backend import BACKENDS
 from harness.check.diagnose import Diagnosis, diagnose
 from harness.check.live import LiveWorker
-from harness.check.reduce import dumped, empty, reduce, written_to
+from harness.check.reduce import dumped, reduce, require_empty, written_to
 from harness.check.stored import Stored, read
 from harness.check.subject import Subject, workers
 from harness.data.inputs import cast
 from harness.environment import Interpreter, interpreters
-from harness.errors import CallError
+from harness.errors import CallError, WorkerFailed
 from harness.programs import Written, emitted, written
 from harness.results import clean
 
@@ -89,13 +89,16 @@ def diff(runs: Sequence[Path], options: DiffOptions | None = None, listen: Liste
     first = stored[0]
     began = time.perf_counter()
     if options.reduce is not None:
-        empty(options.reduce)
-    given, notes = _programs(stored, options.backends)
+        require_empty(options.reduce)
+    given, notes, failed = _programs(stored, options.backends)
     if not given:
         raise CallError(f"{first.directory}: has none of the backends {', '.join(options.backends)}")
     own = first.result.precision
     precisions = ("float64",) if own == "float64" else ("float64", own)
     steps = min(options.steps or first.program.steps, first.result.steps - first.first)
+    for each in given.values():
+        for precision in precisions:
+            each.adapted(first.program, precision, observe=True)  # raises before any worker starts
     pythons = interpreters(options.pythons)
     folder = Path(tempfile.mkdtemp(prefix="harness-diff-"))
     found: Diagnosis | None = None
@@ -107,13 +110,17 @@ def diff(runs: Sequence[Path], options: DiffOptions | None = None, listen: Liste
             found, failures = _taken_apart(
                 first, given, precision, steps, folder / precision, pythons, options, notes, listen
             )
-            if found or failures:
+            if found is not None:
                 break
+            if failures and precision != precisions[-1]:
+                said = "; ".join(f"{name}: {why.splitlines()[0]}" for name, why in failures.items())
+                notes.append(f"They could not be taken apart in {precision}, in which the run was not: {said}.")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    failures = {name: why.splitlines()[0] for name, why in failures.items()} | failed
     if found is None and not failures:
         notes.append(_nothing(first, steps))
-    elif found is not None and precision != precisions[0]:
+    elif found is not None and precision != precisions[0] and not any("taken apart in" in note for note in notes):
         notes.append("In float64 no step shows more than rounding: the difference is one of precision.")
     if first.result.device != "cpu":
         notes.append(f"The run was on {first.result.device}; its programs were taken apart on the CPU.")
@@ -133,7 +140,10 @@ def _taken_apart(
             return None, failures
         subject = subject_of(run, precision, folder / "subject", live[precision], given)
         observed = {name: subject.sources[name, True] for name in subject.workers}
-        found = diagnose(subject, observed, {name: given[name].text for name in subject.workers}, steps)
+        try:
+            found = diagnose(subject, observed, {name: given[name].text for name in subject.workers}, steps)
+        except WorkerFailed as error:
+            return None, subject.failures or {"all": str(error)}
         if found is not None and options.reduce is not None:
             notes += _reduced(run, found, precision, given, live[precision], folder, options.reduce, listen)
         return found, failures | subject.failures
@@ -150,8 +160,8 @@ def _reduced(
     listen(run.program.name, {"phase": "smaller"})
     small = reduce(dumped(data), found.finding, run.program, precision, changed, live, folder / "reduced",
                    lambda tried: listen(run.program.name, {"step": tried, "losses": {}}))  # fmt: skip
-    if small is None:
-        return ["No smaller spec was found that shows it: not even the whole one does from its own first step."]
+    if isinstance(small, str):
+        return [small]
     paths = written_to(small, f"{run.program.name}_small", into)
     said = [f"{small.tried} smaller specs tried; written: {', '.join(map(str, paths))}."]
     return said + [f"{name} has no standalone file: {why}." for name, why in small.missing.items()]
@@ -172,10 +182,16 @@ def subject_of(
     return subject
 
 
-def _programs(stored: Sequence[Stored], backends: Sequence[str]) -> tuple[dict[str, Written], list[str]]:
-    """The programs of all runs by name: the backend's, and where two runs have it, `torch` and `torch, second run`."""
+def _programs(
+    stored: Sequence[Stored], backends: Sequence[str]
+) -> tuple[dict[str, Written], list[str], dict[str, str]]:
+    """What is compared, what is to be said of it, and the backends that did not finish.
+
+    Programs by name: the backend's, and where both runs have another one of it, `torch` and `torch-2`.
+    """
     found: dict[str, Written] = {}
     notes = []
+    failed = {}
     for run in stored:
         for backend, text in run.texts.items():
             if backend not in backends:
@@ -194,9 +210,10 @@ def _programs(stored: Sequence[Stored], backends: Sequence[str]) -> tuple[dict[s
                 notes.append(f"{name}: {lines} not as this version emits them, first line {line}: {first}")
         for backend, result in run.result.backends.items():
             if result.status == "failed" and backend in backends:
-                where = "" if len(stored) == 1 else f" in {run.directory}"
-                notes.append(f"{backend} failed{where} and is left out: {result.error}")
-    return found, notes
+                failed[backend] = (
+                    f"in the run itself: {result.error.splitlines()[0] if result.error else 'no reason is known'}"
+                )
+    return found, notes, failed
 
 
 def _of_one_spec(stored: Sequence[Stored]) -> None:

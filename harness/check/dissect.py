@@ -21,10 +21,10 @@ from harness.check.evidence import FLOOR, ROOM, batched, differentiated, evaluat
 from harness.check.live import LiveWorker
 from harness.check.memory import digest
 from harness.check.rungs import RULE_ROOM
-from harness.check.subject import ROWS, Subject, each, open_program, part, twin
+from harness.check.subject import ROWS, Subject, each, open_program, outputs, part, twin
 from harness.compare import Derived, Difference, measure
 from harness.errors import WorkerFailed
-from harness.graph import BlockOp, Graph
+from harness.graph import BlockOp, Graph, Update
 
 PHASES = ("data", "forward", "loss", "backward", "optimizer", "state")
 TWINS = 2
@@ -53,6 +53,8 @@ class Finding:
     """Each backend: `agrees` or `differs`."""
     confirmed: str = ""
     """What feeding other values into the phase alone showed."""
+    gone: str = ""
+    """Why there is nothing to subtract: the tensor is missing, or has another shape."""
     pair: tuple[str, ...] = ()
     """Of a gradient: a backend that has `a`, and the one that has `b`."""
 
@@ -67,7 +69,7 @@ class Finding:
         return {
             "step": self.step, "phase": self.phase, "tensor": self.tensor, "backend": self.backend,
             "against": self.against, "index": list(w.index), "expected": w.a, "got": w.b, "difference": w.difference,
-            "allowed": w.allowed, "needed": w.difference, "votes": self.votes, "confirmed": self.confirmed,
+            "allowed": w.allowed, "needed": w.difference, "votes": self.votes, "confirmed": self.confirmed, "gone": self.gone,
         }  # fmt: skip
 
 
@@ -110,8 +112,24 @@ def refusal(subject: Subject, sources: Mapping[str, str]) -> Finding | None:
             worst = Difference(other[1], 1, float("nan"), 0.0, (), 0.0, float("nan"))
             votes = {name: "differs" if name == backend else "agrees" for name in subject.backends}
             said = "its optimizer remembers other arrays than the rule does, so that no position can be loaded into it"
-            return Finding(1, "optimizer", f"optimizer/{other[1]}", backend, worst, "reference", votes, said)
+            return Finding(
+                1, "optimizer", f"optimizer/{other[1]}", backend, worst, "reference", votes, said, why_not(why)
+            )
     return None
+
+
+def why_not(error: str) -> str:
+    """What a program that cannot be set to a position said, in short."""
+    found = re.search(r"program's: \S+ is (.+?) in it and (.+?) in the program", error)
+    return f"it is {found[1]} by the rule and {found[2]} in the program" if found else "it is not the rule's"
+
+
+def _gone(expected: Array | None, said: Array | None) -> str:
+    if said is None:
+        return "the program does not say it"
+    if expected is not None and expected.shape != said.shape:
+        return f"it has shape {list(said.shape)}, and {list(expected.shape)} by the reference"
+    return ""
 
 
 def _open(subject: Subject, live: LiveWorker, source: str) -> None:
@@ -175,8 +193,9 @@ def _answer(
         other |= live.arrays("observe", name="dissected", step=step)
         base = {f"evaluation:{n}": a for n, a in looked.items()} | said
         for n, a in other.items():
-            move = float(np.max(np.abs(a.astype(np.float64) - base[n]), initial=0.0))
-            moves[n] = max(moves.get(n, 0.0), move)
+            if n in base and base[n].shape == a.shape:
+                move = float(np.max(np.abs(a.astype(np.float64) - base[n]), initial=0.0))
+                moves[n] = max(moves.get(n, 0.0), move)
     return Answer(said | {f"batch/{n}": a for n, a in batch.items()}, looked, moves)
 
 
@@ -244,12 +263,21 @@ def _phases(subject: Subject, taken: Taken, *, quick: bool) -> Iterator[Finding]
         said = {b: {f"evaluation:{n}": a for n, a in own.items()} for b, own in taken.evaluated.items()}
         # In evaluation alone nothing is at fault that training shows first.
         looked = list(_judge(subject, replace(taken, said=said), "forward", names, dict.fromkeys(said, wanted), FLOOR))
+        if looked:
+            ends = outputs(subject, names)
+            idle = {b for b in said if not any(_apart(subject, taken, n, wanted, said[b]) for n in ends)}
+            left = {b: own for b, own in said.items() if b not in idle}
+            looked = list(_judge(subject, replace(taken, said=left), "forward", names, dict.fromkeys(left, wanted), FLOOR))  # fmt: skip
     else:
         looked = []
     room = COARSE if quick else FLOOR
     for number, update in enumerate(subject.program.updates):
         values = [n for n in next(iter(expected.values())) if n.startswith(f"values/{update.name}/")]
         forward = [] if quick else list(_judge(subject, taken, "forward", values, expected, room))
+        if forward:
+            # A node that is computed otherwise, without a trace in what follows from it, is the same network in other words.
+            acting = replace(taken, said={b: own for b, own in taken.said.items() if _acts(subject, taken, b, update, expected)})  # fmt: skip
+            forward = list(_judge(subject, acting, "forward", values, expected, room))
         if forward and number and not looked:
             # The nodes themselves are right in evaluation: what this update saw is what the one before it left.
             yield from _moved(subject, taken, subject.program.updates[number - 1].name, expected, room)
@@ -264,6 +292,25 @@ def _phases(subject: Subject, taken: Taken, *, quick: bool) -> Iterator[Finding]
     statistics = [f"state/{n}" for n, p in subject.program.parameters.items() if not p.learned]
     yield from _judge(subject, taken, "state", statistics, expected, room)
     yield from looked
+
+
+def _apart(subject: Subject, taken: Taken, name: str, expected: Mapping[str, Array], said: Mapping[str, Array]) -> bool:
+    return _difference(subject, taken, name, expected.get(name), said.get(name), FLOOR).ratio > 1
+
+
+def _acts(subject: Subject, taken: Taken, backend: str, update: Update, expected: Mapping[str, Arrays]) -> bool:
+    """Whether anything that follows from a backend's nodes differs: outputs, loss, gradients, running statistics."""
+    said, right = taken.said[backend], expected[backend]
+    values = [n for n in right if n.startswith(f"values/{update.name}/")]
+    names = [*outputs(subject, values), f"loss/{update.name}"]
+    names += [f"state/{n}" for n, p in subject.program.parameters.items() if not p.learned]
+    if any(_apart(subject, taken, n, right, said) for n in names):
+        return True
+    gradients = [
+        n for n in said if n.startswith(f"gradients/{update.name}/") and n.split("/", 2)[2] not in subject.apart
+    ]
+    others = [own for b, own in taken.said.items() if b != backend]
+    return any(_apart(subject, taken, n, own, said) for own in others for n in gradients)
 
 
 def _moved_early(subject: Subject, taken: Taken, found: Finding) -> Finding | None:
@@ -302,7 +349,8 @@ def _judge(
         if odd:
             worst = max(odd, key=lambda b: differences[b].ratio)
             votes = {backend: "differs" if backend in odd else "agrees" for backend in differences}
-            yield Finding(taken.step + 1, phase, plain(name), worst, differences[worst], "reference", votes)
+            gone = _gone(expected[worst].get(name), taken.said[worst].get(name))
+            yield Finding(taken.step + 1, phase, plain(name), worst, differences[worst], "reference", votes, gone=gone)
 
 
 def _moved(subject: Subject, taken: Taken, update: str, expected: Mapping[str, Arrays], room: int) -> Iterator[Finding]:
@@ -344,13 +392,13 @@ def _backward(subject: Subject, taken: Taken, update: str, room: int) -> Iterato
             )
             votes = {b: "differs" if b == worst else "agrees" for b in backends}
             yield Finding(
-                taken.step + 1, "backward", plain(name), worst, found, " and ".join(others), votes, "", (others[0], worst)
+                taken.step + 1, "backward", plain(name), worst, found, " and ".join(others), votes, pair=(others[0], worst)
             )  # fmt: skip
         else:
             pair = max(pairs, key=lambda p: pairs[p].ratio)
             votes = {b: "differs" if b in pair else "agrees" for b in backends}
             yield Finding(
-                taken.step + 1, "backward", plain(name), " or ".join(pair), pairs[pair], pair[0], votes, "", pair
+                taken.step + 1, "backward", plain(name), " or ".join(pair), pairs[pair], pair[0], votes, pair=pair
             )  # fmt: skip
 
 

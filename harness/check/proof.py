@@ -21,6 +21,7 @@ from harness.check.subject import Subject
 from harness.errors import CallError, WorkerFailed
 from harness.programs import Written
 from harness.results import clean
+from harness.runs import describe
 
 SCHEMA = 1
 CHANGED = {"float64": 1e-10, "float32": 1e-4}
@@ -150,8 +151,10 @@ def _right(
 ) -> tuple[bool, bool]:
     """Whether step and tensor are where the faulty program first leaves its own honest one."""
     found = said.finding
-    if found.worst.difference != found.worst.difference and found.phase == "optimizer":
-        return found.step == 1, True
+    if found.gone:
+        # It cannot be set to a position: is the array that was named one that it has too many, or lacks?
+        honest, faulty = (_remembered(subject, name, text) for text in (subject.honest[name, True], programs[name]))
+        return found.step == 1, found.tensor in honest ^ faulty
     try:
         earlier = [
             step
@@ -163,6 +166,19 @@ def _right(
         return False, False
     right = changed[:1] if mutant.phase in ("forward", "loss") else changed
     return not earlier, found.tensor in right
+
+
+def _remembered(subject: Subject, name: str, source: str) -> set[str]:
+    """What a program's optimizers remember."""
+    live = subject.workers[name]
+    path = live.fresh().with_suffix(".py")
+    path.write_text(source, encoding="utf-8")
+    request = describe(subject.program) | {"observe": True}
+    live.ask("open", name="asked", program=str(path), inputs=str(subject.folder / "inputs"), request=request)
+    live.ask("load", name="asked", arrays=subject.position("parameters", {n: a for n, a in subject.start.items() if n.startswith("state/")}))  # fmt: skip
+    found = live.arrays("position", name="asked")
+    live.ask("close", name="asked")
+    return {n for n in found if n.startswith("optimizer/")}
 
 
 def _changed(
@@ -209,7 +225,10 @@ def markdown(result: ProofResult, command: str) -> str:
         "# How often `harness diff` is right", "",
         f"Written by `{command}`. Each fault of `harness/check/faults/` is planted alone into the program of one backend of",
         "one spec, and `harness diff` is asked where the programs part and why. *Place*: backend, step, phase and tensor are",
-        "right; *cause*: the fault is among the causes that it names. What is right it is not told.", "",
+        "right; *cause*: the fault is among the causes that it names. What is right it is not told: the phase is the",
+        "catalogue's, step and tensor are where the faulty program leaves the honest one of the same backend. Of several",
+        "tensors that a fault changes at once each counts as right; of values and losses only the first does. Causes come",
+        "from the same catalogue as the faults: what is not in it, has no known cause.", "",
         f"Places right: {sum(c.located for c in cells)} of {len(cells)} ({100 * result.located:.1f} %).",
         f"Causes right: {sum(c.explained for c in cells)} of {len(cells)} ({100 * result.explained:.1f} %).", "",
         "| spec | backend | precision | faults | place | cause |", "|---|---|---|---|---|---|",

@@ -5,7 +5,7 @@ import io
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from harness import spec
 from harness.backend import Array
 from harness.check import dissect
 from harness.check.dissect import Finding
-from harness.check.evidence import evaluated, followed
+from harness.check.evidence import batched, evaluated, followed
 from harness.check.live import LiveWorker
 from harness.check.reproduce import standalone
 from harness.check.subject import Subject, prepare
@@ -51,16 +51,22 @@ class Reduced:
 def reduce(
     text: str, found: Finding, program: Program, precision: str, given: Mapping[str, Written], workers: Mapping[str, LiveWorker],
     folder: Path, listen: Callable[[int], None] = lambda _tried: None, budget: float = BUDGET,
-) -> Reduced | None:  # fmt: skip
-    """Make a spec smaller as long as a backend's program still parts in the same phase. None where not even it itself does.
+) -> Reduced | str:  # fmt: skip
+    """Make a spec smaller as long as a backend's program still parts in the same phase; or why that cannot be done.
 
-    `given`: programs that are not as emitted; their changes are made to the smaller programs too.
+    `given`: programs that are not as emitted; their changes are made to the smaller programs too, as far as these have
+    what was changed, and those of the odd backend must.
     """
+    if found.gone:
+        return "The spec was not made smaller: this program cannot be set to a position, whatever the spec."
+    odd = found.backend.split(" or ")
+    given = {name: replace(own, essential=name in odd) for name, own in given.items()}
     trial = _Trial(found, precision, given, workers, folder, kind(program, found.tensor))
     data = YAML(typ="safe").load(text)
     until = time.monotonic() + budget
     if (at := trial.shows(data)) is None:
-        return None
+        return f"The spec was not made smaller: from its own first step, it does not show this within {STEPS} steps."
+    trial.tried = 0
     progress = True
     while progress and time.monotonic() < until:
         progress = False
@@ -73,7 +79,8 @@ def reduce(
                 # From the beginning: what was too much before may do now.
                 data, at, progress = smaller, other, True
                 break
-    return trial.finished(data)
+    small = trial.finished(data)
+    return small or "The smallest spec shows it in one backend alone, and not beside the others: nothing was written."
 
 
 @dataclass
@@ -88,11 +95,13 @@ class _Trial:
     kind: str | None
     """The op that is at fault, where a node is."""
     tried: int = 0
+    made: int = 0
 
     def shows(self, data: Spec) -> Finding | None:
         """What a spec's programs show, if it is the difference that is wanted."""
-        place = self.folder / f"smaller-{self.tried:04}"
         self.tried += 1
+        self.made += 1
+        place = self.folder / f"smaller-{self.made:04}"
         names = self._names()
         try:
             subject = self._subject(data, place, names)
@@ -140,13 +149,13 @@ class _Trial:
         if at is None:
             return None
         taken = dissect.take(subject, sources, at.step - 1)
-        files, missing = {}, {}
+        files, without = {}, {}
         for name in subject.workers:
             try:
                 files[name] = standalone(subject, name, sources[name], at, _expected(subject, taken, at))
             except ValueError as error:
-                missing[name] = str(error)
-        return Reduced(dumped(data), at, files, self.tried, missing)
+                without[name] = str(error)
+        return Reduced(dumped(data), at, files, self.tried, without)
 
 
 def kind(program: Program, tensor: str) -> str | None:
@@ -169,6 +178,8 @@ def _expected(subject: Subject, taken: dissect.Taken, at: Finding) -> Array:
     """What a tensor should be: the reference's, and where it has none, that of a backend that agrees."""
     if at.mode == "evaluation":
         return evaluated(subject)[at.tensor]
+    if at.phase == "data":
+        return batched(subject, at.step - 1)[at.tensor]
     agree = next(b for b in taken.said if at.votes.get(b) == "agrees") if "agrees" in at.votes.values() else None
     if at.phase == "backward":
         if agree is None:
@@ -177,7 +188,8 @@ def _expected(subject: Subject, taken: dissect.Taken, at: Finding) -> Array:
         return np.asarray(taken.said[agree][f"gradients/{update}/{name}"])
     expected = followed(subject, taken.said[agree or at.backend], taken.position, taken.step)
     names = {"forward": f"values/{at.tensor}", "loss": at.tensor}
-    return np.asarray(expected[names.get(at.phase, f"state/{at.tensor}")])
+    slot = at.tensor.startswith("optimizer/")
+    return np.asarray(expected[at.tensor if slot else names.get(at.phase, f"state/{at.tensor}")])
 
 
 # Smaller specs --------------------------------------------------------------------------------------------
@@ -284,7 +296,7 @@ def _without(data: Spec, path: Sequence[Any]) -> Spec:
     return found
 
 
-def empty(folder: Path) -> None:
+def require_empty(folder: Path) -> None:
     """Raise CallError unless a folder is new or empty, before an hour of work and not after it."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CallError(f"--reduce {folder}: exists and is not an empty directory")

@@ -1,7 +1,7 @@
 """A standalone file per framework that shows one difference: the observed program with its inputs written into it.
 
-It needs nothing but the framework and NumPy, prints what it got beside what it should have got, and exits with 1
-where they differ: ready for an upstream bug report.
+It needs nothing but the framework and NumPy, prints what it got beside what it should have got, and exits with DIFFERS
+where that is another: ready for an upstream bug report.
 """
 
 import ast
@@ -22,6 +22,8 @@ from harness.check.subject import ROWS, Subject, part
 from harness.emit import formatted
 from harness.expressions import Call, Name
 
+DIFFERS = 2
+"""The exit status of a file that gets another value; 1 is Python's own, of a program that does not run."""
 FEW = 32
 """Numbers that are written out; more than these are packed."""
 
@@ -35,8 +37,9 @@ def standalone(subject: Subject, backend: str, observed: str, found: Finding, ex
     words = importlib.import_module(f"backends.{subject.workers[backend].backend}.reproduce")
     got, axes, before = _got(subject, observed, found, words)
     head, _, main = observed.partition("def main(run: Path) -> None:\n")
-    if not main:
-        raise ValueError("its program has no main(run)")
+    body = _body(main)
+    if not main or "INPUTS" not in body or "START" not in body or "observed" not in body:
+        raise ValueError("its main(run) is not the emitted one")
     steps = found.step if found.mode == "training" else 0
     when = "in evaluation mode" if not steps else f"{'after' if found.phase in ('optimizer', 'state') else 'of'} step {steps}"  # fmt: skip
     allowed = found.worst.allowed
@@ -45,7 +48,7 @@ def standalone(subject: Subject, backend: str, observed: str, found: Finding, ex
         "INPUTS = {", *(f"    {name!r}: {_literal(a)}," for name, a in _used(subject, found).items()), "}",
         "START = {", *(f"    {name!r}: {_literal(a)}," for name, a in part(subject.start, "state/").items()), "}",
         f"EXPECTED = {_literal(np.asarray(expected))}", "", "",
-        "def main() -> None:", _body(main), indent(before, "    "),
+        "def main() -> None:", body, indent(before, "    "),
         f"    got = {got}" + (f".transpose({axes})" if axes and len(axes) > 1 else "") + ".reshape(EXPECTED.shape)",
         "    apart = np.abs(got.astype(np.float64) - EXPECTED)",
         "    worst = np.unravel_index(np.argmax(apart), apart.shape)",
@@ -53,7 +56,7 @@ def standalone(subject: Subject, backend: str, observed: str, found: Finding, ex
         '    print("got     ", got[worst])',
         '    print("expected", EXPECTED[worst])',
         f'    print("apart   ", apart[worst], "where {allowed:.3g} would be rounding")',
-        f"    sys.exit(int(not apart[worst] <= {allowed!r}))",
+        f"    sys.exit(0 if apart[worst] <= {allowed!r} else {DIFFERS})",
         "", "",
         'if __name__ == "__main__":', "    main()", "",
     ]  # fmt: skip
@@ -70,7 +73,7 @@ def _titled(observed: str, found: Finding, subject: Subject, backend: str) -> st
     end = tree.body[0].end_lineno if ast.get_docstring(tree) else 0
     title = (
         f"{subject.program.name} in {PACKAGES[subject.workers[backend].backend][0]}: {found.tensor}, and what it should be.\n\n"
-        f"Written by harness {harness.__version__}; needs the framework and NumPy. Exits with 1 where they differ.\n"
+        f"Written by harness {harness.__version__}; needs the framework and NumPy. Exits with {DIFFERS} where they differ.\n"
     )
     return f'"""{title}"""\n' + "\n".join(observed.splitlines()[end or 0 :]) + "\n"
 
@@ -124,6 +127,8 @@ def _got(subject: Subject, observed: str, found: Finding, words: ModuleType) -> 
     if found.phase == "forward":
         update, rest = tensor.split("/", 1)
         return words.value(update, *rest.split(".", 1)), None, ""
+    if found.phase == "data":
+        return words.batch(found.step - 1, "".join(f"[{key!r}]" for key in tensor.split("/"))), None, ""
     if found.phase == "loss":
         return words.loss(None if len(program.updates) == 1 else tensor.removeprefix("loss/")), None, ""
     if found.phase == "backward":

@@ -9,7 +9,7 @@ from harness.backend import Arrays
 from harness.check import evidence as said
 from harness.check.evidence import Evidence, Look, Slope, gradient_of
 from harness.check.record import Rung, judged
-from harness.check.subject import Subject, part
+from harness.check.subject import Subject, outputs, part
 from harness.compare import Comparison, Derived, compare
 
 RULE_ROOM = 64
@@ -40,23 +40,26 @@ def forward(
             0.0, absolute=2 * subject.unit * max(float(np.max(np.abs(a), initial=0.0)) for a in batch.values())
         )
         comparisons.append(compare("data", names, batch, own.look.batch, exact, step=1))
-        comparisons.append(
-            compare("forward", names, evaluated, own.look.evaluated, _below(allowed, "evaluation:", evaluated))
-        )
-        expected = said.stepped(subject, own.look.seen)
+        wanted, found = _judged(subject, backend, evaluated), _judged(subject, backend, own.look.evaluated)
+        comparisons.append(compare("forward", names, wanted, found, _below(allowed, "evaluation:", wanted)))
+        expected = _judged(subject, backend, said.stepped(subject, own.look.seen))
         mine = {n: own.look.seen[n] for n in own.look.seen if _is_forward(subject, n)}
+        mine = _judged(subject, backend, mine)
         comparisons.append(compare("forward", names, expected, mine, _below(allowed, "step:", expected), step=1))
     for a, b in combinations(evidence, 2):
         if focus in (None, a, b):
             x, y = (_forward(subject, evidence[name].look) for name in (a, b))
+            for name in (a, b):
+                x, y = _judged(subject, name, x), _judged(subject, name, y)
             comparisons.append(compare("forward", (a, b), x, y, both))
     if focus:
         return judged("forward", subject.precision, comparisons)
+    notes = [f"{name}'s program is not as emitted: of its nodes the outputs alone are held against the others'" for name in sorted(subject.rewritten)]  # fmt: skip
     void = _still(
         evidence, allowed, lambda n: n.startswith("evaluation:") or _is_forward(subject, n.removeprefix("step:"))
     )
     void += [f"{name} can be anything without a trace in the output" for name in said.unmoved(subject)]
-    return judged("forward", subject.precision, comparisons, void=void)
+    return judged("forward", subject.precision, comparisons, void=void, notes=notes)
 
 
 def gradients(
@@ -140,6 +143,15 @@ def optimizer(subject: Subject, evidence: Mapping[str, Evidence], focus: str | N
 def _twice(allowed: Mapping[str, Derived]) -> dict[str, Derived]:
     """What two backends may lie apart that may each be so far from the truth."""
     return {n: Derived(0.0, absolute=2 * bound.absolute) for n, bound in allowed.items()}
+
+
+def _judged(subject: Subject, backend: str, values: Arrays) -> Arrays:
+    """What is held against others: every node, and of a program that somebody has changed, what networks return."""
+    if backend not in subject.rewritten:
+        return values
+    nodes = {n for n in values if n.removeprefix("step:").startswith("values/") or ")." in n}
+    kept = set(outputs(subject, nodes))
+    return {n: a for n, a in values.items() if n not in nodes or n in kept}
 
 
 def _is_forward(subject: Subject, name: str) -> bool:

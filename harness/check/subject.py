@@ -6,7 +6,7 @@
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -48,6 +48,8 @@ class Subject:
     """By backend and whether it is observed: the program that is checked."""
     honest: dict[tuple[str, bool], str] = field(default_factory=dict)
     """The same as emitted: what a fault is planted into, and what trains the positions at which steps are compared."""
+    rewritten: frozenset[str] = frozenset()
+    """Backends whose program somebody has changed: what it returns is judged, not how it comes to that."""
     failures: dict[str, str] = field(default_factory=dict)
     remembered: dict[str, object] = field(default_factory=dict, repr=False)
     memory: Memory = field(default_factory=Memory, repr=False)
@@ -150,6 +152,7 @@ def prepare(
     names = {name: live.backend for name, live in workers.items()}
     subject.honest = sources(program, names, precision, {})
     subject.sources = sources(program, names, precision, given) if given else dict(subject.honest)
+    subject.rewritten = frozenset(name for name, own in (given or {}).items() if own.changed)
     return subject
 
 
@@ -277,6 +280,19 @@ def open_program(subject: Subject, live: LiveWorker, name: str, source: str, *, 
     request = describe(subject.program) | {"observe": observe}
     live.ask("open", name=name, program=str(path), inputs=str(subject.folder / "inputs"), request=request)
     live.ask("load", name=name, arrays=subject.position("start", subject.start))
+
+
+def outputs(subject: Subject, names: Iterable[str]) -> list[str]:
+    """Those of the names of nodes' values that are what a network returns."""
+    ends = {(network, graph.output) for network, graph in subject.program.networks.items()}
+    found = []
+    for name in names:
+        call, _, node = name.rpartition(").") if ")." in name else name.rpartition("/")[2].partition(".")
+        network = call.partition("(")[0].removeprefix("evaluation:")
+        sites = [s.network for u in subject.program.updates for s in u.calls if s.variable == call]
+        if any((n, node) in ends for n in (network, *sites)):
+            found.append(name)
+    return found
 
 
 def wide(arrays: Mapping[str, Array]) -> Arrays:

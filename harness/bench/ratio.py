@@ -1,0 +1,96 @@
+"""The ratio of two speeds from interleaved rounds, with a confidence interval. NumPy alone.
+
+A round times every contestant once, in an order drawn anew: what slows a round slows all of it, and the ratio of two
+times of one round is free of it. The interval is a percentile bootstrap of the median of the rounds' log-ratios (B.
+Efron, R. Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13): no distribution is assumed, and an outlier is
+one round.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+CONFIDENCE = 0.99
+"""Of an interval. Two equal contestants differ by it in at most 1 of 100 comparisons, were rounds independent."""
+RESAMPLES = 2000
+LEAST = 6
+"""Rounds below which an interval says nothing: the median of fewer cannot leave their range at this confidence."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long one contestant takes as another."""
+
+    value: float
+    low: float
+    high: float
+    rounds: int
+
+    @property
+    def different(self) -> bool:
+        """Whether the interval leaves 1 out."""
+        return not self.low <= 1 <= self.high
+
+    @property
+    def width(self) -> float:
+        """The interval's half-width, relative to the ratio."""
+        return (self.high - self.low) / (2 * self.value)
+
+    @property
+    def verdict(self) -> str:
+        """`slower`, `faster` or `no difference`."""
+        return ("slower" if self.value > 1 else "faster") if self.different else "no difference"
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented JSON object."""
+        names = ("value", "low", "high", "rounds", "verdict")
+        return {name: getattr(self, name) for name in names}
+
+
+def ratio(times: Sequence[float], base: Sequence[float], seed: int = 0, confidence: float = CONFIDENCE) -> Ratio:
+    """The ratio of two contestants' times, round by round: median and interval.
+
+    Raises ValueError where the rounds are not the same or fewer than LEAST, or a time is not above 0.
+    """
+    own, other = np.asarray(times, float), np.asarray(base, float)
+    if own.shape != other.shape or own.ndim != 1:
+        raise ValueError(f"rounds of {own.shape} and {other.shape} cannot be paired")
+    if len(own) < LEAST:
+        raise ValueError(f"{len(own)} rounds are too few for an interval, {LEAST} are the least")
+    if not (np.all(own > 0) and np.all(other > 0)):
+        raise ValueError("a time is not above 0")
+    logs = np.log(own / other)
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(0, len(logs), (RESAMPLES, len(logs)))
+    medians = np.median(logs[draws], axis=1)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(medians, (tail, 1 - tail))
+    return Ratio(float(np.exp(np.median(logs))), float(np.exp(low)), float(np.exp(high)), len(logs))
+
+
+def settled(times: Sequence[float], window: int = 5, share: float = 0.1) -> int | None:
+    """After how many blocks a contestant is warm: the first whose time, and each of the next, are near the later ones.
+
+    None where it never is: the last `window` blocks still differ from their median by more than `share`.
+
+    >>> settled([9.0, 3.0, 1.0, 1.02, 0.99, 1.01, 1.0])
+    2
+    >>> settled([9.0, 8.0, 7.0, 6.0, 5.0, 4.0]) is None
+    True
+    """
+    values = np.asarray(times, float)
+    if len(values) < window:
+        return None
+    steady = float(np.median(values[-window:]))
+    near = np.abs(values - steady) <= share * steady
+    # A busy machine: most of the last blocks will do, if none is below.
+    most = near[-window:].mean() >= 0.6 and not (values[-window:] < (1 - share) * steady).any()  # noqa: PLR2004
+    if not most:
+        return None
+    first = len(values) - window
+    while first > 0 and near[first - 1]:
+        first -= 1
+    return first

@@ -285,6 +285,34 @@ def check(
 
 
 @app.command()
+def bench(
+    specs: Annotated[list[str], typer.Argument(metavar="SPEC...", help="Specs' files, or names of bundled ones.")],
+    backends: Annotated[str | None, typer.Option(help="Which ones, like torch,jax; left out, all.")] = None,
+    precision: PrecisionOption = "float32",
+    batch: Annotated[int | None, typer.Option(help="Examples a step, instead of the spec's.")] = None,
+    rounds: Annotated[int, typer.Option(help="At most; fewer where the ratios are known to 1 % before.")] = 40,
+    core: Annotated[int | None, typer.Option(help="That every worker is pinned to; left out, the last one.")] = None,
+    python: PythonOption = None,
+    timeout: Annotated[float, typer.Option(help="Seconds of silence after which a worker is stopped.")] = 600.0,
+    json_file: JsonOption = None,
+) -> None:
+    """Check, then time the training step of every backend, in interleaved rounds. Exit: 0 timed, 1 they differ, 2 a wrong call, 3 a backend failed."""
+    from harness.bench import bench as benches  # noqa: PLC0415 - seconds of imports that other commands do without
+    from harness.bench.record import SCHEMA  # noqa: PLC0415
+    from harness.environment import backends as chosen  # noqa: PLC0415
+    from harness.report.speed import print_bench  # noqa: PLC0415
+
+    _check_json(json_file)
+    options = benches.BenchOptions(chosen(backends), precision, batch, rounds, tuple(python or ()), timeout, core)
+    with _progress() as listen:
+        results = benches.bench(specs, options, listen)
+    _write_json(json_file, {"schema": SCHEMA, "benchmarks": [result.to_json() for result in results]})
+    if json_file != "-":
+        print_bench(results, Console())
+    raise typer.Exit(max(result.exit for result in results))
+
+
+@app.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A run's checkpoint.safetensors.")],
     backend: Annotated[str, typer.Option(help="torch, tensorflow or jax, whichever wrote the checkpoint.")],

@@ -6,6 +6,7 @@ names. The process imports its framework once and keeps sessions by name, so tha
 cost no start-up. Imports NumPy, safetensors and one framework, nothing else.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -48,6 +49,7 @@ class Server:
         self.opened: dict[str, Opened] = {}
         self.inputs: dict[str, Arrays] = {}
         self.series: dict[str, list[Arrays]] = {}
+        self.ready: dict[tuple[str, int], list[Any]] = {}
         self.closed = 0
 
     def open(self, asked: Question) -> dict[str, Any]:
@@ -74,6 +76,7 @@ class Server:
     def close(self, asked: Question) -> dict[str, Any]:
         """Forget a session and the series kept under its name; of many, what the framework kept of them too."""
         self.opened.pop(asked["name"], None)
+        self.ready = {key: batches for key, batches in self.ready.items() if key[0] != asked["name"]}
         self.closed += 1
         if self.closed % MANY == 0 and hasattr(self.module, "forget"):
             self.module.forget()
@@ -164,6 +167,43 @@ class Server:
         elif asked.get("write") == "last":
             _save(self._position(session), asked["into"])
         return {"losses": losses, "distances": distances, "seconds": seconds}
+
+    def clock(self, asked: Question) -> dict[str, Any]:
+        """The time of `steps` training steps from the present state, on batches that are ready.
+
+        `batches`: how many different ones there are; steps take them in turn. `wait`: for the losses of every step
+        (`step`), or once at the end. `slower`: seconds that each step is made to last longer, busily, which is how the
+        measuring itself is measured. Returns wall and processor seconds, and the losses of the last step.
+        """
+        here = self.opened[asked["name"]]
+        session, steps, slower = here.session, asked["steps"], asked.get("slower", 0.0)
+        ready = self._ready(asked["name"], asked["batches"])
+        every = asked.get("wait") == "step"
+        result = None
+        gc.collect()
+        gc.disable()
+        try:
+            cpu, began = time.process_time(), time.perf_counter()
+            for step in range(steps):
+                result = session.step(step, ready[step % len(ready)])
+                if every:
+                    session.wait(result)
+                if slower:
+                    until = time.perf_counter() + slower
+                    while time.perf_counter() < until:
+                        pass
+            losses = session.wait(result)
+            wall, used = time.perf_counter() - began, time.process_time() - cpu
+        finally:
+            gc.enable()
+        return {"seconds": wall, "cpu": used, "losses": losses}
+
+    def _ready(self, name: str, count: int) -> list[Any]:
+        """The first batches of training, made once and kept on the device."""
+        if (name, count) not in self.ready:
+            here = self.opened[name]
+            self.ready[name, count] = [here.session.batch(here.inputs, step) for step in range(count)]
+        return self.ready[name, count]
 
     def environment(self, _asked: Question) -> dict[str, Any]:
         """What the framework and the process say of themselves."""

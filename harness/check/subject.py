@@ -202,10 +202,13 @@ def workers(
     pythons: Mapping[str, Interpreter],
     folder: Path,
     timeout: float,
+    *,
+    core: int | None = None,
 ) -> Iterator[tuple[dict[str, dict[str, LiveWorker]], dict[str, str]]]:
     """A live worker for each precision and backend, and the reasons of those that could not be started.
 
-    `backends`: their names, or by the name that each goes by here, its backend.
+    `backends`: their names, or by the name that each goes by here, its backend. `core`: that all of them share, where
+    one is asked after the other; left out, they are spread over all there are.
     """
     named = backends if isinstance(backends, Mapping) else dict.fromkeys(backends)
     cores = allowed_cores()
@@ -220,10 +223,10 @@ def workers(
                     continue
                 backend = known or name
                 place = folder / "workers" / f"{name}-{precision}"
-                core = cores[number % len(cores)]
+                own = cores[number % len(cores)] if core is None else core
                 number += 1
                 try:
-                    made = worker(backend, pythons[backend], place, core=core, timeout=timeout, name=name)
+                    made = worker(backend, pythons[backend], place, core=own, timeout=timeout, name=name)
                     found[precision][name] = stack.enter_context(made)
                 except WorkerFailed as error:
                     failures[name] = str(error)

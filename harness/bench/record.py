@@ -1,0 +1,92 @@
+"""What a benchmark found, as JSON: step times, ratios with intervals, the fairness ledger."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import harness
+from harness.bench.ratio import Ratio
+from harness.bench.rounds import Contestant
+from harness.results import clean
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One way of running one backend's program of one spec."""
+
+    spec: str
+    backend: str
+    lane: str
+    contestant: Contestant
+    ratio: Ratio | None
+    """Its step's time over the fastest one's; None of the fastest itself."""
+    phases: Mapping[str, float]
+    """Seconds: import, build, compile, first_step."""
+
+    @property
+    def name(self) -> str:
+        """As ratios name it."""
+        return self.contestant.name
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented JSON object."""
+        return {
+            "spec": self.spec, "backend": self.backend, "lane": self.lane, "phases": dict(self.phases),
+            "against_fastest": None if self.ratio is None else self.ratio.to_json(), **self.contestant.to_json(),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """How each backend was set, entry by entry; what differs between them is highlighted."""
+
+    entries: Mapping[str, Mapping[str, Any]]
+    """By entry: by backend, its value."""
+
+    @property
+    def differing(self) -> list[str]:
+        """Entries that are not the same for all."""
+        return [name for name, own in self.entries.items() if len({repr(v) for v in own.values()}) > 1]
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented JSON object."""
+        return {"entries": {n: dict(v) for n, v in self.entries.items()}, "differing": self.differing}
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """One spec's benchmark."""
+
+    spec: str
+    precision: str
+    batch: int
+    verdict: str
+    """`same`: every program passed the checks that its time is worth; `differs`, `failed`: then there are no times."""
+    lanes: tuple[Lane, ...]
+    ledger: Ledger
+    machine: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+    failures: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def exit(self) -> int:
+        """0 measured, 1 the programs do not train identically, 3 a backend failed."""
+        return {"same": 0, "differs": 1, "failed": 3}[self.verdict]
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented JSON object."""
+        found: dict[str, Any] = clean({
+            "schema": SCHEMA, "harness": harness.__version__, "spec": self.spec, "precision": self.precision,
+            "batch": self.batch, "verdict": self.verdict, "exit": self.exit, "lanes": [lane.to_json() for lane in self.lanes],
+            "ledger": self.ledger.to_json(), "machine": dict(self.machine), "notes": list(self.notes),
+            "failures": dict(self.failures), "seconds": self.seconds,
+        })  # fmt: skip
+        return found
+
+
+def by_spec(results: Sequence[BenchResult]) -> dict[str, BenchResult]:
+    """Results by the name of their spec."""
+    return {result.spec: result for result in results}

@@ -1,0 +1,114 @@
+"""Rounds: every contestant is timed once in each, in an order drawn anew, until the ratios are known well enough."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from harness.bench.ratio import LEAST, Ratio, ratio, settled
+
+BLOCK = 0.05
+"""Seconds that a block of steps lasts at least: far above the clock's resolution and a scheduler's slice."""
+MOST = 1_000_000
+"""Steps in a block, at most."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A contestant's steps in one round."""
+
+    seconds: float
+    """A step, by the wall clock."""
+    cpu: float
+    """A step, of the processor, all threads together."""
+
+
+@dataclass
+class Contestant:
+    """Something whose steps are timed: `run(steps)` says how long they took, in wall and processor seconds."""
+
+    name: str
+    run: Callable[[int], tuple[float, float]]
+    steps: int = 1
+    """In a block."""
+    warm_up: list[float] = field(default_factory=list)
+    """Seconds a step of the blocks before the first round."""
+    warm: int | None = None
+    """After how many of them it was warm; None where it never was."""
+    blocks: list[Block] = field(default_factory=list)
+
+    def block(self) -> Block:
+        """Time one block."""
+        wall, cpu = self.run(self.steps)
+        return Block(wall / self.steps, cpu / self.steps)
+
+    @property
+    def seconds(self) -> list[float]:
+        """A step's, by round."""
+        return [block.seconds for block in self.blocks]
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented JSON object."""
+        times = self.seconds
+        low, middle, high = np.quantile(times, (0.25, 0.5, 0.75)) if times else (None, None, None)
+        return {
+            "name": self.name, "steps_a_block": self.steps, "warm_up": self.warm_up, "warm_after": self.warm,
+            "seconds": times, "cpu_seconds": [block.cpu for block in self.blocks], "median": middle,
+            "quartiles": [low, high], "best": min(times, default=None),
+        }  # fmt: skip
+
+
+def warmed(contestant: Contestant, block: float = BLOCK, budget: float = 20.0) -> None:
+    """Find how many steps make a block, and run blocks until they take the same time."""
+    until = time.perf_counter() + budget
+    while True:
+        wall, _ = contestant.run(contestant.steps)
+        contestant.warm_up.append(wall / contestant.steps)
+        if wall >= block or contestant.steps >= MOST or time.perf_counter() > until:
+            break
+        # Towards the wanted time, tenfold at most: the first calls are no measure of the later ones.
+        factor = min(10.0, 1.2 * block / max(wall, 1e-9))
+        contestant.steps = min(MOST, max(contestant.steps + 1, int(contestant.steps * factor)))
+    while contestant.warm is None and time.perf_counter() < until:
+        contestant.warm_up.append(contestant.block().seconds)
+        contestant.warm = settled(contestant.warm_up)
+
+
+def rounds(
+    contestants: Sequence[Contestant], *, most: int, width: float = 0.0, seed: int = 0, budget: float = float("inf"),
+    listen: Callable[[int], None] = lambda _done: None,
+) -> None:  # fmt: skip
+    """Time all of them `most` times, or until every ratio's interval is narrower than `width`, or time is up."""
+    rng = np.random.default_rng(seed)
+    until = time.perf_counter() + budget
+    for number in range(most):
+        for i in rng.permutation(len(contestants)):
+            contestants[i].blocks.append(contestants[i].block())
+        listen(number + 1)
+        enough = number + 1 >= LEAST
+        if enough and width and all(r.width <= width for r in ratios(contestants).values()):
+            break
+        if enough and time.perf_counter() > until:
+            break
+
+
+def ratios(contestants: Sequence[Contestant]) -> dict[tuple[str, str], Ratio]:
+    """Every pair's ratio: how many times as long the first takes as the second."""
+    return {(a.name, b.name): ratio(a.seconds, b.seconds) for a, b in combinations(contestants, 2)}
+
+
+def fastest(contestants: Sequence[Contestant]) -> Contestant:
+    """The one whose median step is the shortest."""
+    return min(contestants, key=lambda c: float(np.median(c.seconds)))
+
+
+def table(contestants: Sequence[Contestant]) -> dict[str, Ratio | None]:
+    """Each against the fastest; None for that one."""
+    best = fastest(contestants)
+    return {c.name: None if c is best else ratio(c.seconds, best.seconds) for c in contestants}
+
+
+Named = Mapping[str, Contestant]

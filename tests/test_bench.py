@@ -1,0 +1,187 @@
+"""Ratios and rounds: intervals hold what is true, differences are found, machines may be busy. Most of it needs no framework."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from build import INSTALLED
+from cases import CASES, spec_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.bench import bench as benches
+from harness.bench.bench import BenchOptions, bench
+from harness.bench.ratio import LEAST, ratio, settled
+from harness.bench.record import Ledger
+from harness.bench.rounds import Contestant, fastest, ratios, rounds, table, warmed
+from harness.errors import CallError
+from harness.report.speed import spelled
+
+TIMES = st.lists(st.floats(1e-6, 1e3), min_size=LEAST, max_size=30)
+
+
+def noisy(rng: np.random.Generator, drift: np.ndarray, seconds: float, noise: float = 0.02) -> list[float]:
+    """Times of a busy machine: never faster than alone, with a long tail, and all of a round slowed alike."""
+    tail = np.abs(rng.standard_t(3, len(drift))) * noise
+    return list(seconds * drift * np.exp(tail))
+
+
+@pytest.mark.parametrize(("true", "least", "most"), [(1.0, 0, 8), (1.05, 90, 100)])
+def test_equal_contestants_rarely_differ_and_five_per_cent_are_found(true: float, least: int, most: int) -> None:
+    rng = np.random.default_rng(3)
+    found = 0
+    for trial in range(100):
+        drift = np.exp(np.cumsum(rng.normal(0, 0.05, 20)))
+        one, other = noisy(rng, drift, 1.0), noisy(rng, drift, true)
+        r = ratio(other, one, trial)
+        found += r.different and (true == 1 or r.value > 1)
+    assert least <= found <= most
+
+
+@settings(deadline=None)
+@given(TIMES, st.floats(0.01, 100))
+def test_a_factor_is_found_exactly_whatever_the_rounds(base: list[float], factor: float) -> None:
+    found = ratio([factor * t for t in base], base)
+    assert found.value == pytest.approx(factor, rel=1e-9)
+    assert found.low == pytest.approx(factor, rel=1e-9)
+    assert found.high == pytest.approx(factor, rel=1e-9)
+    assert found.rounds == len(base)
+
+
+@settings(deadline=None)
+@given(TIMES, TIMES)
+def test_the_ratio_the_other_way_round_is_the_reciprocal(a: list[float], b: list[float]) -> None:
+    n = min(len(a), len(b))
+    one, other = ratio(a[:n], b[:n]), ratio(b[:n], a[:n])
+    assert one.value == pytest.approx(1 / other.value, rel=1e-9)
+    assert one.low <= one.value * (1 + 1e-12)
+    assert one.value <= one.high * (1 + 1e-12)
+
+
+def test_one_outlier_is_one_round() -> None:
+    base = [1.0] * 20
+    found = ratio([*base[:-1], 1000.0], base)
+    assert (found.value, found.low, found.verdict) == (1.0, 1.0, "no difference")
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ([1.0] * 6, [1.0] * 7, "cannot be paired"), ([1.0] * 5, [1.0] * 5, "too few for an interval"),
+        ([1.0] * 5 + [0.0], [1.0] * 6, "not above 0"), ([1.0] * 6, [1.0] * 5 + [float("nan")], "not above 0"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_judged_is_refused(a: list[float], b: list[float], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        ratio(a, b)
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [([5.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0], 2), ([1.0] * 5, 0), ([1.0] * 4, None), ([6.0, 5.0, 4.0, 3.0, 2.0], None), ([9.0, 1.0, 1.0, 1.0, 1.6, 1.0], 1)],
+)  # fmt: skip
+def test_warm_is_where_times_stay(times: list[float], expected: int | None) -> None:
+    assert settled(times) == expected
+
+
+def fake(seconds: Callable[[int], float], overhead: float = 0.0) -> Callable[[int], tuple[float, float]]:
+    """A contestant's clock: the n-th step takes so many seconds."""
+    done = [0]
+
+    def run(steps: int) -> tuple[float, float]:
+        total = overhead + sum(seconds(done[0] + i) for i in range(min(steps, 2000))) * max(1, steps / 2000)
+        done[0] += steps
+        return total, total / 2
+
+    return run
+
+
+def test_a_block_is_as_long_as_it_must_be_and_begins_warm() -> None:
+    own = Contestant("a", fake(lambda step: 1e-3 if step < 15 else 1e-4))
+    warmed(own, block=0.01)
+    assert own.steps >= 10
+    assert own.block().seconds * own.steps >= 0.009
+    assert own.warm is not None
+    assert own.warm_up[0] > 5 * own.block().seconds
+    slow = Contestant("b", fake(lambda _step: 1.0))
+    warmed(slow, block=0.05)
+    assert slow.steps == 1
+
+
+def test_rounds_take_everybody_once_and_stop_when_it_is_known() -> None:
+    order: list[str] = []
+
+    def named(name: str, seconds: float) -> Contestant:
+        run = fake(lambda _step: seconds)
+        return Contestant(name, lambda steps: (order.append(name), run(steps))[1], steps=10)
+
+    field = [named("a", 1e-3), named("b", 2e-3), named("c", 4e-3)]
+    rounds(field, most=50, width=0.01)
+    count = len(field[0].blocks)
+    assert count == LEAST, "there is no noise: the first interval is narrow enough"
+    turns = [tuple(order[i : i + 3]) for i in range(0, len(order), 3)]
+    assert all(sorted(turn) == ["a", "b", "c"] for turn in turns)
+    assert len(set(turns)) > 1, "in an order drawn anew"
+    assert fastest(field).name == "a"
+    assert ratios(field)["b", "c"].value == pytest.approx(0.5)
+    against = table(field)
+    assert against["a"] is None
+    assert against["c"] is not None
+    assert against["c"].value == pytest.approx(4)
+    rounds(field, most=3)
+    assert len(field[0].blocks) == count + 3
+    assert field[0].to_json()["median"] == pytest.approx(1e-3)
+    json.dumps([c.to_json() for c in field], allow_nan=False)
+
+
+def test_the_ledger_names_what_differs() -> None:
+    found = Ledger({"threads": {"torch": 1, "jax": 1}, "precision": {"torch": "highest", "jax": "default"}})
+    assert found.differing == ["precision"]
+    assert found.to_json()["differing"] == ["precision"]
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.0123, "12.3 ms"), (1.0, "1 s"), (3e-8, "0.03 µs")])
+def test_times_have_the_unit_that_suits_them(seconds: float, said: str) -> None:
+    assert spelled(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (BenchOptions(rounds=5), "--rounds is at least 6"), (BenchOptions(batch=0), "--batch is at least 1"),
+        (BenchOptions(precision="float16"), "--precision is float32 or float64"), (BenchOptions(core=4096), "--core 4096"),
+    ],
+)  # fmt: skip
+def test_a_wrong_call_is_a_sentence(options: BenchOptions, expected: str) -> None:
+    with pytest.raises(CallError, match=expected):
+        bench(["linear_regression"], options)
+
+
+@pytest.mark.frameworks
+def test_a_spec_is_checked_and_timed_on_every_backend(tmp_path: Path) -> None:
+    path = tmp_path / "case.yaml"
+    path.write_text(json.dumps(spec_of(CASES["relu"])))
+    (found,) = bench([path], BenchOptions(backends=INSTALLED, rounds=6))
+    assert (found.verdict, found.exit) == ("same", 0), found
+    assert {lane.backend for lane in found.lanes} == set(INSTALLED)
+    assert sum(lane.ratio is None for lane in found.lanes) == 1, "the fastest is what the others are held against"
+    for lane in found.lanes:
+        assert len(lane.contestant.blocks) == 6
+        assert all(block.seconds > 0 for block in lane.contestant.blocks)
+        assert lane.phases["first_step"] > 0
+        assert lane.ratio is None or lane.ratio.value > 0.5
+    assert set(found.ledger.entries["cores"]) == set(INSTALLED)
+    assert "cores" not in found.ledger.differing, "every worker is pinned to the same one"
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+@pytest.mark.frameworks
+def test_what_does_not_train_identically_has_no_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "case.yaml"
+    path.write_text(json.dumps(spec_of(CASES["relu"])))
+    monkeypatch.setattr(benches, "_checked", lambda _subject: ["forward: they differ"])
+    (found,) = bench([path], BenchOptions(backends=INSTALLED[:1], rounds=6))
+    assert (found.verdict, found.exit, found.lanes) == ("differs", 1, ())
+    assert "Not timed: forward: they differ" in found.notes

@@ -86,8 +86,8 @@ def settled(times: Sequence[float], window: int = 5, share: float = 0.1) -> int 
         return None
     steady = float(np.median(values[-window:]))
     near = np.abs(values - steady) <= share * steady
-    # A busy machine: most of the last blocks will do, if none is below.
-    most = near[-window:].mean() >= 0.6 and not (values[-window:] < (1 - share) * steady).any()  # noqa: PLR2004
+    # A busy machine: all of the last blocks but one will do, if none is below.
+    most = near[-window:].sum() >= window - 1 and near[-1] and not (values[-window:] < (1 - share) * steady).any()
     if not most:
         return None
     first = len(values) - window

@@ -1,5 +1,6 @@
 """Rounds: every contestant is timed once in each, in an order drawn anew, until the ratios are known well enough."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,6 +76,11 @@ def warmed(contestant: Contestant, block: float = BLOCK, budget: float = 20.0) -
     while contestant.warm is None and time.perf_counter() < until:
         contestant.warm_up.append(contestant.block().seconds)
         contestant.warm = settled(contestant.warm_up)
+        lasts = contestant.warm_up[-1] * contestant.steps
+        if contestant.warm is not None and lasts < 0.8 * block and contestant.steps < MOST:
+            # It was counted while it was cold: more steps make a block now.
+            contestant.steps = min(MOST, math.ceil(contestant.steps * 1.2 * block / max(lasts, 1e-9)))
+            contestant.warm = None
 
 
 def rounds(

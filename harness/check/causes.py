@@ -60,8 +60,9 @@ def causes(subject: Subject, taken: Taken, found: Finding) -> list[Cause]:
         key=lambda b: subject.workers[b].backend != "torch",
     )
     wanted = _material(taken, odd, found)
-    base = healthy[0] if healthy else odd
-    change = _change(_material(taken, base, found), wanted)
+    # Where there is no other backend, the program that the emitter writes for this one.
+    base = _material(taken, healthy[0], found) if healthy else _emitted(subject, odd, taken, found)
+    change = _change(base, wanted)
     if not change or _size(change) == 0:
         return []
     tried: list[Cause] = []
@@ -92,6 +93,10 @@ def _explains(
         if tried:
             return Cause(mutant.name, mutant.about, float(max(tried)), backend)
     return None
+
+
+def _emitted(subject: Subject, backend: str, taken: Taken, found: Finding) -> Arrays:
+    return _step(subject, subject.workers[backend], subject.honest[backend, True], taken, found)
 
 
 def _planted(subject: Subject, backend: str, mutant: Mutant, found: Finding) -> list[str]:

@@ -151,7 +151,7 @@ def _right(
 ) -> tuple[bool, bool]:
     """Whether step and tensor are where the faulty program first leaves its own honest one."""
     found = said.finding
-    if found.gone:
+    if found.gone and found.phase == "optimizer":
         # It cannot be set to a position: is the array that was named one that it has too many, or lacks?
         honest, faulty = (_remembered(subject, name, text) for text in (subject.honest[name, True], programs[name]))
         return found.step == 1, found.tensor in honest ^ faulty

@@ -5,9 +5,10 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -286,7 +287,9 @@ def check(
 
 @app.command()
 def bench(
-    specs: Annotated[list[str], typer.Argument(metavar="SPEC...", help="Specs' files, or names of bundled ones.")],
+    specs: Annotated[
+        list[str] | None, typer.Argument(metavar="SPEC...", help="Specs' files, or names of bundled ones.")
+    ] = None,
     backends: Annotated[str | None, typer.Option(help="Which ones, like torch,jax; left out, all.")] = None,
     precision: PrecisionOption = "float32",
     batch: Annotated[int | None, typer.Option(help="Examples a step, instead of the spec's.")] = None,
@@ -294,6 +297,9 @@ def bench(
     core: Annotated[int | None, typer.Option(help="That every worker is pinned to; left out, the last one.")] = None,
     python: PythonOption = None,
     timeout: Annotated[float, typer.Option(help="Seconds of silence after which a worker is stopped.")] = 600.0,
+    self_test: Annotated[  # noqa: FBT002 - a flag
+        bool, typer.Option("--self-test", help="Measure the measuring: a backend against itself, and made 5 % slower.")
+    ] = False,
     json_file: JsonOption = None,
 ) -> None:
     """Check, then time the training step of every backend, in interleaved rounds. Exit: 0 timed, 1 they differ, 2 a wrong call, 3 a backend failed."""
@@ -304,12 +310,30 @@ def bench(
 
     _check_json(json_file)
     options = benches.BenchOptions(chosen(backends), precision, batch, rounds, tuple(python or ()), timeout, core)
+    if self_test:
+        _self_tested(specs or ["digits_mlp"], options if backends else replace(options, backends=("torch",)), json_file)
+    if not specs:
+        raise CallError("bench needs a SPEC (`harness list specs` lists those that come with it), or --self-test")
     with _progress() as listen:
         results = benches.bench(specs, options, listen)
     _write_json(json_file, {"schema": SCHEMA, "benchmarks": [result.to_json() for result in results]})
     if json_file != "-":
         print_bench(results, Console())
     raise typer.Exit(max(result.exit for result in results))
+
+
+def _self_tested(specs: list[str], options: Any, json_file: str | None) -> NoReturn:  # noqa: ANN401 - its module is imported late
+    from harness.bench.selftest import self_test  # noqa: PLC0415
+
+    if len(specs) > 1:
+        raise CallError("--self-test is of one spec")
+    with _progress() as listen:
+        found = self_test(specs[0], options, listen=listen)
+    _write_json(json_file, found.to_json())
+    if json_file != "-":
+        for sentence in found.sentences():
+            Console().print(sentence, markup=False, highlight=False)
+    raise typer.Exit(found.exit)
 
 
 @app.command()

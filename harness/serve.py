@@ -38,6 +38,13 @@ class Opened:
     inputs: Arrays
 
 
+class _Idle:
+    """A session that does nothing."""
+
+    def step(self, step: int, batch: object) -> None:
+        """Nothing."""
+
+
 class Server:
     """What a worker keeps between questions. Its public methods are the questions."""
 
@@ -197,6 +204,17 @@ class Server:
         finally:
             gc.enable()
         return {"seconds": wall, "cpu": used, "losses": losses}
+
+    def overhead(self, asked: Question) -> dict[str, Any]:
+        """What `clock` adds to a step: the time of its loop around a session whose step does nothing."""
+        ready: list[Any] = [None] * 8
+        session, slower = _Idle(), 0.0
+        began = time.perf_counter()
+        for step in range(asked["steps"]):
+            session.step(step, ready[step % len(ready)])
+            if slower:
+                raise AssertionError
+        return {"seconds": (time.perf_counter() - began) / asked["steps"]}
 
     def _ready(self, name: str, count: int) -> list[Any]:
         """The first batches of training, made once and kept on the device."""

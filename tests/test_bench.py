@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from harness.bench import bench as benches
 from harness.bench.bench import BenchOptions, bench
-from harness.bench.ratio import LEAST, ratio, settled
+from harness.bench.ratio import LEAST, Ratio, ratio, settled
 from harness.bench.record import Ledger
 from harness.bench.rounds import Contestant, fastest, ratios, rounds, table, warmed
+from harness.bench.selftest import SelfTest, self_test
 from harness.errors import CallError
 from harness.report.speed import spelled
 
@@ -185,3 +186,45 @@ def test_what_does_not_train_identically_has_no_times(tmp_path: Path, monkeypatc
     (found,) = bench([path], BenchOptions(backends=INSTALLED[:1], rounds=6))
     assert (found.verdict, found.exit, found.lanes) == ("differs", 1, ())
     assert "Not timed: forward: they differ" in found.notes
+
+
+# ---- The measurer
+
+
+def self_tested(equal: int, slowed: int, overhead: float = 1e-6, count: int = 100) -> SelfTest:
+    same, slower = Ratio(1.0, 0.99, 1.01, 20), Ratio(1.05, 1.03, 1.07, 20)
+    one = (same,) * equal + (slower,) * (count - equal)
+    other = (slower,) * slowed + (same,) * (count - slowed)
+    return SelfTest("torch", "digits_mlp", 1e-3, one, other, overhead, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("found", "status"),
+    [
+        (self_tested(95, 90), 0), (self_tested(94, 100), 1), (self_tested(100, 89), 1), (self_tested(100, 100, 2e-5), 1),
+        (SelfTest("torch", "x", 1e-3, (), (), 0.0, 0.0), 1),
+    ],
+)  # fmt: skip
+def test_the_measuring_is_held_to_its_bars(found: SelfTest, status: int) -> None:
+    assert found.exit == status
+    said = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert said["exit"] == status
+    assert len(found.sentences()) == 4
+
+
+def test_a_speed_up_is_no_slowdown_that_was_found() -> None:
+    faster = Ratio(0.9, 0.85, 0.95, 20)
+    assert SelfTest("torch", "x", 1e-3, (faster,), (faster,), 0.0, 0.0).found == 0
+    assert SelfTest("torch", "x", 1e-3, (faster,), (faster,), 0.0, 0.0).no_difference == 0
+
+
+@pytest.mark.frameworks
+def test_a_backend_is_measured_against_itself(tmp_path: Path) -> None:
+    path = tmp_path / "case.yaml"
+    path.write_text(json.dumps(spec_of(CASES["relu"])))
+    found = self_test(str(path), BenchOptions(backends=INSTALLED[:1]), comparisons=2)
+    assert len(found.equal) == len(found.slowed) == 2
+    assert found.step > 0
+    assert 0 < found.overhead < 1e-3
+    with pytest.raises(CallError, match="--self-test is of one backend"):
+        self_test(str(path), BenchOptions(backends=("torch", "jax")))

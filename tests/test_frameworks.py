@@ -154,8 +154,8 @@ def test_a_planted_fault_is_caught(mutant: str, tmp_path: Path, monkeypatch: pyt
     emitter = importlib.import_module(f"backends.{backend}.emit")
     emit = emitter.emit
 
-    def faulty(*arguments: object) -> str:
-        text = str(emit(*arguments))
+    def faulty(*arguments: object, **options: object) -> str:
+        text = str(emit(*arguments, **options))
         assert old in text, f"the program no longer says {old!r}: plant the fault elsewhere"
         return text.replace(old, new)
 
@@ -195,7 +195,7 @@ def test_an_exception_in_a_program_is_a_row_with_the_end_of_its_log(
     monkeypatch.setattr(
         emitter,
         "emit",
-        lambda *a: emit(*a).replace(
+        lambda *a, **options: emit(*a, **options).replace(
             "def load_batch(", "def load_batch(*_):\n    raise RuntimeError('planted')\n\n\ndef unused("
         ),
     )
@@ -228,7 +228,7 @@ def test_a_fault_in_float32_alone_is_not_excused_by_float64(tmp_path: Path, monk
     emitter = importlib.import_module("backends.torch.emit")
     emit = emitter.emit
     rounded = "x = F.relu(x.bfloat16().to(x.dtype) if x.dtype == torch.float32 else x)"
-    monkeypatch.setattr(emitter, "emit", lambda *a: emit(*a).replace("x = F.relu(x)", rounded))
+    monkeypatch.setattr(emitter, "emit", lambda *a, **o: emit(*a, **o).replace("x = F.relu(x)", rounded))
     result = run("digits_mlp", tmp_path, backends=("torch", "jax"), precision="float32", steps=4)
     assert result.evidence is not None
     assert result.evidence["verdict"] == "same", "the fault is not to be in the float64 program"

@@ -1,16 +1,16 @@
 """The same from Python: load a spec, read its programs, run it, look at the result in a notebook."""
 
 import html
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import runs, spec
+from harness import lanes, runs, spec
 from harness.backend import BACKENDS
 from harness.errors import CallError
 from harness.graph import Program
+from harness.programs import emitted
 from harness.resolve import compile_spec
 from harness.results import RunResult
 from harness.runs import Listener, Options
@@ -40,15 +40,17 @@ class Experiment:
         seed: int | None = None,
         *,
         observe: bool = False,
+        strategy: str | None = None,
     ) -> str:
         """The program of one backend as text; `observe`: the variant that also returns every node's value and gradient.
 
-        Raises SpecError, CallError.
+        `strategy`: how its steps are run, a name of `harness.lanes`; left out, plainly. Raises SpecError, CallError.
         """
         if backend not in BACKENDS:
             raise CallError(f"unknown backend '{backend}' (backends: {', '.join(BACKENDS)})")
-        emitter = importlib.import_module(f"backends.{backend}.emit")
-        return str(emitter.emit(self.compile(steps, seed), precision, threads, observe=observe))
+        program = self.compile(steps, seed)
+        lanes.require(program, backend, strategy, observe=observe)
+        return emitted(program, backend, precision, threads, observe=observe, strategy=strategy)
 
     def _repr_html_(self) -> str:
         return f"<p><b>{html.escape(self.spec.name)}</b>: {html.escape(self.spec.about)}</p><pre>{html.escape(self.source.text)}</pre>"

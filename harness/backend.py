@@ -5,7 +5,7 @@ class `Session` below and `environment()`. A worker imports NumPy, safetensors, 
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -47,6 +47,18 @@ class Session(Protocol):
     def wait(self, result: Any) -> dict[str, float]:  # noqa: ANN401
         """The losses of a step by update, once they are there."""
 
+    def stack(self, batches: Sequence[Any]) -> Any:  # noqa: ANN401
+        """Batches as `steps` takes them."""
+
+    def steps(self, first: int, stack: Any, count: int) -> Any:  # noqa: ANN401
+        """So many training steps on the batches of a stack, in turn, the first step's number being `first`.
+
+        A program whose calls take a whole stack is given a multiple of its batches. Does not wait for them.
+        """
+
+    def losses(self, result: Any) -> dict[str, list[float]]:  # noqa: ANN401
+        """The losses of every one of those steps by update, once they are there."""
+
     def observed(self, result: Any) -> Arrays:  # noqa: ANN401
         """What a step of an observed program saw: `values/update/call.node` and `gradients/update/parameter`."""
 
@@ -74,6 +86,24 @@ class Session(Protocol):
 
     def values(self, expression: Any, fields: Arrays) -> Arrays:  # noqa: ANN401
         """Every node's value of an observed program in evaluation mode, as `call.node`."""
+
+
+class StepByStep:
+    """`stack`, `steps` and `losses` of a program that is called once a step."""
+
+    def stack(self, batches: Sequence[Any]) -> Any:  # noqa: ANN401
+        """See Session."""
+        return list(batches)
+
+    def steps(self, first: int, stack: Any, count: int) -> Any:  # noqa: ANN401
+        """See Session."""
+        step, size = self.step, len(stack)  # type: ignore[attr-defined]
+        return [step(first + i, stack[i % size]) for i in range(count)]
+
+    def losses(self, result: Any) -> dict[str, list[float]]:  # noqa: ANN401
+        """See Session."""
+        each = [self.wait(one) for one in result]  # type: ignore[attr-defined]
+        return {name: [losses[name] for losses in each] for name in each[0]}
 
 
 def spell(expression: Any) -> str:  # noqa: ANN401

@@ -200,11 +200,14 @@ def emit(
     observe: Annotated[  # noqa: FBT002 - a flag
         bool, typer.Option("--observe", help="The variant that also returns every node's value and gradient.")
     ] = False,
+    strategy: Annotated[
+        str | None, typer.Option(help="How its steps are run, like scan; `harness list strategies` names them.")
+    ] = None,
 ) -> None:
     """Write the program of one backend."""
     if precision not in ("float32", "float64"):
         raise CallError(f"--precision is float32 or float64, got '{precision}'")
-    text = harness.load(spec).emit(backend, precision, threads, steps, seed, observe=observe)
+    text = harness.load(spec).emit(backend, precision, threads, steps, seed, observe=observe, strategy=strategy)
     if out is None:
         sys.stdout.write(text)
         return
@@ -291,6 +294,10 @@ def bench(
         list[str] | None, typer.Argument(metavar="SPEC...", help="Specs' files, or names of bundled ones.")
     ] = None,
     backends: Annotated[str | None, typer.Option(help="Which ones, like torch,jax; left out, all.")] = None,
+    lanes: Annotated[
+        str | None,
+        typer.Option(help="default, step, best: which ways of running it, like default,best; left out, all."),
+    ] = None,
     precision: PrecisionOption = "float32",
     batch: Annotated[int | None, typer.Option(help="Examples a step, instead of the spec's.")] = None,
     rounds: Annotated[int, typer.Option(help="At most; fewer where the ratios are known to 1 % before.")] = 40,
@@ -309,7 +316,9 @@ def bench(
     from harness.report.speed import print_bench  # noqa: PLC0415
 
     _check_json(json_file)
-    options = benches.BenchOptions(chosen(backends), precision, batch, rounds, tuple(python or ()), timeout, core)
+    options = benches.BenchOptions(
+        chosen(backends), precision, batch, benches.chosen_lanes(lanes), rounds, tuple(python or ()), timeout, core
+    )
     if self_test:
         _self_tested(specs or ["digits_mlp"], options if backends else replace(options, backends=("torch",)), json_file)
     if not specs:

@@ -14,6 +14,7 @@ from harness.carry import carried
 from harness.emit import formatted
 from harness.errors import CallError
 from harness.graph import Program
+from harness.lanes import PLAIN
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,19 @@ def _merged_lines(base: str, wanted: str, given: str) -> str | None:
     return text
 
 
-def emitted(program: Program, backend: str, precision: str, threads: int = 1, *, observe: bool = False) -> str:
-    """The text that a backend's emitter writes."""
+def emitted(
+    program: Program,
+    backend: str,
+    precision: str,
+    threads: int = 1,
+    *,
+    observe: bool = False,
+    strategy: str | None = None,
+) -> str:
+    """The text that a backend's emitter writes; `strategy`: how its steps are run, where not plainly."""
     emitter = importlib.import_module(f"backends.{backend}.emit")
-    return str(emitter.emit(program, precision, threads, observe=observe))
+    more = {} if strategy in (None, PLAIN[backend]) else {"strategy": strategy}
+    return str(emitter.emit(program, precision, threads, observe=observe, **more))
 
 
 def written(

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from harness.backend import PACKAGES, Array, Arrays, Session
+from harness.backend import PACKAGES, Array, Arrays, Session, StepByStep
 from harness.worker import _die_with_parent, _process, load_program
 
 Question = Mapping[str, Any]
@@ -38,7 +38,7 @@ class Opened:
     inputs: Arrays
 
 
-class _Idle:
+class _Idle(StepByStep):
     """A session that does nothing."""
 
     def step(self, step: int, batch: object) -> None:
@@ -56,13 +56,15 @@ class Server:
         self.opened: dict[str, Opened] = {}
         self.inputs: dict[str, Arrays] = {}
         self.series: dict[str, list[Arrays]] = {}
-        self.ready: dict[tuple[str, int], list[Any]] = {}
+        self.ready: dict[tuple[str, int, int | None], Any] = {}
         self.closed = 0
+        self.frozen = False
 
     def open(self, asked: Question) -> dict[str, Any]:
         """Import a program and build its session: `name`, `program` (a file), `inputs` (a run's folder), `request`."""
         program = load_program(Path(asked["program"]))
-        session: Session = self.module.Session(program, asked["request"])
+        made = self.module.SESSIONS.get(asked["request"].get("strategy"), self.module.Session)
+        session: Session = made(program, asked["request"])
         self.opened[asked["name"]] = Opened(session, self._inputs(asked["inputs"]))
         return {}
 
@@ -175,57 +177,74 @@ class Server:
             _save(self._position(session), asked["into"])
         return {"losses": losses, "distances": distances, "seconds": seconds}
 
-    def clock(self, asked: Question) -> dict[str, Any]:
-        """The time of `steps` training steps from the present state, on batches that are ready.
+    def train_stacked(self, asked: Question) -> dict[str, Any]:
+        """The first `count` steps, on one stack of their batches, from the present state; `into`: a file for the end."""
+        here = self.opened[asked["name"]]
+        session, count = here.session, asked["count"]
+        stack = session.stack([session.batch(here.inputs, step) for step in range(count)])
+        losses = session.losses(session.steps(0, stack, count))
+        _save(self._position(session), asked["into"])
+        return {"losses": losses}
 
-        `batches`: how many different ones there are; steps take them in turn. `wait`: for the losses of every step
-        (`step`), or once at the end. `slower`: seconds that each step is made to last longer, busily, which is how the
-        measuring itself is measured. Returns wall and processor seconds, and the losses of the last step.
+    def clock(self, asked: Question) -> dict[str, Any]:
+        """The time of `steps` training steps, the losses of every one of them fetched, on batches that are ready.
+
+        `batches`: how many different ones there are; `stack`: how many a call takes, where one takes several (`steps` is
+        a multiple of it). `arrays`: a position to start from, loaded before the clock starts. `slower`: seconds that each
+        step is made to last longer, busily, which is how the measuring itself is measured. Returns wall and processor
+        seconds, and the losses of the last step.
         """
         here = self.opened[asked["name"]]
         session, steps, slower = here.session, asked["steps"], asked.get("slower", 0.0)
-        ready = self._ready(asked["name"], asked["batches"])
-        every = asked.get("wait") == "step"
-        result = None
+        ready = self._ready(asked["name"], asked["batches"], asked.get("stack"))
+        if asked.get("arrays"):
+            self.load(asked)
+        if not self.frozen:
+            # What a framework's import leaves behind takes a third of a second to look through: once, then never again.
+            gc.collect()
+            gc.freeze()
+            self.frozen = True
         gc.collect()
         gc.disable()
         try:
             cpu, began = time.process_time(), time.perf_counter()
-            for step in range(steps):
-                result = session.step(step, ready[step % len(ready)])
-                if every:
-                    session.wait(result)
-                if slower:
-                    until = time.perf_counter() + slower
-                    while time.perf_counter() < until:
-                        pass
-            losses = session.wait(result)
+            result = _slowed(session, ready, steps, slower) if slower else session.steps(0, ready, steps)
+            losses = session.losses(result)
             wall, used = time.perf_counter() - began, time.process_time() - cpu
         finally:
             gc.enable()
-        return {"seconds": wall, "cpu": used, "losses": losses}
+        return {"seconds": wall, "cpu": used, "losses": {name: own[-1] for name, own in losses.items()}}
 
     def overhead(self, asked: Question) -> dict[str, Any]:
         """What `clock` adds to a step: the time of its loop around a session whose step does nothing."""
-        ready: list[Any] = [None] * 8
-        session, slower = _Idle(), 0.0
+        session, ready = _Idle(), [None] * 8
         began = time.perf_counter()
-        for step in range(asked["steps"]):
-            session.step(step, ready[step % len(ready)])
-            if slower:
-                raise AssertionError
+        session.steps(0, ready, asked["steps"])
         return {"seconds": (time.perf_counter() - began) / asked["steps"]}
 
-    def _ready(self, name: str, count: int) -> list[Any]:
-        """The first batches of training, made once and kept on the device."""
-        if (name, count) not in self.ready:
+    def _ready(self, name: str, count: int, size: int | None) -> Any:  # noqa: ANN401 - the framework's own
+        """A stack of the first batches of training, made once and kept on the device; longer than they are many: in turn."""
+        key = (name, count, size)
+        if key not in self.ready:
             here = self.opened[name]
-            self.ready[name, count] = [here.session.batch(here.inputs, step) for step in range(count)]
-        return self.ready[name, count]
+            batches = [here.session.batch(here.inputs, step) for step in range(count)]
+            self.ready[key] = here.session.stack([batches[i % count] for i in range(size or count)])
+        return self.ready[key]
 
     def environment(self, _asked: Question) -> dict[str, Any]:
         """What the framework and the process say of themselves."""
         return {"environment": self.module.environment() | _process()}
+
+
+def _slowed(session: Session, ready: Any, steps: int, slower: float) -> list[Any]:  # noqa: ANN401
+    """`session.steps` of a program that is called once a step, each step made longer."""
+    results = []
+    for step in range(steps):
+        results.append(session.step(step, ready[step % len(ready)]))
+        until = time.perf_counter() + slower
+        while time.perf_counter() < until:
+            pass
+    return results
 
 
 def _question(server: Server, name: str) -> Callable[[Question], dict[str, Any]]:

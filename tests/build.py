@@ -17,6 +17,7 @@ from harness import initial, spec
 from harness.backend import BACKENDS, PACKAGES, Session
 from harness.data.inputs import cast, prepare
 from harness.graph import Program
+from harness.programs import emitted
 from harness.resolve import compile_spec
 from harness.runs import describe
 
@@ -50,22 +51,22 @@ class Live:
 
 def live(
     backend: str, program: Program, folder: Path, precision: str = "float64", text: str | None = None, *,
-    observe: bool = False,
+    observe: bool = False, strategy: str | None = None,
 ) -> Live:  # fmt: skip
     """An emitted program, or the given text of one, imported into this process, its parameters loaded."""
-    emitter = importlib.import_module(f"backends.{backend}.emit")
-    name = f"{program.name}_{backend}_{folder.name.replace('-', '_')}{'_observed' if observe else ''}"
+    variant = "_observed" if observe else f"_{strategy}" if strategy else ""
+    name = f"{program.name}_{backend}_{folder.name.replace('-', '_')}{variant}"
     path = folder / f"{name}.py"
-    path.write_text(text or emitter.emit(program, precision, observe=observe))
+    path.write_text(text or emitted(program, backend, precision, observe=observe, strategy=strategy))
     made = importlib.util.spec_from_file_location(name, path)
     assert made is not None
     assert made.loader is not None
     module = importlib.util.module_from_spec(made)
     sys.modules[name] = module
     made.loader.exec_module(module)
-    session = importlib.import_module(f"backends.{backend}.session").Session(
-        module, describe(program) | {"observe": observe}
-    )
+    sessions = importlib.import_module(f"backends.{backend}.session")
+    made_by = sessions.SESSIONS.get(strategy, sessions.Session)
+    session = made_by(module, describe(program) | {"observe": observe, "strategy": strategy})
     data = prepare(program)
     inputs = cast({f"train.{n}": a for n, a in data.train.items()}, precision)
     inputs |= cast({"order": data.order, **data.noise}, precision)

@@ -6,18 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from build import INSTALLED
+from build import INSTALLED, program_of
 from cases import CASES, spec_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness import flops, programs
 from harness.bench import bench as benches
-from harness.bench.bench import BenchOptions, bench
+from harness.bench.bench import BenchOptions, bench, outvoted
 from harness.bench.ratio import LEAST, Ratio, ratio, settled
 from harness.bench.record import Ledger
 from harness.bench.rounds import Contestant, fastest, ratios, rounds, table, warmed
 from harness.bench.selftest import SelfTest, self_test
+from harness.compare import Comparison, Difference
 from harness.errors import CallError
+from harness.graph import Program
+from harness.lanes import PLAIN, strategies
 from harness.report.speed import spelled
 
 TIMES = st.lists(st.floats(1e-6, 1e3), min_size=LEAST, max_size=30)
@@ -171,8 +175,14 @@ def test_a_spec_is_checked_and_timed_on_every_backend(tmp_path: Path) -> None:
     for lane in found.lanes:
         assert len(lane.contestant.blocks) == 6
         assert all(block.seconds > 0 for block in lane.contestant.blocks)
-        assert lane.phases["first_step"] > 0
+        assert lane.phases["first_call"] > 0
+        assert lane.strategy in [s.name for s in strategies(program_of(path.read_text()), lane.backend, (lane.lane,))]
         assert lane.ratio is None or lane.ratio.value > 0.5
+    for backend in INSTALLED:
+        (best,) = [lane for lane in found.lanes if lane.backend == backend and lane.lane == "best"]
+        assert f"{backend} {best.strategy}" == min(best.trial, key=best.trial.__getitem__)
+        assert len(best.trial) > 1, "the rivals' times are kept"
+    assert found.flops == flops.step(program_of(path.read_text()))
     assert set(found.ledger.entries["cores"]) == set(INSTALLED)
     assert "cores" not in found.ledger.differing, "every worker is pinned to the same one"
     json.dumps(found.to_json(), allow_nan=False)
@@ -182,10 +192,38 @@ def test_a_spec_is_checked_and_timed_on_every_backend(tmp_path: Path) -> None:
 def test_what_does_not_train_identically_has_no_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "case.yaml"
     path.write_text(json.dumps(spec_of(CASES["relu"])))
-    monkeypatch.setattr(benches, "_checked", lambda _subject: ["forward: they differ"])
-    (found,) = bench([path], BenchOptions(backends=INSTALLED[:1], rounds=6))
-    assert (found.verdict, found.exit, found.lanes) == ("differs", 1, ())
-    assert "Not timed: forward: they differ" in found.notes
+    backend = INSTALLED[0]
+    plain = PLAIN[backend]
+    emit = programs.emitted
+
+    def faulty(
+        program: Program, name: str, precision: str, *rest: object, strategy: str | None = None, **more: object
+    ) -> str:
+        text = emit(program, name, precision, *rest, strategy=strategy, **more)  # type: ignore[arg-type]
+        return text if strategy != plain else text.replace("0.01", "0.013")
+
+    monkeypatch.setattr(benches, "emitted", faulty)
+    (found,) = bench([path], BenchOptions(backends=(backend,), rounds=6))
+    assert (found.verdict, found.exit) == ("differs", 1)
+    assert found.lanes, "the others are timed"
+    assert not [lane for lane in found.lanes if lane.strategy == plain]
+    assert any(note.startswith(f"{backend} {plain} is not timed: ") for note in found.notes)
+
+
+def disagree(a: str, b: str, ratio: float = 2.0) -> Comparison:
+    return Comparison("state", a, b, Difference("w", 1, ratio, 1.0, (0,), 0.0, ratio), 1)
+
+
+def test_whoever_differs_from_the_others_is_left_out() -> None:
+    agree = disagree("a", "b", 0.5)
+    assert outvoted([agree]) == {}
+    assert list(outvoted([agree, disagree("a", "c"), disagree("b", "c")])) == ["c"]
+    assert list(outvoted([agree, disagree("c", "reference")])) == ["c"]
+    two = outvoted([disagree("a", "b")])
+    assert sorted(two) == ["a", "b"]
+    assert all(why.startswith("nobody can tell which is wrong") for why in two.values())
+    four = [disagree(x, y) for x, y in (("a", "c"), ("a", "d"), ("b", "c"), ("b", "d"), ("c", "d"))]
+    assert sorted(outvoted([agree, *four])) == ["c", "d"]
 
 
 # ---- The measurer

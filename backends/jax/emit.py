@@ -1,6 +1,6 @@
 """Program -> one JAX file: Flax NNX modules, Optax updates. Imports no framework: it runs, and is tested, without JAX."""
 
-from backends.jax import layers, training
+from backends.jax import lanes, layers, training
 from harness import emit as shared
 from harness.emit import Code, Slot, graphs, indented, masked
 from harness.graph import Graph, Program, Update
@@ -10,14 +10,20 @@ HELPERS = layers.HELPERS | training.HELPERS
 OBSERVED = ", and every node's value and gradient"
 
 
-def emit(program: Program, precision: str = "float32", threads: int = 1, *, observe: bool = False) -> str:
-    """The program as a file that runs by itself; `observe`: one that also returns every node's value and gradient."""
+def emit(
+    program: Program, precision: str = "float32", threads: int = 1, *, observe: bool = False, strategy: str = "jit"
+) -> str:
+    """The program as a file that runs by itself.
+
+    `observe`: one that also returns every node's value and gradient. `strategy`: how its steps are run, a name of
+    harness.lanes.
+    """
     classes, helpers = [], []
     for graph in graphs(program):
         text, used = module(graph, precision, observe=observe)
         classes.append(text)
         helpers += used
-    functions, used = step(program, observe=observe)
+    functions, used = step(program, observe=observe, strategy=strategy)
     helpers += used
     parts = [
         header(program, precision),
@@ -27,7 +33,9 @@ def emit(program: Program, precision: str = "float32", threads: int = 1, *, obse
         functions,
         tables(program),
         shared.masks_text(program, precision) if program.masks else "",
-        running(program, threads, observe=observe),
+        lanes.nnx_running(program, batches(program), threads)
+        if strategy == "nnx"
+        else running(program, precision, threads, observe=observe, many=strategy == "scan"),
     ]
     return shared.formatted("\n\n".join(parts))
 
@@ -123,7 +131,7 @@ class {shared.container(program)}(nnx.Module):
 '''
 
 
-def step(program: Program, *, observe: bool = False) -> tuple[str, list[str]]:
+def step(program: Program, *, observe: bool = False, strategy: str = "jit") -> tuple[str, list[str]]:
     """Losses, learning rates, optimizers, state and the training step."""
     helpers = [name for u in program.updates for t in u.terms for name in training.LOSS_HELPERS.get(t.loss.kind, ())]
     parts = [loss(program, update, observe=observe) for update in program.updates]
@@ -134,9 +142,13 @@ def {rate_name(program, update)}(step: Array) -> Array:
     {shared.schedule_summary(update)}
 {indented(training.schedule(update.schedule, update.optimizer.learning_rate), 4)}
 """)
-    text, used = optimizers(program)
+    # Flax's optimizer is an object that holds Optax's, which its own guides call tx.
+    text, used = optimizers(program, "tx" if strategy == "nnx" else "optimizer")
     helpers += used
+    if strategy == "nnx":
+        return "\n\n".join([*parts, text, lanes.nnx_step(program)]), helpers
     parts += [text, state(program)]
+    after = [lanes.SCAN] if strategy == "scan" else []
     if len(program.updates) == 1:
         (update,) = program.updates
         kind = returned("Array", observe=observe)
@@ -154,7 +166,7 @@ def train_step(state: State, batch: dict) -> tuple[State, {kind}]:
 {body}
     return State(parameters, statistics, optimizer_state), {f'(loss, {{"{update.name}": observed}})' if observe else "loss"}
 ''')
-        return "\n\n".join(parts), helpers
+        return "\n\n".join(parts + after), helpers
     several = len(program.networks) > 1
     also = ", observed" if observe else ""
     lines = [
@@ -180,7 +192,7 @@ def train_step(state: State, batch: dict) -> tuple[State, {returned("dict[str, A
 {indented(lines, 4)}
     return state, {"(losses, observed)" if observe else "losses"}
 ''')
-    return "\n\n".join(parts), helpers
+    return "\n\n".join(parts + after), helpers
 
 
 def minimisation(loss: str, optimizer: str, optimizer_state: str, networks: str | None, *, observe: bool) -> str:
@@ -224,8 +236,8 @@ def {shared.loss_name(program, update)}(model: {shared.container(program)}, batc
 """
 
 
-def optimizers(program: Program) -> tuple[str, list[str]]:
-    """The optimizer, or one for each update, and the helpers they use."""
+def optimizers(program: Program, name: str = "optimizer") -> tuple[str, list[str]]:
+    """The optimizer, or one for each update, and the helpers they use; `name` is its variable."""
     single = len(program.updates) == 1
     made: list[str] = []
     tables: list[str] = []
@@ -239,9 +251,9 @@ def optimizers(program: Program) -> tuple[str, list[str]]:
             where = slots(program)
             names = ", ".join(f'"{where[name].path}"' for name in spared)
             tables.append(f"# Weight decay spares these.\n{table} = {{{names}}}\n")
-        made.append(f"optimizer = {text}" if single else f'"{update.name}": {text},')
+        made.append(f"{name} = {text}" if single else f'"{update.name}": {text},')
     if not single:
-        made = ["optimizers = {", *made, "}"]
+        made = [f"{name}s = {{", *made, "}"]
     return "\n".join([*tables, *made]) + "\n", helpers
 
 
@@ -286,24 +298,12 @@ def tables(program: Program) -> str:
     return text + shared.table("STATISTICS", running, "the same for running statistics")
 
 
-def running(program: Program, threads: int, *, observe: bool = False) -> str:
+def running(program: Program, precision: str, threads: int, *, observe: bool = False, many: bool = False) -> str:
     """Loading parameters and batches, and `main`."""
     single = len(program.updates) == 1
-    rows = []
-    for name in program.fields:
-        per_step = name in program.spec.data.noise
-        source = f'inputs["{name}"][step][: len(rows)]' if per_step else f'inputs["train.{name}"][rows]'
-        rows.append(f'"{name}": {source},')
-    if program.masks:
-        rows.append('"masks": dropout_masks(step, len(rows)),')
-    rows_of = 'inputs["order"][step]'
-    if program.spec.data.last_batch == "keep":
-        rows_of += "\n    rows = rows[rows >= 0]  # an epoch's last batch may be smaller"
     made = {u.name: f".init({_own(program, u)})" for u in program.updates}
     each = ", ".join(f'"{name}": optimizers["{name}"]{init}' for name, init in made.items())
     optimizer_state = f"optimizer{next(iter(made.values()))}" if single else f"{{{each}}}"
-    show = "float(loss)" if single else "*map(float, losses.values())"
-    losses = "loss" if single else "losses"
     return f'''
 def load_parameters(arrays: dict[str, np.ndarray]) -> State:
     """The state before training, from the canonical array of every parameter and statistic."""
@@ -315,7 +315,47 @@ def load_parameters(arrays: dict[str, np.ndarray]) -> State:
     parameters = load(PARAMETERS)
     return State(parameters, load(STATISTICS), {optimizer_state})
 
+{batches(program)}
+{lanes.STACK if many else ""}
 
+def main(run: Path) -> None:
+    if hasattr(os, "sched_setaffinity"):
+        # XLA:CPU splits sums by the cores that it may use: as many as in the recorded run.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{threads}])
+    inputs = load_file(run / "inputs" / "data.safetensors") | load_file(run / "inputs" / "batches.safetensors")
+    state = load_parameters(load_file(run / "inputs" / "parameters.safetensors"))
+{indented(lanes.blocks(program, precision) if many else each_step(program, observe=observe), 4)}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
+'''
+
+
+def each_step(program: Program, *, observe: bool) -> list[str]:
+    """The loop of `main`."""
+    single = len(program.updates) == 1
+    losses = "loss" if single else "losses"
+    return [
+        'for step in range(len(inputs["order"])):',
+        f"    state, {f'({losses}, _)' if observe else losses} = train_step(state, load_batch(inputs, step))",
+        f"    print(step + 1, {'float(loss)' if single else '*map(float, losses.values())'})",
+    ]
+
+
+def batches(program: Program) -> str:
+    """The function that loads a batch."""
+    rows = []
+    for name in program.fields:
+        per_step = name in program.spec.data.noise
+        source = f'inputs["{name}"][step][: len(rows)]' if per_step else f'inputs["train.{name}"][rows]'
+        rows.append(f'"{name}": {source},')
+    if program.masks:
+        rows.append('"masks": dropout_masks(step, len(rows)),')
+    rows_of = 'inputs["order"][step]'
+    if program.spec.data.last_batch == "keep":
+        rows_of += "\n    rows = rows[rows >= 0]  # an epoch's last batch may be smaller"
+    return f'''
 def load_batch(inputs: dict[str, np.ndarray], step: int) -> dict:
     """The batch of a step, counted from 0."""
     rows = {rows_of}
@@ -324,21 +364,6 @@ def load_batch(inputs: dict[str, np.ndarray], step: int) -> dict:
 {indented(rows, 12)}
         }}
     )
-
-
-def main(run: Path) -> None:
-    if hasattr(os, "sched_setaffinity"):
-        # XLA:CPU splits sums by the cores that it may use: as many as in the recorded run.
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{threads}])
-    inputs = load_file(run / "inputs" / "data.safetensors") | load_file(run / "inputs" / "batches.safetensors")
-    state = load_parameters(load_file(run / "inputs" / "parameters.safetensors"))
-    for step in range(len(inputs["order"])):
-        state, {f"({losses}, _)" if observe else losses} = train_step(state, load_batch(inputs, step))
-        print(step + 1, {show})
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
 '''
 
 

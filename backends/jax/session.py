@@ -1,7 +1,7 @@
 """Drive an emitted JAX program. Imported only inside a worker."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
-from harness.backend import Array, Arrays, check_optimizer, check_tables, flatten, spell, to_canonical
+from harness.backend import Array, Arrays, StepByStep, check_optimizer, check_tables, flatten, spell, to_canonical
 
 
 def environment() -> dict[str, Any]:
@@ -35,7 +35,7 @@ def forget() -> None:
     jax.clear_caches()
 
 
-class Session:
+class Session(StepByStep):
     """See harness.backend.Session."""
 
     def __init__(self, module: ModuleType, request: Mapping[str, Any]) -> None:
@@ -80,6 +80,12 @@ class Session:
         if self.single:
             return {self.updates[0]["name"]: float(result)}
         return {name: float(loss) for name, loss in result.items()}
+
+    def losses(self, result: Any) -> dict[str, list[float]]:
+        found = jax.device_get(result)
+        if self.single:
+            return {self.updates[0]["name"]: [float(loss) for loss in found]}
+        return {name: [float(losses[name]) for losses in found] for name in found[0]}
 
     def observed(self, result: Any) -> Arrays:
         found = {}
@@ -206,6 +212,86 @@ class Session:
         value, inner = value
         seen |= {f"{spell(expression)}.{node}": each for node, each in inner.items()}
         return value
+
+
+class Scan(Session):
+    """A program whose calls take a stack of batches."""
+
+    def stack(self, batches: Sequence[Any]) -> Any:
+        return self.module.stack(batches)
+
+    def step(self, step: int, batch: Any) -> Any:
+        return self.steps(step, self.stack([batch]), 1)[0]
+
+    def steps(self, first: int, stack: Any, count: int) -> Any:  # noqa: ARG002 - Optax counts steps itself
+        results = []
+        for _ in range(count // len(jax.tree.leaves(stack)[0])):
+            self.state_now, losses = self.module.train_steps(self.state_now, stack)
+            results.append(losses)
+        self.count += count
+        return results
+
+    def wait(self, result: Any) -> dict[str, float]:
+        return {name: losses[0] for name, losses in self.losses([result]).items()}
+
+    def losses(self, result: Any) -> dict[str, list[float]]:
+        found = jax.device_get(result)
+        if self.single:
+            return {self.updates[0]["name"]: np.concatenate(found).tolist()}
+        return {name: np.concatenate([losses[name] for losses in found]).tolist() for name in found[0]}
+
+
+class Nnx(Session):
+    """A program on Flax's own objects, which change in place."""
+
+    live_model: Any = None
+    live_optimizers: Any = None
+
+    def load(self, arrays: Arrays) -> None:
+        self.shapes = {name: array.shape for name, array in arrays.items()}
+        if self.live_model is None:
+            self.live_model = self.model(nnx.Rngs(0))
+        self.module.load_parameters(self.live_model, arrays)
+        make = self.module.make_optimizer if self.single else self.module.make_optimizers
+        self.live_optimizers = make(self.live_model)
+        self.count = 0
+
+    def step(self, step: int, batch: Any) -> Any:  # noqa: ARG002
+        self.count += 1
+        return self.module.train_step(self.live_model, self.live_optimizers, batch)
+
+    def state(self) -> Arrays:
+        own = flatten(nnx.to_pure_dict(nnx.state(self.live_model)))
+        table = self.module.PARAMETERS | self.module.STATISTICS
+        return {
+            name: to_canonical(np.array(own[path.replace(".", "/")]), axes, self.shapes[name])
+            for name, (path, axes) in table.items()
+        }
+
+    def _optimizer_states(self) -> dict[str, Any]:
+        own = {self.updates[0]["name"]: self.live_optimizers} if self.single else self.live_optimizers
+        return {name: _plain(optimizer.opt_state) for name, optimizer in own.items()}
+
+    def load_optimizer(self, arrays: Arrays) -> None:
+        """Only the state before the first step, which `load` has made: this strategy is for measuring speed."""
+        check_optimizer(self.optimizer_state(), arrays)
+        if int(arrays[f"{self.updates[0]['name']}/count"]):
+            raise RuntimeError("the program of strategy nnx cannot go on from the middle of a training")
+
+
+def _plain(part: Any) -> Any:
+    """An optimizer's state without Flax's variables around its arrays."""
+    if hasattr(part, "_fields"):
+        return type(part)(*(_plain(value) for value in part))
+    if isinstance(part, tuple):
+        return tuple(_plain(value) for value in part)
+    if isinstance(part, (nnx.State, Mapping)):
+        return {str(key): _plain(value) for key, value in part.items()}
+    return part[...] if isinstance(part, nnx.Variable) else part
+
+
+SESSIONS = {"scan": Scan, "nnx": Nnx}
+"""By strategy, where it is not the session above."""
 
 
 def _by_path(state: nnx.State) -> dict[str, tuple[int, ...]]:

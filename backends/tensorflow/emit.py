@@ -1,6 +1,6 @@
 """Program -> one file of Keras on TensorFlow. Imports no framework: it runs, and is tested, without either."""
 
-from backends.tensorflow import layers, training
+from backends.tensorflow import lanes, layers, training
 from harness import emit as shared
 from harness.emit import Code, Slot, graphs, indented, masked
 from harness.graph import BlockOp, Graph, Program, Update
@@ -10,8 +10,14 @@ HELPERS = layers.HELPERS | training.HELPERS
 OBSERVED = ", and every node's value and gradient"
 
 
-def emit(program: Program, precision: str = "float32", threads: int = 1, *, observe: bool = False) -> str:
-    """The program as a file that runs by itself; `observe`: one that also returns every node's value and gradient."""
+def emit(
+    program: Program, precision: str = "float32", threads: int = 1, *, observe: bool = False, strategy: str = "function"
+) -> str:
+    """The program as a file that runs by itself.
+
+    `observe`: one that also returns every node's value and gradient. `strategy`: how its steps are run, a name of
+    harness.lanes.
+    """
     classes, helpers = [], []
     models = {graph.class_name for graph in program.networks.values()}
     for graph in graphs(program):
@@ -19,8 +25,12 @@ def emit(program: Program, precision: str = "float32", threads: int = 1, *, obse
         text, used = module(graph, base, observe=observe)
         classes.append(text)
         helpers += used
-    functions, used = step(program, observe=observe)
+    functions, used = step(program, observe=observe, strategy=strategy)
     helpers += used
+    if strategy in ("loop", "loop_xla"):
+        functions += lanes.train_steps(program, precision, xla=strategy == "loop_xla")
+    elif strategy == "fit":
+        functions += lanes.trainer(program)
     parts = [
         header(program, precision),
         *(HELPERS[name] for name in dict.fromkeys(helpers)),
@@ -29,7 +39,7 @@ def emit(program: Program, precision: str = "float32", threads: int = 1, *, obse
         functions,
         tables(program),
         shared.masks_text(program, precision) if program.masks else "",
-        running(program, threads, observe=observe),
+        running(program, precision, threads, observe=observe, strategy=strategy),
     ]
     return shared.formatted("\n\n".join(parts))
 
@@ -125,7 +135,7 @@ class {shared.container(program)}:
 '''
 
 
-def step(program: Program, *, observe: bool = False) -> tuple[str, list[str]]:
+def step(program: Program, *, observe: bool = False, strategy: str = "function") -> tuple[str, list[str]]:
     """Losses, learning rates, optimizers and the training step."""
     single = len(program.updates) == 1
     helpers: list[str] = []
@@ -178,8 +188,10 @@ class {rate_name(program, update)}(keras.optimizers.schedules.LearningRateSchedu
         signature = f"model: {cls}, optimizers: dict[str, keras.optimizers.Optimizer], batch: dict) -> {kind}"
         doc = f"One update after another; returns the loss before each{OBSERVED if observe else ''}."
         lines = ["losses = {}", *lines, f"return losses{also}"]
+    # Keras's `fit` makes a function of its own, and so does the loop.
+    decorator = {"function": "@tf.function", "function_xla": "@tf.function(jit_compile=True)"}.get(strategy, "")
     parts.append(f'''
-@tf.function
+{decorator}
 def train_step({signature}:
     """{doc}"""
 {indented(lines, 4)}
@@ -268,7 +280,9 @@ def tables(program: Program) -> str:
     return text + shared.table("STATISTICS", running, "the same for running statistics")
 
 
-def running(program: Program, threads: int, *, observe: bool = False) -> str:
+def running(
+    program: Program, precision: str, threads: int, *, observe: bool = False, strategy: str = "function"
+) -> str:
     """Making the model, loading parameters and batches, and `main`."""
     cls, single = shared.container(program), len(program.updates) == 1
     rows = []
@@ -283,6 +297,18 @@ def running(program: Program, threads: int, *, observe: bool = False) -> str:
         rows_of += "\n    rows = rows[rows >= 0]  # an epoch's last batch may be smaller"
     optimizer = "optimizer" if single else "optimizers"
     show = "float(loss)" if single else "*map(float, losses.values())"
+    if strategy == "fit":
+        loop = lanes.fitting(program)
+    elif strategy in ("loop", "loop_xla"):
+        loop = lanes.blocks(program, precision)
+    else:
+        losses = f"{'loss' if single else 'losses'}{', _' if observe else ''}"
+        loop = [
+            'for step in range(len(inputs["order"])):',
+            f"    {losses} = train_step(model, {optimizer}, load_batch(inputs, step))",
+            f"    print(step + 1, {show})",
+        ]
+    stack = lanes.STACK if strategy in ("fit", "loop", "loop_xla") else ""
     if len(program.networks) == 1:
         ((network, graph),) = program.networks.items()
         made = [f'model = {cls}(name="{network}")', "# Keras makes a layer's variables when it first sees an input.",
@@ -311,7 +337,7 @@ def load_batch(inputs: dict[str, np.ndarray], step: int) -> dict:
     }}
     return tf.nest.map_structure(tf.convert_to_tensor, batch)
 
-
+{stack}
 def main(run: Path) -> None:
     tf.config.threading.set_intra_op_parallelism_threads({threads})
     tf.config.threading.set_inter_op_parallelism_threads({threads})
@@ -319,9 +345,7 @@ def main(run: Path) -> None:
     model = make_model()
     load_parameters(model, load_file(run / "inputs" / "parameters.safetensors"))
     {optimizer} = make_{optimizer}(model)
-    for step in range(len(inputs["order"])):
-        {"loss" if single else "losses"}{", _" if observe else ""} = train_step(model, {optimizer}, load_batch(inputs, step))
-        print(step + 1, {show})
+{indented(loop, 4)}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Drive an emitted program of Keras on TensorFlow. Imported only inside a worker."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from harness.backend import Array, Arrays, check_optimizer, check_tables, flatten, spell, to_canonical
+from harness.backend import Array, Arrays, StepByStep, check_optimizer, check_tables, flatten, spell, to_canonical
 
 
 def environment() -> dict[str, Any]:
@@ -34,7 +34,7 @@ def configure(request: Mapping[str, Any]) -> None:
         tf.config.experimental.set_memory_growth(gpu, enable=True)
 
 
-class Session:
+class Session(StepByStep):
     """See harness.backend.Session."""
 
     def __init__(self, module: ModuleType, request: Mapping[str, Any]) -> None:
@@ -72,6 +72,11 @@ class Session:
         if self.single:
             return {self.updates[0]["name"]: float(result)}
         return {name: float(loss) for name, loss in result.items()}
+
+    def losses(self, result: Any) -> dict[str, list[float]]:
+        if self.single:
+            return {self.updates[0]["name"]: tf.stack(result).numpy().tolist()}
+        return {name: tf.stack([losses[name] for losses in result]).numpy().tolist() for name in result[0]}
 
     def observed(self, result: Any) -> Arrays:
         found = {}
@@ -190,6 +195,55 @@ class Session:
         if name not in self.compiled:
             self.compiled[name] = tf.function(function)
         return self.compiled[name]
+
+
+class Loop(Session):
+    """A program whose calls take a stack of batches."""
+
+    def stack(self, batches: Sequence[Any]) -> Any:
+        return self.module.stack(batches)
+
+    def step(self, step: int, batch: Any) -> Any:
+        return self.steps(step, self.stack([batch]), 1)[0]
+
+    def steps(self, first: int, stack: Any, count: int) -> Any:  # noqa: ARG002 - the optimizers count
+        calls = count // len(tf.nest.flatten(stack)[0])
+        return [self.module.train_steps(self.model, self.optimizers, stack) for _ in range(calls)]
+
+    def wait(self, result: Any) -> dict[str, float]:
+        return {name: losses[0] for name, losses in self.losses([result]).items()}
+
+    def losses(self, result: Any) -> dict[str, list[float]]:
+        if self.single:
+            return {self.updates[0]["name"]: tf.concat(result, 0).numpy().tolist()}
+        return {name: tf.concat([losses[name] for losses in result], 0).numpy().tolist() for name in result[0]}
+
+
+class Fit(Session):
+    """A program that Keras's `fit` trains."""
+
+    trainer: Any = None
+
+    def stack(self, batches: Sequence[Any]) -> Any:
+        return self.module.stack(batches)
+
+    def step(self, step: int, batch: Any) -> Any:
+        return self.steps(step, self.stack([batch]), 1)[0]
+
+    def steps(self, first: int, stack: Any, count: int) -> Any:  # noqa: ARG002
+        self.trainer = self.trainer or self.module.make_trainer(self.model, self.optimizers)
+        return self.module.fit(self.trainer, stack, count // len(tf.nest.flatten(stack)[0]))
+
+    def wait(self, result: Any) -> dict[str, float]:
+        return {name: losses[0] for name, losses in self.losses([result]).items()}
+
+    def losses(self, result: Any) -> dict[str, list[float]]:
+        keys = {"loss": self.updates[0]["name"]} if self.single else {u["name"]: u["name"] for u in self.updates}
+        return {name: [float(losses[key]) for losses in result] for key, name in keys.items()}
+
+
+SESSIONS = {"loop": Loop, "loop_xla": Loop, "fit": Fit}
+"""By strategy, where it is not the session above."""
 
 
 def _slots(optimizer: keras.optimizers.Optimizer) -> dict[str, dict[str, keras.Variable]]:

@@ -2,47 +2,53 @@
 
 import re
 
-from backends.torch import layers, training
+from backends.torch import lanes, layers, training
 from backends.torch.layers import ANY, FIRST, LAST
 from harness import emit as shared
 from harness.emit import Code, Slot, graphs, indented, masked
 from harness.graph import BlockOp, Graph, Program, Update
 
 FRAMEWORK = "PyTorch"
-HELPERS = layers.HELPERS | training.HELPERS
+HELPERS = layers.HELPERS | training.HELPERS | lanes.HELPERS
 OBSERVED = ", and every node's value and gradient"
 
 
-def emit(program: Program, precision: str = "float32", threads: int = 1, *, observe: bool = False) -> str:
-    """The program as a file that runs by itself; `observe`: one that also returns every node's value and gradient."""
+def emit(
+    program: Program, precision: str = "float32", threads: int = 1, *, observe: bool = False, strategy: str = "fused"
+) -> str:
+    """The program as a file that runs by itself.
+
+    `observe`: one that also returns every node's value and gradient. `strategy`: how its steps are run, a name of
+    harness.lanes.
+    """
     classes, helpers = [], []
     for graph in graphs(program):
         text, used = module(graph, observe=observe)
         classes.append(text)
         helpers += used
-    functions, used = step(program, observe=observe)
+    functions, used = step(program, observe=observe, strategy=strategy)
     helpers += used
     parts = [
-        header(program, precision),
+        header(program, precision, lanes.IMPORTS if strategy == "whole" else ""),
         *(HELPERS[name] for name in dict.fromkeys(helpers)),
         *classes,
         *([networks(program)] if len(program.networks) > 1 else []),
         functions,
         tables(program),
         shared.masks_text(program, precision) if program.masks else "",
-        running(program, threads, observe=observe),
+        running(program, threads, observe=observe, whole=strategy == "whole"),
     ]
     return shared.formatted("\n\n".join(parts))
 
 
-def header(program: Program, precision: str) -> str:
+def header(program: Program, precision: str, imports: str = "") -> str:
     """Docstring, imports, and what changes numbers for the whole program."""
     double = "torch.set_default_dtype(torch.float64)\n" if precision == "float64" else ""
     return f"""{shared.docstring(program, FRAMEWORK, "torch")}
 
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +56,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.numpy import load_file
 from torch import Tensor, nn
-
+{imports}
 {double}# Full float32 products on GPUs too: cuDNN's convolutions use TF32 unless told not to.
 torch.backends.cudnn.allow_tf32 = False
 torch.backends.cuda.matmul.allow_tf32 = False
@@ -141,18 +147,21 @@ class {shared.container(program)}(nn.Module):
 '''
 
 
-def step(program: Program, *, observe: bool = False) -> tuple[str, list[str]]:
+def step(program: Program, *, observe: bool = False, strategy: str = "fused") -> tuple[str, list[str]]:
     """Losses, learning rates, optimizers and the training step."""
     single = len(program.updates) == 1
     helpers: list[str] = []
-    parts = [loss(program, update, observe=observe) for update in program.updates]
+    decorator = "\n@torch.compile" if strategy == "compiled" else ""
+    parts = [decorator + loss(program, update, observe=observe) for update in program.updates]
+    clips: dict[str, list[str]] = {}
     for update in program.updates:
         parts.append(f"""
 def {rate_name(program, update)}(step: int) -> float:
     {shared.schedule_summary(update)}
 {indented(training.schedule(update.schedule, update.optimizer.learning_rate), 4)}
 """)
-    parts.append(optimizers(program))
+    made = optimizers(program)
+    parts.append(made.replace(", fused=True", "") if strategy == "eager" else made)
     cls = shared.container(program)
     lines: list[str] = []
     for update in program.updates:
@@ -161,6 +170,7 @@ def {rate_name(program, update)}(step: int) -> float:
         result = "loss" if single else f'losses["{update.name}"]'
         clipping, used = training.clip(update, f"{target}.parameters()")
         helpers += used
+        clips[update.name] = clipping
         seen = []
         if observe:
             # Copies: clipping changes gradients in place.
@@ -203,6 +213,12 @@ def train_step({signature}:
     """{doc}"""
 {indented(lines, 4)}
 ''')
+    if strategy == "whole":
+        helpers += [lanes.rule_name(update) for update in program.updates]
+        losses = {u.name: shared.loss_name(program, u) for u in program.updates}
+        parts.append(
+            lanes.compile_step(program, losses, clips, {u.name: rate_name(program, u) for u in program.updates})
+        )
     return "\n\n".join(parts), helpers
 
 
@@ -280,7 +296,7 @@ def tables(program: Program) -> str:
     return text + shared.table("STATISTICS", running, "the same for running statistics")
 
 
-def running(program: Program, threads: int, *, observe: bool = False) -> str:
+def running(program: Program, threads: int, *, observe: bool = False, whole: bool = False) -> str:
     """Loading parameters and batches, and `main`."""
     cls, single = shared.container(program), len(program.updates) == 1
     rows = []
@@ -304,6 +320,12 @@ def to_tensors(masks: dict) -> dict:
         rows_of += "\n    rows = rows[rows >= 0]  # an epoch's last batch may be smaller"
     optimizer = "optimizer" if single else "optimizers"
     show = "loss.item()" if single else "*(loss.item() for loss in losses.values())"
+    losses = f"{'loss' if single else 'losses'}{', _' if observe else ''}"
+    loop = [
+        'for step in range(len(inputs["order"])):',
+        f"    {losses} = train_step(model, {optimizer}, step, load_batch(inputs, step))",
+        f"    print(step + 1, {show})",
+    ]
     return f'''
 def load_parameters(model: {cls}, arrays: dict[str, np.ndarray]) -> None:
     """Set every parameter and statistic from its canonical array."""
@@ -327,9 +349,7 @@ def main(run: Path) -> None:
     model = {cls}().to(DEVICE)
     load_parameters(model, load_file(run / "inputs" / "parameters.safetensors"))
     {optimizer} = make_{optimizer}(model)
-    for step in range(len(inputs["order"])):
-        {"loss" if single else "losses"}{", _" if observe else ""} = train_step(model, {optimizer}, step, load_batch(inputs, step))
-        print(step + 1, {show})
+{indented(lanes.running(program) if whole else loop, 4)}
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Drive an emitted PyTorch program. Imported only inside a worker."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
-from harness.backend import Array, Arrays, check_optimizer, check_tables, flatten, spell, to_canonical
+from harness.backend import Array, Arrays, StepByStep, check_optimizer, check_tables, flatten, spell, to_canonical
 
 
 def environment() -> dict[str, Any]:
@@ -27,7 +27,7 @@ def configure(request: Mapping[str, Any]) -> None:
     torch.set_num_threads(request["threads"])
 
 
-class Session:
+class Session(StepByStep):
     """See harness.backend.Session."""
 
     def __init__(self, module: ModuleType, request: Mapping[str, Any]) -> None:
@@ -65,6 +65,11 @@ class Session:
         if self.single:
             return {self.updates[0]["name"]: result.item()}
         return {name: loss.item() for name, loss in result.items()}
+
+    def losses(self, result: Any) -> dict[str, list[float]]:
+        if self.single:
+            return {self.updates[0]["name"]: torch.stack(result).tolist()}
+        return {name: torch.stack([losses[name] for losses in result]).tolist() for name in result[0]}
 
     def observed(self, result: Any) -> Arrays:
         found = {}
@@ -177,6 +182,42 @@ class Session:
         value, inner = value
         seen |= {f"{spell(expression)}.{node}": each for node, each in inner.items()}
         return value
+
+
+class Whole(Session):
+    """A program whose whole step is one compiled function, once a first one has made what the optimizer keeps."""
+
+    compiled: Callable[[int, Any], Any] | None = None
+
+    def step(self, step: int, batch: Any) -> Any:
+        if self.compiled is None:
+            if not any(optimizer.state for _, optimizer in self._optimizers()) and self._remembers():
+                return super().step(step, batch)
+            self.compiled = self.module.compile_step(self.model, self.optimizers, batch)
+        self.count += 1
+        return self.compiled(step, batch)
+
+    def _remembers(self) -> bool:
+        """Whether any of the optimizers keeps something of its parameters."""
+        return any(_slots(optimizer) for _, optimizer in self._optimizers())
+
+    def load_optimizer(self, arrays: Arrays) -> None:
+        kept = {id(p): dict(optimizer.state[p]) for _, optimizer in self._optimizers() for p in optimizer.state}
+        super().load_optimizer(arrays)
+        for update, optimizer in self._optimizers() if self.compiled else ():
+            for name, parameter, axes in self._held(optimizer):
+                if id(parameter) in kept:
+                    # The compiled function holds these very tensors.
+                    state = optimizer.state[parameter] = kept[id(parameter)]
+                    for slot, own in _slots(optimizer).items():
+                        array = np.ascontiguousarray(arrays[f"{update}/{slot}/{name}"].transpose(axes))
+                        state[own].copy_(torch.from_numpy(array).reshape(parameter.shape))
+                    if "step" in state:
+                        state["step"].fill_(self.count)
+
+
+SESSIONS = {"whole": Whole}
+"""By strategy, where it is not the session above."""
 
 
 def _numpy(value: torch.Tensor) -> Array:

@@ -1,27 +1,36 @@
 """`harness bench`: the same training in every framework, checked first and then timed, in live workers on one core."""
 
+import math
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
+from safetensors.numpy import load_file
 
-from harness import spec
+from harness import flops, spec
 from harness.backend import BACKENDS
+from harness.bench.ratio import LEAST
 from harness.bench.record import BenchResult, Lane, Ledger
-from harness.bench.rounds import Contestant, rounds, table, warmed
+from harness.bench.rounds import BLOCK, Contestant, rounds, table, warmed
 from harness.check import rungs
 from harness.check import trajectory as long
 from harness.check.evidence import allowances, gather, slopes
 from harness.check.live import LiveWorker, allowed_cores
-from harness.check.subject import Subject, each, open_program, prepare, workers
+from harness.check.subject import Subject, each, open_program, part, prepare, workers
+from harness.check.trajectory import Training
+from harness.compare import TOLERANCES, Comparison, compare, compare_losses
 from harness.environment import Interpreter, interpreters, machine
 from harness.errors import CallError, WorkerFailed
 from harness.graph import Program
+from harness.lanes import LANES, Strategy, room, strategies
+from harness.programs import emitted
 from harness.resolve import compile_spec
 from harness.runs import prepared
 from harness.source import Source
@@ -35,6 +44,14 @@ WIDTH = 0.01
 """The relative half-width of an interval that is narrow enough to stop."""
 
 
+WARM_UP = 5.0
+"""Seconds that a warm-up may take; one that has not settled by then is said to be none."""
+TRIAL = 60.0
+"""Seconds that the trial of all strategies may take beyond the rounds that it needs."""
+FIT = 0.5
+"""Seconds that a block of Keras's `fit` lasts at least: each call of it sets a training up anew."""
+
+
 @dataclass(frozen=True)
 class BenchOptions:
     """What a call may change."""
@@ -43,6 +60,7 @@ class BenchOptions:
     precision: str = "float32"
     batch: int | None = None
     """Instead of the spec's."""
+    lanes: tuple[str, ...] = LANES
     rounds: int = 40
     """At most; fewer where the ratios are known to WIDTH before."""
     pythons: tuple[str, ...] = ()
@@ -72,6 +90,15 @@ def bench(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def chosen_lanes(text: str | None) -> tuple[str, ...]:
+    """Names separated by commas; None: all. Raises CallError."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(","))) if text else LANES
+    for lane in names:
+        if lane not in LANES:
+            raise CallError(f"unknown lane '{lane}' (lanes: {', '.join(LANES)})")
+    return names
+
+
 def _batched(own: spec.Spec, batch: int) -> spec.Spec:
     return own.model_copy(update={"data": own.data.model_copy(update={"batch": batch})})
 
@@ -98,77 +125,177 @@ def _one(
         unstarted,
     ):
         subject = prepare(program, text, inputs, options.precision, folder / "subject", live[options.precision])
-        listen(program.name, {"phase": "checks"})
-        parted = _checked(subject) if subject.backends else []
-        failures = unstarted | subject.failures
+        runners = {
+            f"{backend} {strategy.name}": strategy
+            for backend in subject.backends
+            for strategy in strategies(program, backend, options.lanes)
+        }
+        parted = _checked(subject, runners, listen) if subject.backends else {}
+        notes = [f"Load before it began: {load:.1f} on {len(allowed_cores())} cores; every worker on core {core}."]
+        notes += [f"{name} is not timed: {why}" for name, why in parted.items()]
+        sound = {n: s for n, s in runners.items() if n not in parted and s.backend not in parted}
         lanes: tuple[Lane, ...] = ()
         ledger = Ledger({})
-        if subject.backends and not parted:
-            lanes = _timed(subject, options, listen)
+        if sound and not _undecided(parted):
+            lanes = _timed(subject, sound, options, listen)
             ledger = _ledger(subject)
-            failures = unstarted | subject.failures
-        verdict = "failed" if failures else "differs" if parted else "same"
-        notes = [f"Load before it began: {load:.1f} on {len(allowed_cores())} cores; every worker on core {core}."]
-        notes += [f"Not timed: {why}" for why in parted]
+        failures = unstarted | subject.failures
+        verdict = "differs" if parted else "failed" if failures else "same"
         return BenchResult(
             program.name, options.precision, program.batch, verdict, lanes, ledger, machine(), tuple(notes), failures,
-            time.perf_counter() - began,
+            time.perf_counter() - began, flops.step(program),
         )  # fmt: skip
 
 
-def _checked(subject: Subject) -> list[str]:
-    """Forward, gradients and the first steps of the trajectory, by the processes that are timed: what failed."""
+def _undecided(parted: Mapping[str, str]) -> bool:
+    """Whether nothing is known to be right: two trainings that differ, and no third to judge them."""
+    return any(why.startswith("nobody can tell") for why in parted.values())
+
+
+def _checked(subject: Subject, runners: Mapping[str, Strategy], listen: Listener) -> dict[str, str]:
+    """Forward, gradients and the first steps of every way of running them, by the processes that are timed: who failed, and how."""
+    name = subject.program.name
+    listen(name, {"phase": "forward and gradients"})
     evidence = each(subject, lambda live: gather(subject, live, subject.sources[live.name, True], support=True))
     allowed = allowances(subject, evidence)
     found = [rungs.forward(subject, evidence, allowed), rungs.gradients(subject, evidence, allowed, slopes(subject))]
-    trainings = long.train(subject, min(CHECKED, subject.program.steps))
+    comparisons = [c for rung in found if rung.status != "passed" for c in rung.comparisons]
+    listen(name, {"phase": "trajectories", "total": len(runners)})
+    trainings, stacked = _trainings(subject, runners, listen)
+    comparisons += stacked
     if len(trainings) > 1:
-        found.append(long.trajectory(subject, trainings, None, None))
-    each(subject, lambda live: live.ask("close", name="plain"))
-    return [f"{rung.name}: {rung.sentence}" for rung in found if rung.status == "failed"]
+        comparisons += long.trajectory(subject, trainings, None, None).comparisons
+    parted = outvoted(comparisons)
+    parted |= {own: why for own, training in trainings.items() for why in long.dead(subject, training)}
+    for rung in found:
+        if rung.status == "failed" and not parted:
+            parted[rung.name] = rung.sentence
+    return parted
 
 
-def _timed(subject: Subject, options: BenchOptions, listen: Listener) -> tuple[Lane, ...]:
-    """Open, warm up, and run the rounds."""
-    phases: dict[str, dict[str, float]] = {}
-    contestants: list[Contestant] = []
-    owners: dict[str, str] = {}
-    for name in subject.backends:
-        live = subject.workers[name]
-        try:
-            start = time.perf_counter()
-            open_program(subject, live, "timed", subject.sources[name, False], observe=False)
-            opened = time.perf_counter() - start
-            own = contestant(subject, live, f"{name}/step")
-            start = time.perf_counter()
-            own.run(1)
-            phases[own.name] = {"build": opened, "first_step": time.perf_counter() - start}
-            listen(subject.program.name, {"phase": f"{name} warm"})
-            warmed(own)
-        except WorkerFailed as error:
-            subject.failures[name] = str(error).splitlines()[0]
+def outvoted(comparisons: Sequence[Comparison]) -> dict[str, str]:
+    """Whom to leave out so that the others agree, and over what: whoever differs most often, until nobody does."""
+    left = [c for c in comparisons if not c.same]
+    found: dict[str, str] = {}
+    while left:
+        counts = Counter(name for c in left for name in {c.a, c.b} if name != "reference")
+        (worst, most), *others = counts.most_common()
+        tied = [name for name, count in others if count == most]
+        judge = worst
+        own = max((c for c in left if judge in (c.a, c.b)), key=lambda c: c.worst.ratio if c.worst else math.inf)
+        if tied and {c.a for c in left} | {c.b for c in left} == {worst, *tied}:
+            found |= dict.fromkeys((worst, *tied), f"nobody can tell which is wrong: {own}")
+        else:
+            found[worst] = str(own)
+        left = [c for c in left if not {c.a, c.b} & found.keys()]
+    return found
+
+
+def _trainings(
+    subject: Subject, runners: Mapping[str, Strategy], listen: Listener
+) -> tuple[dict[str, Training], list[Comparison]]:
+    """The first steps by every strategy; and those whose calls take many steps, in one call beside the same step by step."""
+    count = min(CHECKED, subject.program.steps)
+    tolerances = TOLERANCES[subject.precision]
+    found: dict[str, Training] = {}
+    stacked: list[Comparison] = []
+    for number, (own, strategy) in enumerate(runners.items()):
+        listen(subject.program.name, {"step": number, "losses": {}})
+        live = subject.workers[strategy.backend]
+        if live.name in subject.failures:
             continue
-        contestants.append(own)
-        owners[own.name] = name
+        try:
+            source = emitted(subject.program, strategy.backend, subject.precision, strategy=strategy.name)
+            open_program(subject, live, strategy.name, source, observe=False, strategy=strategy.name)
+            path = live.fresh()
+            said = live.ask("train", name=strategy.name, first=0, last=count, write="all", into=str(path))
+            arrays = load_file(path)
+            end = {n: a for n, a in arrays.items() if n.startswith(("state/", "optimizer/"))}
+            training = found[own] = Training(said["losses"], part(arrays, "states/"), end)
+            if strategy.many:
+                live.ask("load", name=strategy.name, arrays=subject.position("start", subject.start))
+                said = live.ask("train_stacked", name=strategy.name, count=count, into=str(path))
+                names = (own, f"{own} step by step")
+                stacked.append(compare_losses(names, said["losses"], training.losses, tolerances["loss"]))
+                ends = (part(load_file(path), "state/"), part(end, "state/"))
+                left, right = ({n: a for n, a in e.items() if n not in subject.apart} for e in ends)
+                stacked.append(compare("state", names, left, right, tolerances["state"]))
+        except WorkerFailed as error:
+            # A program that cannot run here, for want of a C++ compiler say, is out of the race; a process that ended is too.
+            subject.failures[own if live.process.poll() is None else live.name] = str(error).splitlines()[0]
+    return found, stacked
+
+
+def _timed(
+    subject: Subject, runners: Mapping[str, Strategy], options: BenchOptions, listen: Listener
+) -> tuple[Lane, ...]:
+    """Open and warm up all, find the best of each backend in a short trial, and run the rounds of those that are in a lane."""
+    name = subject.program.name
+    phases: dict[str, dict[str, float]] = {}
+    contestants: dict[str, Contestant] = {}
+    for own, strategy in runners.items():
+        live = subject.workers[strategy.backend]
+        if own in subject.failures or live.name in subject.failures:
+            continue
+        listen(name, {"phase": f"{own}: warm-up"})
+        try:
+            live.ask("close", name=strategy.name)
+            source = emitted(subject.program, strategy.backend, subject.precision, strategy=strategy.name)
+            start = time.perf_counter()
+            open_program(subject, live, strategy.name, source, observe=False, strategy=strategy.name)
+            opened = time.perf_counter() - start
+            one = contestant(subject, live, own, strategy)
+            start = time.perf_counter()
+            one.run(one.unit)
+            phases[own] = {"import": live.seconds, "build": opened, "first_call": time.perf_counter() - start}
+            warmed(one, budget=WARM_UP)
+        except WorkerFailed as error:
+            subject.failures[own] = str(error).splitlines()[0]
+            continue
+        contestants[own] = one
     if not contestants:
         return ()
-    listen(subject.program.name, {"phase": "rounds", "total": options.rounds})
-    rounds(contestants, most=options.rounds, width=WIDTH, listen=lambda n: listen(subject.program.name, {"step": n, "losses": {}}))  # fmt: skip
-    against = table(contestants)
+    listen(name, {"phase": "trial"})
+    rounds(list(contestants.values()), most=LEAST, budget=TRIAL)
+    trial = {own: float(np.median(one.seconds)) for own, one in contestants.items()}
+    entered: list[tuple[str, str]] = []
+    for lane in options.lanes:
+        for backend in options.backends:
+            able = [n for n in contestants if runners[n].backend == backend and lane in runners[n].lanes]
+            entered += (
+                [(lane, min(able, key=trial.__getitem__))] if lane == "best" and able else [(lane, n) for n in able]
+            )
+    chosen = {own: contestants[own] for own in dict.fromkeys(own for _, own in entered)}
+    for one in chosen.values():
+        one.blocks.clear()
+    listen(name, {"phase": "rounds", "total": options.rounds})
+    rounds(list(chosen.values()), most=options.rounds, width=WIDTH, listen=lambda n: listen(name, {"step": n, "losses": {}}))  # fmt: skip
+    against = table(list(chosen.values()))
     return tuple(
-        Lane(subject.program.name, owners[c.name], "step", c, against[c.name], phases[c.name]) for c in contestants
-    )
+        Lane(
+            name, runners[own].backend, lane, runners[own].name, chosen[own], against[own], phases[own],
+            {n: t for n, t in trial.items() if runners[n].backend == runners[own].backend} if lane == "best" else {},
+        )
+        for lane, own in entered
+    )  # fmt: skip
 
 
-def contestant(subject: Subject, live: LiveWorker, name: str, *, slower: float = 0.0) -> Contestant:
-    """The training step of an opened program."""
+def contestant(
+    subject: Subject, live: LiveWorker, name: str, strategy: Strategy | None = None, *, slower: float = 0.0
+) -> Contestant:
+    """The training steps of an opened program, each block from the start of training."""
     count = min(BATCHES, subject.program.steps)
+    start = subject.position("start", subject.start)
+    program = strategy.name if strategy else "timed"
+    # Keras's `fit` goes through any number of batches in one call; the others are compiled for so many.
+    fits = strategy is not None and strategy.name == "fit"
+    size = room(subject.program, subject.precision) if strategy and strategy.many and not fits else None
 
     def run(steps: int) -> tuple[float, float]:
-        said = live.ask("clock", name="timed", steps=steps, batches=count, wait="end", slower=slower)
+        said = live.ask("clock", name=program, steps=steps, batches=count, stack=size, arrays=start, slower=slower)
         return said["seconds"], said["cpu"]
 
-    return Contestant(name, run)
+    return Contestant(name, run, size or (count if fits else 1), block_seconds=FIT if fits else BLOCK)
 
 
 def _ledger(subject: Subject) -> Ledger:

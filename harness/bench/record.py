@@ -1,8 +1,11 @@
 """What a benchmark found, as JSON: step times, ratios with intervals, the fairness ledger."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 import harness
 from harness.bench.ratio import Ratio
@@ -19,11 +22,15 @@ class Lane:
     spec: str
     backend: str
     lane: str
+    strategy: str
+    """A name of harness.lanes."""
     contestant: Contestant
     ratio: Ratio | None
     """Its step's time over the fastest one's; None of the fastest itself."""
     phases: Mapping[str, float]
-    """Seconds: import, build, compile, first_step."""
+    """Seconds: `import` of the framework, `build` of the program, its `first_call` with all that it compiles."""
+    trial: Mapping[str, float] = field(default_factory=dict)
+    """Of the lane `best`: the median step of each strategy that was tried."""
 
     @property
     def name(self) -> str:
@@ -33,7 +40,7 @@ class Lane:
     def to_json(self) -> dict[str, Any]:
         """The documented JSON object."""
         return {
-            "spec": self.spec, "backend": self.backend, "lane": self.lane, "phases": dict(self.phases),
+            "spec": self.spec, "backend": self.backend, "lane": self.lane, "strategy": self.strategy, "trial": dict(self.trial), "phases": dict(self.phases),
             "against_fastest": None if self.ratio is None else self.ratio.to_json(), **self.contestant.to_json(),
         }  # fmt: skip
 
@@ -70,11 +77,24 @@ class BenchResult:
     notes: tuple[str, ...] = ()
     failures: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    flops: int = 0
+    """Floating-point operations in the matrix products of a step."""
 
     @property
     def exit(self) -> int:
         """0 measured, 1 the programs do not train identically, 3 a backend failed."""
         return {"same": 0, "differs": 1, "failed": 3}[self.verdict]
+
+    def break_even(self) -> dict[str, int | None]:
+        """By contestant: after how many steps what it took longer to start than its backend's default lane is paid for.
+
+        0 where it starts no later; None where it never is, or there is no default lane.
+        """
+        found: dict[str, int | None] = {}
+        for lane in self.lanes:
+            base = next((own for own in self.lanes if own.lane == "default" and own.backend == lane.backend), None)
+            found[lane.name] = None if base is None else steps_to_even(base, lane)
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """The documented JSON object."""
@@ -82,9 +102,18 @@ class BenchResult:
             "schema": SCHEMA, "harness": harness.__version__, "spec": self.spec, "precision": self.precision,
             "batch": self.batch, "verdict": self.verdict, "exit": self.exit, "lanes": [lane.to_json() for lane in self.lanes],
             "ledger": self.ledger.to_json(), "machine": dict(self.machine), "notes": list(self.notes),
-            "failures": dict(self.failures), "seconds": self.seconds,
+            "failures": dict(self.failures), "seconds": self.seconds, "flops": self.flops, "break_even": self.break_even(),
         })  # fmt: skip
         return found
+
+
+def steps_to_even(base: Lane, lane: Lane) -> int | None:
+    """After how many steps a lane is ahead of another that started earlier."""
+    later = sum(lane.phases[phase] - base.phases[phase] for phase in ("build", "first_call"))
+    gain = float(np.median(base.contestant.seconds) - np.median(lane.contestant.seconds))
+    if later <= 0:
+        return 0
+    return math.ceil(later / gain) if gain > 0 else None
 
 
 def by_spec(results: Sequence[BenchResult]) -> dict[str, BenchResult]:

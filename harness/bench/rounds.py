@@ -33,13 +33,24 @@ class Contestant:
 
     name: str
     run: Callable[[int], tuple[float, float]]
-    steps: int = 1
-    """In a block."""
+    unit: int = 1
+    """Steps that cannot be parted: a call's."""
+    steps: int = 0
+    """In a block, a multiple of the unit."""
+    block_seconds: float = BLOCK
+    """How long a block lasts at least."""
     warm_up: list[float] = field(default_factory=list)
     """Seconds a step of the blocks before the first round."""
     warm: int | None = None
     """After how many of them it was warm; None where it never was."""
     blocks: list[Block] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.steps = self.steps or self.unit
+
+    def fill(self, steps: float) -> None:
+        """Set the steps of a block, rounded up to whole calls."""
+        self.steps = min(max(MOST // self.unit, 1), math.ceil(steps / self.unit)) * self.unit
 
     def block(self) -> Block:
         """Time one block."""
@@ -62,24 +73,25 @@ class Contestant:
         }  # fmt: skip
 
 
-def warmed(contestant: Contestant, block: float = BLOCK, budget: float = 20.0) -> None:
+def warmed(contestant: Contestant, block: float | None = None, budget: float = 20.0) -> None:
     """Find how many steps make a block, and run blocks until they take the same time."""
     until = time.perf_counter() + budget
+    block = block or contestant.block_seconds
     while True:
         wall, _ = contestant.run(contestant.steps)
         contestant.warm_up.append(wall / contestant.steps)
-        if wall >= block or contestant.steps >= MOST or time.perf_counter() > until:
+        if wall >= block or contestant.steps + contestant.unit > MOST or time.perf_counter() > until:
             break
         # Towards the wanted time, tenfold at most: the first calls are no measure of the later ones.
         factor = min(10.0, 1.2 * block / max(wall, 1e-9))
-        contestant.steps = min(MOST, max(contestant.steps + 1, int(contestant.steps * factor)))
+        contestant.fill(max(contestant.steps + 1, int(contestant.steps * factor)))
     while contestant.warm is None and time.perf_counter() < until:
         contestant.warm_up.append(contestant.block().seconds)
         contestant.warm = settled(contestant.warm_up)
         lasts = contestant.warm_up[-1] * contestant.steps
-        if contestant.warm is not None and lasts < 0.8 * block and contestant.steps < MOST:
+        if contestant.warm is not None and lasts < 0.8 * block and contestant.steps + contestant.unit <= MOST:
             # It was counted while it was cold: more steps make a block now.
-            contestant.steps = min(MOST, math.ceil(contestant.steps * 1.2 * block / max(lasts, 1e-9)))
+            contestant.fill(contestant.steps * 1.2 * block / max(lasts, 1e-9))
             contestant.warm = None
 
 

@@ -33,6 +33,8 @@ class LiveWorker:
     answers: int
     timeout: float
     core: int
+    seconds: float = 0.0
+    """Until it had started and imported its framework."""
     count: int = 0
     rest: bytes = b""
     asked: str = field(default="start", repr=False)
@@ -128,7 +130,9 @@ def worker(
         stack.callback(process.wait)
         stack.callback(kill, process)
         live = LiveWorker(backend, name or backend, folder, process, ask_write, answer_read, timeout, core)
+        began = time.perf_counter()
         live._send({"backend": backend, "threads": 1, "cores": [core]})  # noqa: SLF001 - the first line is the request
+        live.seconds = time.perf_counter() - began
         yield live
 
 

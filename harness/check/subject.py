@@ -275,12 +275,14 @@ def each(subject: Subject, ask: Callable[[LiveWorker], T]) -> dict[str, T]:
     return {name: answers[name] for name in subject.workers if name in answers}
 
 
-def open_program(subject: Subject, live: LiveWorker, name: str, source: str, *, observe: bool) -> None:
-    """Have a worker import a program under a name, at the start of training."""
+def open_program(
+    subject: Subject, live: LiveWorker, name: str, source: str, *, observe: bool, strategy: str | None = None
+) -> None:
+    """Have a worker import a program under a name, at the start of training; `strategy`: how its steps are run."""
     path = live.folder / f"{subject.program.name}_{live.name}_{name}_{live.count:05}.py"
     live.count += 1
     path.write_text(source, encoding="utf-8")
-    request = describe(subject.program) | {"observe": observe}
+    request = describe(subject.program) | {"observe": observe, "strategy": strategy}
     live.ask("open", name=name, program=str(path), inputs=str(subject.folder / "inputs"), request=request)
     live.ask("load", name=name, arrays=subject.position("start", subject.start))
 

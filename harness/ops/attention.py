@@ -7,7 +7,7 @@ import numpy as np
 from scipy.special import softmax
 
 from harness.initializers import GlorotUniform, Initializer, Zeros
-from harness.ops.base import Array, Count, Flag, Mode, Op, Parameter, Rate, Shape, need, need_rank
+from harness.ops.base import Array, Count, Flag, Mode, Op, Parameter, Products, Rate, Shape, need, need_rank
 
 
 class Attention(Op):
@@ -47,6 +47,12 @@ class Attention(Op):
 
     def mask(self, *inputs: Shape) -> tuple[Shape, float] | None:
         return ((self.heads, inputs[0][0], inputs[-1][0]), self.dropout) if self.dropout else None
+
+    def products(self, *inputs: Shape) -> Products:
+        (queries, channels), (keys, memory) = inputs[0], inputs[-1]
+        into = queries * channels**2 + 2 * keys * memory * channels
+        # A causal mask saves nothing here: the whole square is computed.
+        return Products(into, queries * channels**2, 2 * queries * keys * channels)
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         def project(x: Array, part: str) -> Array:

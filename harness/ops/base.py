@@ -7,7 +7,7 @@ lowering of the same name per backend, and one row in `tests/cases.py`; a test n
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import AfterValidator, Field
@@ -52,6 +52,17 @@ class Mode:
     statistics: dict[str, Array] = field(default_factory=dict)
 
 
+class Products(NamedTuple):
+    """Multiplications in an op's matrix products, by what is multiplied: that decides which gradients they need."""
+
+    outer: int = 0
+    """What the op reads, by parameters."""
+    inner: int = 0
+    """What depends on the op's own parameters already, by parameters."""
+    pairs: int = 0
+    """Two factors that both depend on the op's own parameters."""
+
+
 class Op(Kind):
     """One layer of a network: a subclass's fields are what a spec may write, `kind` is its name there."""
 
@@ -77,6 +88,10 @@ class Op(Kind):
     def mask(self, *_inputs: Shape) -> tuple[Shape, float] | None:
         """The shape (without the batch axis) and drop rate of this op's dropout mask, if it has one."""
         return None
+
+    def products(self, *_inputs: Shape) -> Products:
+        """The matrix products of one example's forward pass."""
+        return Products()
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         """The op on a batch, in float64. `parameters` are named as in `parameters()`."""

@@ -17,6 +17,7 @@ from harness.ops.base import (
     Pads,
     Pair,
     Parameter,
+    Products,
     Shape,
     Single,
     explicit_pads,
@@ -68,6 +69,10 @@ class Convolution(Op):
         kernel = Parameter("kernel", shape, "HWIO"[-len(shape) :], self.kernel_init, *fans)
         bias = Parameter("bias", (self.channels,), "O", self.bias_init, *fans)
         return (kernel, bias) if self.bias else (kernel,)
+
+    def products(self, *inputs: Shape) -> Products:
+        taps = math.prod(self.kernel) * inputs[0][-1] // self.groups
+        return Products(taps * math.prod(self.output(*inputs)))
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         view = windows(inputs[0], self.kernel, self.stride, self.pads, self.dilation)
@@ -151,6 +156,9 @@ class ConvTranspose2d(Op):
         kernel = Parameter("kernel", (*self.kernel, self.channels, channels), "HWOI", self.kernel_init, *fans)
         bias = Parameter("bias", (self.channels,), "O", self.bias_init, *fans)
         return (kernel, bias) if self.bias else (kernel,)
+
+    def products(self, *inputs: Shape) -> Products:
+        return Products(math.prod(self.kernel) * self.channels * math.prod(inputs[0]))
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         (x,), kernel = inputs, parameters["kernel"]

@@ -1,5 +1,6 @@
 """Ops that are one matrix product or a look-up: dense, embedding, positions, and the tied output."""
 
+import math
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -7,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from harness.initializers import GlorotUniform, Initializer, Normal, Zeros
-from harness.ops.base import Array, Count, Flag, Mode, Op, Parameter, Shape, need, need_rank, spell
+from harness.ops.base import Array, Count, Flag, Mode, Op, Parameter, Products, Shape, need, need_rank, spell
 
 
 class Dense(Op):
@@ -29,6 +30,9 @@ class Dense(Op):
         kernel = Parameter("kernel", (features, self.units), "IO", self.kernel_init, features, self.units)
         bias = Parameter("bias", (self.units,), "O", self.bias_init, features, self.units)
         return (kernel, bias) if self.bias else (kernel,)
+
+    def products(self, *inputs: Shape) -> Products:
+        return Products(math.prod(inputs[0]) * self.units)
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         y = inputs[0] @ parameters["kernel"]
@@ -89,6 +93,9 @@ class Unembed(Op):
 
     def output(self, *inputs: Shape) -> Shape:
         return (*inputs[0][:-1], self.vocabulary or 0)
+
+    def products(self, *inputs: Shape) -> Products:
+        return Products(math.prod(inputs[0]) * (self.vocabulary or 0))
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return inputs[0] @ parameters["embedding"].T

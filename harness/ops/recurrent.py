@@ -1,5 +1,6 @@
 """LSTM and GRU over a sequence T × C, their gates side by side in one kernel."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
@@ -9,7 +10,7 @@ from pydantic import InstanceOf
 from scipy.special import expit
 
 from harness.initializers import GlorotUniform, Initializer, InitializerKind, Orthogonal, Zeros
-from harness.ops.base import Array, Count, Mode, Op, Parameter, Rate, Shape, need_rank
+from harness.ops.base import Array, Count, Mode, Op, Parameter, Products, Rate, Shape, need_rank
 
 
 class Recurrent(Op):
@@ -31,6 +32,10 @@ class Recurrent(Op):
 
     def mask(self, *_inputs: Shape) -> tuple[Shape, float] | None:
         return ((self.units,), self.recurrent_dropout) if self.recurrent_dropout else None
+
+    def products(self, *inputs: Shape) -> Products:
+        kernel, recurrent, _ = self.parameters(*inputs)
+        return Products(inputs[0][0] * math.prod(kernel.shape), inputs[0][0] * math.prod(recurrent.shape))
 
     def _gates(self, features: int, gates: int) -> tuple[Parameter, ...]:
         width = gates * self.units

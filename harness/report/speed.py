@@ -24,8 +24,8 @@ def _print_one(result: BenchResult, console: Console) -> None:
     console.print(Text.assemble((result.spec, "bold"), f"  {about}"))
     if result.lanes:
         grid = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("backend", "lane", "step", "quartiles", "ratio", "99 % interval", "", "first step"):
-            justify: Literal["left", "right"] = "left" if name in ("backend", "lane", "") else "right"
+        for name in ("backend", "lane", "strategy", "step", "quartiles", "ratio", "99 % interval", "", "first call"):
+            justify: Literal["left", "right"] = "left" if name in ("backend", "lane", "strategy", "") else "right"
             grid.add_column(name, justify=justify, no_wrap=True)
         for lane in sorted(result.lanes, key=lambda one: float(np.median(one.contestant.seconds))):
             grid.add_row(*_row(lane))
@@ -41,8 +41,8 @@ def _print_one(result: BenchResult, console: Console) -> None:
 
 def _row(lane: Lane) -> list[str]:
     low, middle, high = np.quantile(lane.contestant.seconds, (0.25, 0.5, 0.75))
-    first = spelled(lane.phases["first_step"])
-    own = [lane.backend, lane.lane, spelled(middle), f"{spelled(low)}–{spelled(high)}"]
+    first = spelled(lane.phases["first_call"])
+    own = [lane.backend, lane.lane, lane.strategy, spelled(middle), f"{spelled(low)}–{spelled(high)}"]
     if lane.ratio is None:
         return [*own, "1", "", "fastest", first]
     r = lane.ratio

@@ -1,0 +1,120 @@
+"""Other ways of running the same steps in JAX: many in one call, and as Flax's own guide does. Imports no framework."""
+
+from harness import emit as shared
+from harness.emit import indented
+from harness.graph import Program, Update
+from harness.lanes import steps_a_call
+
+SCAN = '''
+@partial(jax.jit, donate_argnames="state")
+def train_steps(state: State, batches: dict) -> tuple[State, Array]:
+    """`train_step` for each batch of a stack, in one call; returns the new state and every loss."""
+    return jax.lax.scan(train_step, state, batches)
+'''
+STACK = '''
+
+def stack(batches: list[dict]) -> dict:
+    """Batches as one, along a new first axis."""
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *batches)
+'''
+
+
+def blocks(program: Program, precision: str) -> list[str]:
+    """The loop of `main` over calls of many steps."""
+    size = steps_a_call(program, precision)
+    show = "losses[i]" if len(program.updates) == 1 else "*(loss[i] for loss in losses.values())"
+    return [
+        'count = len(inputs["order"])',
+        f"for first in range(0, count, {size}):",
+        f"    steps = range(first, min(first + {size}, count))",
+        "    batches = stack([load_batch(inputs, step) for step in steps])",
+        "    state, losses = train_steps(state, batches)",
+        "    losses = jax.tree.map(lambda loss: loss.tolist(), losses)",
+        "    for i, step in enumerate(steps):",
+        f"        print(step + 1, {show})",
+    ]
+
+
+def nnx_step(program: Program) -> str:
+    """The training step on Flax's own objects."""
+    cls = shared.container(program)
+    if len(program.updates) == 1:
+        (update,) = program.updates
+        body = [
+            *minimisation(program, update, "loss", "optimizer"),
+            "return loss",
+        ]
+        return f'''
+@nnx.jit
+def train_step(model: {cls}, optimizer: nnx.Optimizer, batch: dict) -> Array:
+    """One update; returns the loss before it."""
+{indented(body, 4)}
+'''
+    body = ["losses = {}"]
+    for update in program.updates:
+        body += minimisation(program, update, f'losses["{update.name}"]', f'optimizers["{update.name}"]')
+    return f'''
+@nnx.jit
+def train_step(model: {cls}, optimizers: dict[str, nnx.Optimizer], batch: dict) -> dict[str, Array]:
+    """One update after another; returns the loss before each."""
+{indented([*body, "return losses"], 4)}
+'''
+
+
+def minimisation(program: Program, update: Update, result: str, optimizer: str) -> list[str]:
+    """One update's statements."""
+    of = wrt(program, update)
+    grad = f"nnx.value_and_grad({shared.loss_name(program, update)}"
+    grad += ")" if of == "nnx.Param" else f", argnums=nnx.DiffState(0, {of}))"
+    return [f"{result}, gradients = {grad}(model, batch)", f"{optimizer}.update(model, gradients)"]
+
+
+def wrt(program: Program, update: Update) -> str:
+    """The filter of what an update moves."""
+    if set(update.over) == set(program.networks):
+        return "nnx.Param"
+    paths = ", ".join(f'nnx.PathContains("{name}")' for name in update.over)
+    return f"nnx.All(nnx.Param, {paths if len(update.over) == 1 else f'nnx.Any({paths})'})"
+
+
+def nnx_running(program: Program, batches: str, threads: int) -> str:
+    """Making the model, loading parameters and batches, and `main`."""
+    cls, single = shared.container(program), len(program.updates) == 1
+    if single:
+        (update,) = program.updates
+        name, kind, made = "optimizer", "nnx.Optimizer", f"nnx.Optimizer(model, tx, wrt={wrt(program, update)})"
+    else:
+        name, kind = "optimizers", "dict[str, nnx.Optimizer]"
+        each = [f'"{u.name}": nnx.Optimizer(model, txs["{u.name}"], wrt={wrt(program, u)})' for u in program.updates]
+        made = f"{{{', '.join(each)}}}"
+    show = "float(loss)" if single else "*map(float, losses.values())"
+    return f'''
+def make_{name}(model: {cls}) -> {kind}:
+    return {made}
+
+
+def load_parameters(model: {cls}, arrays: dict[str, np.ndarray]) -> None:
+    """Set every parameter and statistic from its canonical array."""
+    found = {{
+        path: jnp.array(arrays[name].transpose(axes)) for name, (path, axes) in (PARAMETERS | STATISTICS).items()
+    }}
+    nnx.update(model, unflatten_dict(found, sep="."))
+
+{batches}
+
+def main(run: Path) -> None:
+    if hasattr(os, "sched_setaffinity"):
+        # XLA:CPU splits sums by the cores that it may use: as many as in the recorded run.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{threads}])
+    inputs = load_file(run / "inputs" / "data.safetensors") | load_file(run / "inputs" / "batches.safetensors")
+    model = {cls}(nnx.Rngs(0))
+    load_parameters(model, load_file(run / "inputs" / "parameters.safetensors"))
+    {name} = make_{name}(model)
+    for step in range(len(inputs["order"])):
+        {"loss" if single else "losses"} = train_step(model, {name}, load_batch(inputs, step))
+        print(step + 1, {show})
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
+'''

@@ -1,0 +1,111 @@
+"""Other ways of running the same steps in TensorFlow: many in one call, and Keras's own `fit`. Imports no framework."""
+
+from harness import emit as shared
+from harness.graph import Program
+from harness.lanes import steps_a_call
+
+STACK = '''
+
+def stack(batches: list[dict]) -> dict:
+    """Batches as one, along a new first axis."""
+    return tf.nest.map_structure(lambda *tensors: tf.stack(tensors), *batches)
+'''
+
+
+def train_steps(program: Program, precision: str, *, xla: bool) -> str:
+    """The function that takes many steps in one call."""
+    cls = shared.container(program)
+    if len(program.updates) == 1:
+        optimizer, kind, each = "optimizer: keras.optimizers.Optimizer", "tf.Tensor", f"tf.{precision}"
+    else:
+        optimizer, kind = "optimizers: dict[str, keras.optimizers.Optimizer]", "dict[str, tf.Tensor]"
+        each = "{" + ", ".join(f'"{update.name}": tf.{precision}' for update in program.updates) + "}"
+    name = optimizer.partition(":")[0]
+    return f'''
+@tf.function{"(jit_compile=True)" if xla else ""}
+def train_steps(model: {cls}, {optimizer}, batches: dict) -> {kind}:
+    """`train_step` for each batch of a stack, in one call; returns every loss."""
+    return tf.map_fn(
+        lambda batch: train_step(model, {name}, batch),
+        batches,
+        fn_output_signature={each},
+        parallel_iterations=1,
+    )
+'''
+
+
+def blocks(program: Program, precision: str) -> list[str]:
+    """The loop of `main` over calls of many steps."""
+    single = len(program.updates) == 1
+    size = steps_a_call(program, precision)
+    name = "optimizer" if single else "optimizers"
+    show = "float(losses[i])" if single else "*(float(loss[i]) for loss in losses.values())"
+    return [
+        'count = len(inputs["order"])',
+        f"for first in range(0, count, {size}):",
+        f"    steps = range(first, min(first + {size}, count))",
+        "    batches = stack([load_batch(inputs, step) for step in steps])",
+        f"    losses = tf.nest.map_structure(lambda loss: loss.numpy(), train_steps(model, {name}, batches))",
+        "    for i, step in enumerate(steps):",
+        f"        print(step + 1, {show})",
+    ]
+
+
+def trainer(program: Program) -> str:
+    """The class whose `fit` trains, and what keeps the losses."""
+    cls, single = shared.container(program), len(program.updates) == 1
+    name, kind = (
+        ("optimizer", "keras.optimizers.Optimizer")
+        if single
+        else ("optimizers", "dict[str, keras.optimizers.Optimizer]")
+    )
+    own = "own_optimizer" if single else "own_optimizers"
+    result = f"train_step(self.network, self.{own}, batch)"
+    return f'''
+class Trainer(keras.Model):
+    """`train_step` as what Keras's `fit` calls."""
+
+    def __init__(self, network: {cls}, {name}: {kind}) -> None:
+        super().__init__()
+        self.network = network
+        self.{own} = {name}
+
+    def train_step(self, batch: dict) -> dict[str, tf.Tensor]:
+        return {f'{{"loss": {result}}}' if single else result}
+
+
+class Losses(keras.callbacks.Callback):
+    """The losses of every step: the history that `fit` returns has those of epochs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, _batch: int, logs: dict[str, float]) -> None:
+        self.steps.append(logs)
+
+
+def make_trainer(model: {cls}, {name}: {kind}) -> Trainer:
+    trainer = Trainer(model, {name})
+    trainer.compile()  # for `fit`; its optimizer is not used
+    return trainer
+
+
+def fit(trainer: Trainer, batches: dict, times: int = 1) -> list[dict[str, float]]:
+    """Train on a stack of batches, in order, so many times over; returns the losses of every step."""
+    losses = Losses()
+    data = tf.data.Dataset.from_tensor_slices(batches).repeat(times)
+    trainer.fit(data, shuffle=False, verbose=0, callbacks=[losses])
+    return losses.steps
+'''
+
+
+def fitting(program: Program) -> list[str]:
+    """The body of `main` that trains by `fit`."""
+    name = "optimizer" if len(program.updates) == 1 else "optimizers"
+    return [
+        f"trainer = make_trainer(model, {name})",
+        'batches = stack([load_batch(inputs, step) for step in range(len(inputs["order"]))])',
+        "for step, losses in enumerate(fit(trainer, batches)):",
+        "    print(step + 1, *map(float, losses.values()))",
+    ]

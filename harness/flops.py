@@ -1,0 +1,57 @@
+"""Floating-point operations of a training step, counted from the graph: those of its matrix products, two a multiplication."""
+
+from collections.abc import Mapping
+
+from harness.graph import BlockOp, CallSite, Graph, Program, Update
+
+
+def step(program: Program) -> int:
+    """Of one training step over a batch: forward, and the gradients that its updates need."""
+    return sum(_update(program, update) for update in program.updates)
+
+
+def forward(program: Program) -> int:
+    """Of the forward passes of one training step."""
+    sites = [site for update in program.updates for site in update.calls]
+    return 2 * program.batch * sum(_graph(program.networks[site.network], dict.fromkeys(_inputs(program, site), False), moves=False)[0] for site in sites)  # fmt: skip
+
+
+def _inputs(program: Program, site: CallSite) -> tuple[str, ...]:
+    return program.networks[site.network].inputs
+
+
+def _update(program: Program, update: Update) -> int:
+    """A product costs itself; its gradient by its parameters, where they are moved, and by what it reads, as much again each."""
+    depends: dict[str, bool] = {}
+    total = 0
+    for site in update.calls:
+        graph = program.networks[site.network]
+        given = {
+            name: ref.kind == "value" and depends.get(ref.name, False)
+            for name, ref in zip(graph.inputs, site.arguments, strict=True)
+        }
+        moves = site.network in update.over
+        products, reached = _graph(graph, given, moves=moves)
+        if not site.moved:  # no gradient goes there
+            products, reached = _graph(graph, dict.fromkeys(given, False), moves=False)[0], False
+        total += products
+        depends[site.variable] = reached
+    return 2 * program.batch * total
+
+
+def _graph(graph: Graph, given: Mapping[str, bool], *, moves: bool) -> tuple[int, bool]:
+    """Multiplications, and whether the output depends on what is moved; `given`: whether each input does."""
+    depends = dict(given)
+    total = 0
+    for node in graph.nodes:
+        inside = any(depends[name] for name in node.inputs)
+        if isinstance(node.op, BlockOp):
+            own = dict(zip(node.op.graph.inputs, (depends[name] for name in node.inputs), strict=True))
+            products, depends[node.name] = _graph(node.op.graph, own, moves=moves)
+            total += products
+            continue
+        outer, inner, pairs = node.op.products(*node.input_shapes)
+        reached = moves or inside
+        total += outer * (1 + moves + inside) + inner * (1 + moves + reached) + pairs * (1 + 2 * reached)
+        depends[node.name] = inside or (moves and bool(node.parameters))
+    return total, depends[graph.output]

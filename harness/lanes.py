@@ -1,0 +1,92 @@
+"""Lanes: ways of running the same training that differ in speed and in nothing else.
+
+A lane is filled by strategies. `default` is what a framework's own beginner's guide does, `step` one compiled call a
+step, `best` whatever a short trial finds to be the fastest of all that are in it.
+"""
+
+import math
+from dataclasses import dataclass
+
+from harness import flops
+from harness.errors import CallError
+from harness.graph import Program
+
+LANES = ("default", "step", "best")
+BYTES = 16 * 2**20
+"""What the batches of one call may hold at most."""
+MOST = 1000
+"""Steps that one call takes at most."""
+WORK = 5e9
+"""Floating-point operations that one call does at most, where a step does fewer: a tenth of a second, or a few."""
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way of running a backend's program, which the emitter writes."""
+
+    backend: str
+    name: str
+    lanes: tuple[str, ...]
+    about: str
+    many: bool = False
+    """Whether one call takes many steps."""
+
+
+STRATEGIES = {
+    (backend, name): Strategy(backend, name, lanes, about, many)
+    for backend, name, lanes, about, many in (
+        ("torch", "eager", ("default",), "eager, the optimizer as it comes", False),
+        ("torch", "fused", ("step", "best"), "eager, the optimizer's fused kernel", False),
+        ("torch", "compiled", ("step", "best"), "torch.compile of the loss, the optimizer's fused kernel", False),
+        ("torch", "whole", ("best",), "forward, backward and optimizer captured and compiled as one function", False),
+        ("tensorflow", "fit", ("default",), "Keras compile and fit", True),
+        ("tensorflow", "function", ("step", "best"), "one tf.function call a step", False),
+        ("tensorflow", "function_xla", ("step", "best"), "one tf.function call a step, compiled by XLA", False),
+        ("tensorflow", "loop", ("best",), "many steps in one tf.function call", True),
+        ("tensorflow", "loop_xla", ("best",), "many steps in one tf.function call, compiled by XLA", True),
+        ("jax", "nnx", ("default",), "nnx.jit on the model and its optimizer, one call a step", False),
+        ("jax", "jit", ("step", "best"), "one donated jax.jit call a step", False),
+        ("jax", "scan", ("best",), "many steps in one call by jax.lax.scan", True),
+    )
+}
+PLAIN = {"torch": "fused", "tensorflow": "function", "jax": "jit"}
+"""The strategy of the program that `harness run` trains and `harness check` checks."""
+
+
+def strategies(program: Program, backend: str, lanes: tuple[str, ...] = LANES) -> list[Strategy]:
+    """Those of a backend that are in one of the lanes and can run the program."""
+    own = [s for s in STRATEGIES.values() if s.backend == backend and set(s.lanes) & set(lanes)]
+    return [s for s in own if applies(program, s)]
+
+
+def applies(program: Program, strategy: Strategy) -> bool:
+    """Whether the program can be run so: batches of different sizes cannot be stacked, nor does `whole` look at sizes."""
+    return not ((strategy.many or strategy.name == "whole") and program.spec.data.last_batch == "keep")
+
+
+def room(program: Program, precision: str) -> int:
+    """How many steps one call may take: by what their batches hold and what they compute."""
+    width = 8 if precision == "float64" else 4
+    numbers = sum(math.prod(column.shape) for column in program.fields.values())
+    numbers += sum(math.prod(shape) for layers in program.masks.values() for shape, _ in layers.values())
+    by_work = int(WORK // max(1, flops.step(program)))
+    return max(1, min(MOST, BYTES // (width * program.batch * max(1, numbers)), by_work))
+
+
+def steps_a_call(program: Program, precision: str) -> int:
+    """How many steps one call of a whole training takes: as many as there is room for, split evenly."""
+    return math.ceil(program.steps / math.ceil(program.steps / room(program, precision)))
+
+
+def require(program: Program, backend: str, name: str | None, *, observe: bool) -> None:
+    """Raise CallError unless a backend has such a strategy, and it can run the program."""
+    if name is None:
+        return
+    strategy = STRATEGIES.get((backend, name))
+    if strategy is None:
+        known = ", ".join(own for of, own in STRATEGIES if of == backend)
+        raise CallError(f"unknown strategy '{name}' (of {backend}: {known})")
+    if not applies(program, strategy):
+        raise CallError(f"strategy '{name}' needs batches of one size; with 'last_batch: keep' they differ")
+    if observe and name != PLAIN[backend]:
+        raise CallError(f"--observe goes with strategy '{PLAIN[backend]}' alone")

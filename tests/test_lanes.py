@@ -1,0 +1,244 @@
+"""Every way of running a program's steps: the same losses and states, from text that differs where it must alone."""
+
+import ast
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from build import INSTALLED, Live, live, program_of
+
+from harness import flops, lanes, spec
+from harness.errors import CallError
+from harness.graph import Program
+from harness.programs import emitted
+from harness.resolve import compile_spec
+
+SPECS = ["linear_regression", "digits_mlp", "digits_cnn", "digits_lstm", "char_transformer", "digits_gan"]
+DATA = {"dataset": "digits", "batch": 6}
+DENSE = [{"dense": {"units": 5, "bias": False}}, "batch_norm", "relu", {"dropout": 0.3}, {"dense": 10}]
+SINGLE = {
+    "name": "single", "data": DATA,
+    "networks": {"net": {"inputs": ["image"], "layers": ["flatten", *DENSE]}},
+    "training": {"steps": 7, "updates": [{
+        "loss": {"softmax_cross_entropy": {"logits": "net(image)", "labels": "label"}},
+        "optimizer": {"adamw": {"learning_rate": 0.02, "weight_decay": 0.1, "no_decay": ["bias"]}},
+        "schedule": {"cosine": {"warmup": 3}}, "clip": {"global_norm": 0.5},
+    }]},
+}  # fmt: skip
+SEVERAL = {
+    "name": "several", "data": DATA | {"noise": {"noise": {"shape": [3]}}},
+    "networks": {
+        "maker": {"inputs": ["noise"], "layers": [{"dense": 64}, {"reshape": [8, 8, 1]}]},
+        "critic": {"inputs": ["image"], "layers": ["flatten", {"dense": 1}]},
+    },
+    "training": {"steps": 7, "updates": [
+        {"name": "critic", "over": "critic", "loss": [
+            {"sigmoid_cross_entropy": {"logits": "critic(image)", "targets": 1}},
+            {"sigmoid_cross_entropy": {"logits": "critic(maker(noise))", "targets": 0}},
+        ], "optimizer": {"sgd": {"learning_rate": 0.1, "momentum": 0.9, "nesterov": True}}, "clip": {"value": 0.01}},
+        {"name": "maker", "over": "maker",
+         "loss": {"sigmoid_cross_entropy": {"logits": "critic(maker(noise))", "targets": 1}},
+         "optimizer": {"adam": {"learning_rate": 0.01}}},
+    ]},
+}  # fmt: skip
+PLAIN_SGD = {
+    "name": "plain_sgd", "data": {"dataset": "diabetes", "batch": 4, "normalise": "standardise"},
+    "networks": {"net": {"inputs": ["features"], "layers": [{"dense": 1}]}},
+    "training": {"steps": 5, "updates": [
+        {"loss": {"mse": {"predictions": "net(features)", "targets": "target"}}, "optimizer": {"sgd": {"learning_rate": 1e-4}}}
+    ]},
+}  # fmt: skip
+MINIS = {"single": SINGLE, "several": SEVERAL, "plain_sgd": PLAIN_SGD}
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),  # Inductor's own
+]
+STRATEGIES = [s for s in lanes.STRATEGIES.values() if s.name != lanes.PLAIN[s.backend]]
+RUNNABLE = [
+    pytest.param(s, id=f"{s.backend}-{s.name}", marks=() if s.backend in INSTALLED else pytest.mark.skip(reason=f"{s.backend} is not installed"))
+    for s in STRATEGIES
+]  # fmt: skip
+
+
+def bundled(name: str) -> Program:
+    return compile_spec(*spec.load(spec.find(name)))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: f"{s.backend}-{s.name}")
+@pytest.mark.parametrize("name", ["digits_gan", "char_transformer"])
+def test_a_strategy_changes_how_steps_are_run_and_nothing_that_they_compute(
+    name: str, strategy: lanes.Strategy
+) -> None:
+    program = bundled(name)
+    plain, other = (
+        {n.name: ast.unparse(n) for n in ast.parse(text).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+        for text in (emitted(program, strategy.backend, "float32"), emitted(program, strategy.backend, "float32", strategy=strategy.name))
+    )  # fmt: skip
+    meaning = {
+        n
+        for n in plain
+        if n.endswith(("_loss", "loss_fn", "learning_rate", "LearningRate")) or n in ("load_batch", "dropout_masks")
+    }
+    meaning |= {graph.class_name for net in program.networks.values() for graph in (*net.blocks, net)}
+    assert len(meaning) > 4
+    for own in meaning & plain.keys():
+        assert other[own].removeprefix("@torch.compile\n") == plain[own]
+    assert plain != other or strategy.name == "eager"
+
+
+def test_a_plain_strategy_is_the_plain_program() -> None:
+    program = bundled("digits_mlp")
+    for backend, name in lanes.PLAIN.items():
+        assert emitted(program, backend, "float32", strategy=name) == emitted(program, backend, "float32")
+        assert lanes.STRATEGIES[backend, name].lanes == ("step", "best")
+
+
+@pytest.mark.parametrize("backend", lanes.PLAIN)
+def test_every_lane_of_every_backend_has_a_strategy(backend: str) -> None:
+    program = bundled("digits_mlp")
+    assert {lane for s in lanes.strategies(program, backend) for lane in s.lanes} == set(lanes.LANES)
+    assert [s.lanes for s in lanes.strategies(program, backend, ("default",))] == [("default",)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("jax", "fused", False), r"unknown strategy 'fused' \(of jax: nnx, jit, scan\)"),
+        (("torch", "whole", True), "--observe goes with strategy 'fused' alone"),
+    ],
+)
+def test_a_strategy_that_cannot_be_is_refused(arguments: tuple[str, str, bool], expected: str) -> None:
+    backend, name, observe = arguments
+    with pytest.raises(CallError, match=expected):
+        lanes.require(bundled("digits_mlp"), backend, name, observe=observe)
+
+
+def test_batches_of_different_sizes_are_not_stacked() -> None:
+    program = program_of(SINGLE | {"data": DATA | {"last_batch": "keep"}})
+    left = {s.name for backend in lanes.PLAIN for s in lanes.strategies(program, backend)}
+    assert left == {"eager", "fused", "compiled", "function", "function_xla", "nnx", "jit"}
+    for backend, name in (("jax", "scan"), ("torch", "whole")):
+        with pytest.raises(CallError, match="needs batches of one size"):
+            lanes.require(program, backend, name, observe=False)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 100, 1999, 100_000])
+def test_calls_share_the_steps_evenly(steps: int) -> None:
+    program = program_of(PLAIN_SGD, steps=steps)
+    size = lanes.steps_a_call(program, "float32")
+    calls = -(-steps // size)
+    assert 1 <= size <= lanes.MOST
+    assert calls * size - steps < calls, "no call is shorter by more than one step's share"
+    heavy = bundled("char_transformer")
+    assert lanes.room(heavy, "float64") * flops.step(heavy) <= max(lanes.WORK, flops.step(heavy))
+
+
+def by_hand(program: Program, strategy: lanes.Strategy | None, backend: str, folder: Path) -> Live:
+    folder.mkdir()
+    return live(backend, program, folder, strategy=strategy.name if strategy else None)
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize("name", MINIS)
+@pytest.mark.parametrize("strategy", RUNNABLE)
+def test_every_strategy_trains_alike(strategy: lanes.Strategy, name: str, tmp_path: Path) -> None:
+    program = program_of(MINIS[name])
+    plain, other = (by_hand(program, s, strategy.backend, tmp_path / str(bool(s))) for s in (None, strategy))
+    losses: list[list[dict[str, float]]] = []
+    for own in (plain, other):
+        session = own.session
+        losses.append([session.wait(session.step(i, session.batch(own.inputs, i))) for i in range(program.steps)])
+    for one, two in zip(*losses, strict=True):
+        assert two == pytest.approx(one, rel=1e-12)
+    same(plain, other)
+    # All steps again, in as few calls as the strategy takes, from where the first training began.
+    session = other.session
+    session.load(other.parameters)
+    session.load_optimizer({n: np.zeros_like(a) for n, a in session.optimizer_state().items()})
+    stack = session.stack([session.batch(other.inputs, i) for i in range(program.steps)])
+    found = session.losses(session.steps(0, stack, program.steps))
+    assert found == {n: pytest.approx([step[n] for step in losses[0]], rel=1e-12) for n in losses[0][0]}
+    same(plain, other)
+
+
+def same(one: Live, other: Live) -> None:
+    for what in ("state", "optimizer_state"):
+        a, b = (getattr(own.session, what)() for own in (one, other))
+        assert a.keys() == b.keys()
+        for name, array in a.items():
+            np.testing.assert_allclose(b[name], array, rtol=1e-11, atol=1e-13, err_msg=name)
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize("strategy", RUNNABLE)
+def test_its_program_alone_prints_the_losses_of_the_plain_one(
+    strategy: lanes.Strategy, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`main` as a user runs it, in this process: what it prints."""
+    from harness import runs  # noqa: PLC0415
+
+    path = tmp_path / "several.yaml"
+    path.write_text(json.dumps(SEVERAL))
+    inputs = tmp_path / "run"
+    inputs.mkdir()
+    program = program_of(SEVERAL)
+    runs.write_inputs(
+        inputs,
+        program,
+        runs.prepared(program, spec.load(path)[1]),
+        spec.load(path)[1],
+        runs.Options(precision="float64"),
+        None,
+    )
+    printed = []
+    for name in (None, strategy.name):
+        file = tmp_path / f"program_{name}.py"
+        file.write_text(emitted(program, strategy.backend, "float64", strategy=name))
+        monkeypatch.setattr(sys, "argv", [str(file), str(inputs)])
+        if hasattr(__import__("os"), "sched_setaffinity"):
+            monkeypatch.setattr("os.sched_setaffinity", lambda *_: None)
+        if strategy.backend == "tensorflow":
+            file.write_text("\n".join(line for line in file.read_text().splitlines() if "config.threading" not in line))
+        runpy.run_path(str(file), run_name="__main__")
+        rows = [line.split() for line in capfd.readouterr().out.splitlines() if line[:1].isdigit()]
+        printed.append([[float(number) for number in row] for row in rows])
+    assert len(printed[0]) == program.steps
+    assert [row[0] for row in printed[1]] == [row[0] for row in printed[0]]
+    np.testing.assert_allclose(printed[1], printed[0], rtol=1e-11)
+    shutil.rmtree(inputs)
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize("name", ["single", "several", "digits_cnn", "digits_gan"])
+def test_operations_are_as_many_as_pytorch_counts(name: str, tmp_path: Path) -> None:
+    if "torch" not in INSTALLED:
+        pytest.skip("needs torch")
+    from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415
+
+    program = program_of(MINIS[name]) if name in MINIS else bundled(name)
+    own = by_hand(program, None, "torch", tmp_path / "torch")
+    batch = own.session.batch(own.inputs, 0)
+    with FlopCounterMode(display=False) as counter:
+        own.session.step(0, batch)
+    # PyTorch also goes back through networks whose parameters are not moved, to their parameters.
+    wasted = counter.get_total_flops() - flops.step(program)
+    assert wasted >= 0
+    assert (wasted > 0) == (len(program.networks) > 1)
+    assert 0 < flops.forward(program) < flops.step(program) <= 3 * flops.forward(program)
+
+
+def test_operations_of_a_recurrent_net_and_of_attention_are_those_on_paper() -> None:
+    text = {
+        "name": "rnn", "data": {"dataset": "digits", "batch": 2},
+        "networks": {"net": {"inputs": ["image"], "layers": [{"reshape": [8, 8]}, {"lstm": 3}, {"dense": 10}]}},
+        "training": SINGLE["training"],
+    }  # fmt: skip
+    t, d, h = 8, 8, 3
+    step = t * (4 * d * h * 2 + 4 * h * h * 3) + 10 * h * 3
+    assert flops.step(program_of(text)) == 2 * 2 * step
+    text["networks"]["net"]["layers"] = [{"reshape": [8, 8]}, {"attention": 2}, "flatten", {"dense": 10}]  # type: ignore[index]
+    step = 3 * t * d * d * 2 + t * d * d * 3 + 2 * t * t * d * 3 + t * d * 10 * 3
+    assert flops.step(program_of(text)) == 2 * 2 * step

@@ -84,6 +84,24 @@ def proof(session: nox.Session) -> None:
 
 
 @nox.session
+@nox.parametrize("device", ["cpu", "gpu"])
+@nox.parametrize("backend", BACKENDS)
+def bench(session: nox.Session, backend: str, device: str) -> None:
+    """pytest-benchmark suites of one backend, into benchmarks/results/<machine>/ (or: -- -k digits_mlp). Cut short, they keep what they have."""
+    install(session, backend if device == "cpu" else f"{backend}-gpu", "test")
+    code = "from harness.environment import machine_name; print(machine_name())"
+    machine = session.run("python", "-c", code, silent=True).strip()
+    folder = f"benchmarks/results/{machine}"
+    session.run("python", "-c", f"import pathlib; pathlib.Path({folder!r}).mkdir(parents=True, exist_ok=True)")
+    hidden = {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"} if device == "cpu" else {}
+    session.run(
+        "pytest", "benchmarks/test_speed.py", "--benchmark-only", "-v", f"--benchmark-json={folder}/{backend}-{device}.json",
+        "--benchmark-min-rounds=10", "--benchmark-columns=min,median,iqr,rounds", "--benchmark-sort=min",
+        *session.posargs, env=ONE_THREAD | hidden | {"HARNESS_BENCH_BACKEND": backend},
+    )  # fmt: skip
+
+
+@nox.session
 def golden(session: nox.Session) -> None:
     """Compare the emitted programs with tests/golden (or: -- --write, and review the difference like code)."""
     install(session, "test")

@@ -134,6 +134,13 @@ def machine() -> dict[str, Any]:
     }
 
 
+def machine_name() -> str:
+    """The machine's processor and its cores as a folder's name: `amd-epyc-9r14-2-cores`."""
+    own = machine()
+    name = re.sub(r"\((r|tm)\)|\b(processor|cpu|core)\b|@.*", " ", own["processor"].lower())
+    return f"{re.sub(r'[^a-z0-9]+', '-', name).strip('-')}-{own['cores']}-cores"
+
+
 PROBE = """
 import importlib, importlib.metadata, json, sys
 out = {"python": sys.version.split()[0], "versions": {}}

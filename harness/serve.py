@@ -8,6 +8,7 @@ cost no start-up. Imports NumPy, safetensors and one framework, nothing else.
 
 import gc
 import importlib
+import importlib.metadata
 import json
 import os
 import sys
@@ -23,11 +24,19 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from harness.backend import PACKAGES, Array, Arrays, Session, StepByStep
-from harness.worker import _die_with_parent, _process, load_program
+from harness.worker import _die_with_parent, _installed, _process, load_program
 
 Question = Mapping[str, Any]
 MANY = 50
 """Programs after which a framework is asked to forget what it compiled."""
+
+
+FULL = 1e-5
+"""The relative error of a float32 product above which its inputs were rounded."""
+TELLING = ("OMP_", "MKL_", "KMP_", "XLA_", "JAX_", "TF_", "CUDA_", "NVIDIA_", "TORCH", "PYTORCH_", "GLIBC_", "MALLOC_", "LD_PRELOAD")  # fmt: skip
+"""How the names of environment variables begin that change how fast a framework is."""
+OWN = ("TORCHINDUCTOR_CACHE_DIR", "TF_CLI_CONFIG_FILE")
+"""Those that do not: a folder of each worker's own, and another tool's."""
 
 
 @dataclass
@@ -59,6 +68,7 @@ class Server:
         self.ready: dict[tuple[str, int, int | None], Any] = {}
         self.closed = 0
         self.frozen = False
+        self.products: dict[int, Callable[[int], None]] = {}
 
     def open(self, asked: Question) -> dict[str, Any]:
         """Import a program and build its session: `name`, `program` (a file), `inputs` (a run's folder), `request`."""
@@ -215,6 +225,40 @@ class Server:
             gc.enable()
         return {"seconds": wall, "cpu": used, "losses": {name: own[-1] for name, own in losses.items()}}
 
+    def ledger(self, _asked: Question) -> dict[str, Any]:
+        """How this process computes, as far as speed depends on it: what it says, and what a computation shows."""
+        rng = np.random.default_rng(0)
+        a, b = (rng.standard_normal((256, 256)).astype(np.float32) for _ in range(2))
+        exact = a.astype(np.float64) @ b
+        error = float(np.abs(self.module.multiply(a, b) - exact).max() / np.abs(exact).max())
+        small = self.module.scale(np.full(64, 1e-39, np.float32), 0.5)
+        own = _process()
+        return {
+            "ledger": {
+                "cores": own["cores"],
+                "threads": self.module.environment().get("threads", len(own["cores"])),
+                # TF32 has 10 bits of mantissa, bfloat16 7: products of such inputs are 1e-4 off and more.
+                "float32 products": "full" if error < FULL else f"reduced: {error:.1g} off",
+                "denormals": "kept" if small.all() else "flushed to zero",
+                "layout of images": self.module.LAYOUT,
+                **{f"${n}": v for n, v in sorted(os.environ.items()) if n.startswith(TELLING) and n not in OWN},
+                "python": sys.version.split()[0],
+                "numpy": np.__version__,
+                **{f"{name} version": version for name, version in _versions(self.backend).items()},
+            }
+        }
+
+    def peak(self, asked: Question) -> dict[str, Any]:
+        """The time of `steps` float32 products of square matrices of `size`: what the processor can do."""
+        size = asked["size"]
+        if size not in self.products:
+            rng = np.random.default_rng(0)
+            a, b = (rng.standard_normal((size, size)).astype(np.float32) for _ in range(2))
+            self.products[size] = self.module.products(a, b)
+        cpu, began = time.process_time(), time.perf_counter()
+        self.products[size](asked["steps"])
+        return {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
+
     def overhead(self, asked: Question) -> dict[str, Any]:
         """What `clock` adds to a step: the time of its loop around a session whose step does nothing."""
         session, ready = _Idle(), [None] * 8
@@ -251,6 +295,10 @@ def _question(server: Server, name: str) -> Callable[[Question], dict[str, Any]]
     if name.startswith("_") or not callable(found := getattr(server, name, None)):
         raise ValueError(f"there is no question '{name}'")
     return found  # type: ignore[no-any-return]
+
+
+def _versions(backend: str) -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _installed(backend)}
 
 
 def distance(a: Array, b: Array) -> float:

@@ -35,6 +35,33 @@ def forget() -> None:
     jax.clear_caches()
 
 
+LAYOUT = "NHWC"
+"""Of images and convolutions, by Flax's own convention."""
+
+
+def multiply(a: Array, b: Array) -> Array:
+    """A matrix product on the device that programs run on."""
+    return np.array(jnp.matmul(a, b))
+
+
+def scale(a: Array, factor: float) -> Array:
+    """An array by a number."""
+    return np.array(jax.jit(jnp.multiply)(a, factor))
+
+
+def products(a: Array, b: Array) -> Callable[[int], None]:
+    """A function that multiplies two matrices so many times over, and waits."""
+    left, right = jax.device_put((a, b))
+    multiplied = jax.jit(jnp.matmul)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            found = multiplied(left, right)
+        found.block_until_ready()
+
+    return run
+
+
 class Session(StepByStep):
     """See harness.backend.Session."""
 

@@ -34,6 +34,32 @@ def configure(request: Mapping[str, Any]) -> None:
         tf.config.experimental.set_memory_growth(gpu, enable=True)
 
 
+LAYOUT = "NHWC"
+"""Of images and convolutions, by TensorFlow's own convention."""
+
+
+def multiply(a: Array, b: Array) -> Array:
+    """A matrix product on the device that programs run on."""
+    return np.array(tf.matmul(a, b))
+
+
+def scale(a: Array, factor: float) -> Array:
+    """An array by a number."""
+    return np.array(tf.convert_to_tensor(a) * factor)
+
+
+def products(a: Array, b: Array) -> Callable[[int], None]:
+    """A function that multiplies two matrices so many times over, and waits."""
+    left, right = tf.convert_to_tensor(a), tf.convert_to_tensor(b)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            found = tf.matmul(left, right)
+        found[0, 0].numpy()
+
+    return run
+
+
 class Session(StepByStep):
     """See harness.backend.Session."""
 

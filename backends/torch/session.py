@@ -27,6 +27,33 @@ def configure(request: Mapping[str, Any]) -> None:
     torch.set_num_threads(request["threads"])
 
 
+LAYOUT = "NCHW"
+"""Of images and convolutions, by PyTorch's own convention."""
+
+
+def multiply(a: Array, b: Array) -> Array:
+    """A matrix product on the device that programs run on."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return _numpy(torch.from_numpy(a).to(device) @ torch.from_numpy(b).to(device))
+
+
+def scale(a: Array, factor: float) -> Array:
+    """An array by a number."""
+    return _numpy(torch.from_numpy(a) * factor)
+
+
+def products(a: Array, b: Array) -> Callable[[int], None]:
+    """A function that multiplies two matrices so many times over, and waits."""
+    left, right = torch.from_numpy(a), torch.from_numpy(b)
+    into = torch.empty_like(left)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            torch.mm(left, right, out=into)
+
+    return run
+
+
 class Session(StepByStep):
     """See harness.backend.Session."""
 

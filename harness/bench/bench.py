@@ -44,6 +44,8 @@ WIDTH = 0.01
 """The relative half-width of an interval that is narrow enough to stop."""
 
 
+SIZE = 1024
+"""Of the square matrices whose product shows what the processor can do."""
 WARM_UP = 5.0
 """Seconds that a warm-up may take; one that has not settled by then is said to be none."""
 TRIAL = 60.0
@@ -130,17 +132,21 @@ def _one(
             for backend in subject.backends
             for strategy in strategies(program, backend, options.lanes)
         }
-        parted = _checked(subject, runners, listen) if subject.backends else {}
+        phases: dict[str, dict[str, float]] = {}
+        parted = _checked(subject, runners, phases, listen) if subject.backends else {}
         notes = [f"Load before it began: {load:.1f} on {len(allowed_cores())} cores; every worker on core {core}."]
         notes += [f"{name} is not timed: {why}" for name, why in parted.items()]
         sound = {n: s for n, s in runners.items() if n not in parted and s.backend not in parted}
         lanes: tuple[Lane, ...] = ()
         ledger = Ledger({})
         if sound and not _undecided(parted):
-            lanes = _timed(subject, sound, options, listen)
             ledger = _ledger(subject)
+            lanes = _timed(subject, sound, phases, options, listen)
+            if lanes and (changed := ledger.changed(_ledger(subject))):
+                lanes = ()
+                notes.append(f"Refused: while it was timed, this changed: {', '.join(changed)}")
         failures = unstarted | subject.failures
-        verdict = "differs" if parted else "failed" if failures else "same"
+        verdict = "differs" if parted else "failed" if failures or not lanes else "same"
         return BenchResult(
             program.name, options.precision, program.batch, verdict, lanes, ledger, machine(), tuple(notes), failures,
             time.perf_counter() - began, flops.step(program),
@@ -152,7 +158,9 @@ def _undecided(parted: Mapping[str, str]) -> bool:
     return any(why.startswith("nobody can tell") for why in parted.values())
 
 
-def _checked(subject: Subject, runners: Mapping[str, Strategy], listen: Listener) -> dict[str, str]:
+def _checked(
+    subject: Subject, runners: Mapping[str, Strategy], phases: dict[str, dict[str, float]], listen: Listener
+) -> dict[str, str]:
     """Forward, gradients and the first steps of every way of running them, by the processes that are timed: who failed, and how."""
     name = subject.program.name
     listen(name, {"phase": "forward and gradients"})
@@ -161,7 +169,7 @@ def _checked(subject: Subject, runners: Mapping[str, Strategy], listen: Listener
     found = [rungs.forward(subject, evidence, allowed), rungs.gradients(subject, evidence, allowed, slopes(subject))]
     comparisons = [c for rung in found if rung.status != "passed" for c in rung.comparisons]
     listen(name, {"phase": "trajectories", "total": len(runners)})
-    trainings, stacked = _trainings(subject, runners, listen)
+    trainings, stacked = _trainings(subject, runners, phases, listen)
     comparisons += stacked
     if len(trainings) > 1:
         comparisons += long.trajectory(subject, trainings, None, None).comparisons
@@ -192,9 +200,9 @@ def outvoted(comparisons: Sequence[Comparison]) -> dict[str, str]:
 
 
 def _trainings(
-    subject: Subject, runners: Mapping[str, Strategy], listen: Listener
+    subject: Subject, runners: Mapping[str, Strategy], phases: dict[str, dict[str, float]], listen: Listener
 ) -> tuple[dict[str, Training], list[Comparison]]:
-    """The first steps by every strategy; and those whose calls take many steps, in one call beside the same step by step."""
+    """The first steps by every strategy, and the seconds until it could start; and those whose calls take many steps, in one call beside the same step by step."""
     count = min(CHECKED, subject.program.steps)
     tolerances = TOLERANCES[subject.precision]
     found: dict[str, Training] = {}
@@ -206,7 +214,13 @@ def _trainings(
             continue
         try:
             source = emitted(subject.program, strategy.backend, subject.precision, strategy=strategy.name)
+            start = time.perf_counter()
             open_program(subject, live, strategy.name, source, observe=False, strategy=strategy.name)
+            opened = time.perf_counter() - start
+            # Two: some compile in the second, when everything that an optimizer keeps exists.
+            first = sum(_clocked(subject, live, strategy, unit(subject, strategy), restart=False)[0] for _ in range(2))
+            phases[own] = {"import": live.seconds, "build": opened, "first_calls": first}
+            live.ask("load", name=strategy.name, arrays=subject.position("start", subject.start))
             path = live.fresh()
             said = live.ask("train", name=strategy.name, first=0, last=count, write="all", into=str(path))
             arrays = load_file(path)
@@ -227,11 +241,14 @@ def _trainings(
 
 
 def _timed(
-    subject: Subject, runners: Mapping[str, Strategy], options: BenchOptions, listen: Listener
+    subject: Subject,
+    runners: Mapping[str, Strategy],
+    phases: Mapping[str, Mapping[str, float]],
+    options: BenchOptions,
+    listen: Listener,
 ) -> tuple[Lane, ...]:
     """Open and warm up all, find the best of each backend in a short trial, and run the rounds of those that are in a lane."""
     name = subject.program.name
-    phases: dict[str, dict[str, float]] = {}
     contestants: dict[str, Contestant] = {}
     for own, strategy in runners.items():
         live = subject.workers[strategy.backend]
@@ -241,13 +258,8 @@ def _timed(
         try:
             live.ask("close", name=strategy.name)
             source = emitted(subject.program, strategy.backend, subject.precision, strategy=strategy.name)
-            start = time.perf_counter()
             open_program(subject, live, strategy.name, source, observe=False, strategy=strategy.name)
-            opened = time.perf_counter() - start
             one = contestant(subject, live, own, strategy)
-            start = time.perf_counter()
-            one.run(one.unit)
-            phases[own] = {"import": live.seconds, "build": opened, "first_call": time.perf_counter() - start}
             warmed(one, budget=WARM_UP)
         except WorkerFailed as error:
             subject.failures[own] = str(error).splitlines()[0]
@@ -265,16 +277,23 @@ def _timed(
             entered += (
                 [(lane, min(able, key=trial.__getitem__))] if lane == "best" and able else [(lane, n) for n in able]
             )
+    peaks = [_peak(subject.workers[backend]) for backend in dict.fromkeys(runners[n].backend for n in contestants)]
+    for one in peaks:
+        warmed(one, budget=WARM_UP)
     chosen = {own: contestants[own] for own in dict.fromkeys(own for _, own in entered)}
     for one in chosen.values():
         one.blocks.clear()
     listen(name, {"phase": "rounds", "total": options.rounds})
-    rounds(list(chosen.values()), most=options.rounds, width=WIDTH, listen=lambda n: listen(name, {"step": n, "losses": {}}))  # fmt: skip
-    against = table(list(chosen.values()))
+    field = list(chosen.values())
+    rounds(field, along=peaks, most=options.rounds, width=WIDTH, listen=lambda n: listen(name, {"step": n, "losses": {}}))  # fmt: skip
+    against = table(field)
+    # Of a noisy machine the median is what it did; the peak is of the framework whose product was the fastest.
+    peak = 2 * SIZE**3 / min(float(np.median(one.seconds)) for one in peaks)
     return tuple(
         Lane(
             name, runners[own].backend, lane, runners[own].name, chosen[own], against[own], phases[own],
             {n: t for n, t in trial.items() if runners[n].backend == runners[own].backend} if lane == "best" else {},
+            flops.step(subject.program) / float(np.median(chosen[own].seconds)) / peak,
         )
         for lane, own in entered
     )  # fmt: skip
@@ -284,23 +303,68 @@ def contestant(
     subject: Subject, live: LiveWorker, name: str, strategy: Strategy | None = None, *, slower: float = 0.0
 ) -> Contestant:
     """The training steps of an opened program, each block from the start of training."""
-    count = min(BATCHES, subject.program.steps)
-    start = subject.position("start", subject.start)
-    program = strategy.name if strategy else "timed"
-    # Keras's `fit` goes through any number of batches in one call; the others are compiled for so many.
-    fits = strategy is not None and strategy.name == "fit"
-    size = room(subject.program, subject.precision) if strategy and strategy.many and not fits else None
+    return Contestant(
+        name,
+        lambda steps: _clocked(subject, live, strategy, steps, slower=slower),
+        unit(subject, strategy),
+        block_seconds=FIT if strategy and strategy.name == "fit" else BLOCK,
+    )
 
-    def run(steps: int) -> tuple[float, float]:
-        said = live.ask("clock", name=program, steps=steps, batches=count, stack=size, arrays=start, slower=slower)
-        return said["seconds"], said["cpu"]
 
-    return Contestant(name, run, size or (count if fits else 1), block_seconds=FIT if fits else BLOCK)
+def unit(subject: Subject, strategy: Strategy | None) -> int:
+    """The steps of one call. Keras's `fit` goes through any number of batches; other calls are compiled for so many."""
+    if strategy is None or not strategy.many:
+        return 1
+    return min(BATCHES, subject.program.steps) if strategy.name == "fit" else room(subject.program, subject.precision)
+
+
+def _clocked(
+    subject: Subject,
+    live: LiveWorker,
+    strategy: Strategy | None,
+    steps: int,
+    *,
+    restart: bool = True,
+    slower: float = 0.0,
+) -> tuple[float, float]:
+    """Wall and processor seconds of so many steps."""
+    said = live.ask(
+        "clock",
+        name=strategy.name if strategy else "timed",
+        steps=steps,
+        batches=min(BATCHES, subject.program.steps),
+        stack=unit(subject, strategy) if strategy and strategy.many else None,
+        arrays=subject.position("start", subject.start) if restart else None,
+        slower=slower,
+    )
+    return said["seconds"], said["cpu"]
 
 
 def _ledger(subject: Subject) -> Ledger:
-    """What each process says of how it is set."""
-    said = each(subject, lambda live: live.ask("environment")["environment"])
+    """What each process says and shows of how it computes."""
+    said = each(subject, lambda live: live.ask("ledger")["ledger"])
     names = dict.fromkeys(key for own in said.values() for key in own)
-    shown = [name for name in names if name not in ("peak_memory_bytes", "devices")]
-    return Ledger({name: {backend: own.get(name, "—") for backend, own in said.items()} for name in shown})
+    found = {name: {backend: own[name] for backend, own in said.items() if name in own} for name in names}
+    return Ledger({**found, **COMMON})
+
+
+COMMON: Mapping[str, Mapping[str, Any]] = {
+    name: {"all": value}
+    for name, value in {
+        "data": f"{BATCHES} different batches, made and put on the device before the clock starts",
+        "clock": "from the first call until the loss of every step is on the host, wall time",
+        "garbage collection": "before every block, off during it",
+        "blocks": "start from the same parameters, in an order drawn anew every round",
+    }.items()
+}
+"""Entries that are the same for all by construction."""
+
+
+def _peak(live: LiveWorker) -> Contestant:
+    """A framework's own matrix product, a step being one of it."""
+
+    def run(steps: int) -> tuple[float, float]:
+        said = live.ask("peak", size=SIZE, steps=steps)
+        return said["seconds"], said["cpu"]
+
+    return Contestant(f"{live.name} matrix product", run)

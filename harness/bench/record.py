@@ -28,9 +28,11 @@ class Lane:
     ratio: Ratio | None
     """Its step's time over the fastest one's; None of the fastest itself."""
     phases: Mapping[str, float]
-    """Seconds: `import` of the framework, `build` of the program, its `first_call` with all that it compiles."""
+    """Seconds: `import` of the framework, `build` of the program, its `first_calls`, two, with all that they compile."""
     trial: Mapping[str, float] = field(default_factory=dict)
     """Of the lane `best`: the median step of each strategy that was tried."""
+    share: float | None = None
+    """Of the peak: the matrix products of its step a second, over those of the fastest framework's plain product."""
 
     @property
     def name(self) -> str:
@@ -40,7 +42,7 @@ class Lane:
     def to_json(self) -> dict[str, Any]:
         """The documented JSON object."""
         return {
-            "spec": self.spec, "backend": self.backend, "lane": self.lane, "strategy": self.strategy, "trial": dict(self.trial), "phases": dict(self.phases),
+            "spec": self.spec, "backend": self.backend, "lane": self.lane, "strategy": self.strategy, "trial": dict(self.trial), "share_of_peak": self.share, "phases": dict(self.phases),
             "against_fastest": None if self.ratio is None else self.ratio.to_json(), **self.contestant.to_json(),
         }  # fmt: skip
 
@@ -56,6 +58,10 @@ class Ledger:
     def differing(self) -> list[str]:
         """Entries that are not the same for all."""
         return [name for name, own in self.entries.items() if len({repr(v) for v in own.values()}) > 1]
+
+    def changed(self, later: "Ledger") -> list[str]:
+        """Entries that are not what they were."""
+        return [name for name, own in self.entries.items() if later.entries.get(name) != own]
 
     def to_json(self) -> dict[str, Any]:
         """The documented JSON object."""
@@ -109,7 +115,7 @@ class BenchResult:
 
 def steps_to_even(base: Lane, lane: Lane) -> int | None:
     """After how many steps a lane is ahead of another that started earlier."""
-    later = sum(lane.phases[phase] - base.phases[phase] for phase in ("build", "first_call"))
+    later = sum(lane.phases[phase] - base.phases[phase] for phase in ("build", "first_calls"))
     gain = float(np.median(base.contestant.seconds) - np.median(lane.contestant.seconds))
     if later <= 0:
         return 0

@@ -96,15 +96,19 @@ def warmed(contestant: Contestant, block: float | None = None, budget: float = 2
 
 
 def rounds(
-    contestants: Sequence[Contestant], *, most: int, width: float = 0.0, seed: int = 0, budget: float = float("inf"),
+    contestants: Sequence[Contestant], *, along: Sequence[Contestant] = (), most: int, width: float = 0.0, seed: int = 0, budget: float = float("inf"),
     listen: Callable[[int], None] = lambda _done: None,
 ) -> None:  # fmt: skip
-    """Time all of them `most` times, or until every ratio's interval is narrower than `width`, or time is up."""
+    """Time all of them `most` times, or until every ratio's interval is narrower than `width`, or time is up.
+
+    `along`: what is timed in the same rounds, and is no contestant.
+    """
     rng = np.random.default_rng(seed)
+    everybody = [*contestants, *along]
     until = time.perf_counter() + budget
     for number in range(most):
-        for i in rng.permutation(len(contestants)):
-            contestants[i].blocks.append(contestants[i].block())
+        for i in rng.permutation(len(everybody)):
+            everybody[i].blocks.append(everybody[i].block())
         listen(number + 1)
         enough = number + 1 >= LEAST
         if enough and width and all(r.width <= width for r in ratios(contestants).values()):

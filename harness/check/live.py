@@ -120,7 +120,9 @@ def worker(
                 process = subprocess.Popen(  # noqa: S603 - our own module, the user's own interpreter
                     [python.path, "-P", "-m", "harness.serve", str(ask_read), str(answer_write)],
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(ask_read, answer_write),
-                    start_new_session=True, cwd=folder, env=worker_environment("cpu", 1),
+                    start_new_session=True, cwd=folder,
+                    # Inductor would find what it compiled last time, and a first call would cost nothing.
+                    env=worker_environment("cpu", 1) | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")},
                 )  # fmt: skip
             except OSError as error:
                 raise WorkerFailed(f"{python.path} cannot be run: {error.strerror}") from None

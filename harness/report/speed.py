@@ -20,16 +20,21 @@ def print_bench(results: Sequence[BenchResult], console: Console) -> None:
 
 
 def _print_one(result: BenchResult, console: Console) -> None:
-    about = f"{result.precision} · batch {result.batch} · {result.seconds:.0f} s"
+    about = (
+        f"{result.precision} · batch {result.batch} · {result.flops / 1e6:.3g} MFLOP a step · {result.seconds:.0f} s"
+    )
     console.print(Text.assemble((result.spec, "bold"), f"  {about}"))
     if result.lanes:
-        grid = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("backend", "lane", "strategy", "step", "quartiles", "ratio", "99 % interval", "", "first call"):
-            justify: Literal["left", "right"] = "left" if name in ("backend", "lane", "strategy", "") else "right"
+        grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+        for name in COLUMNS:
+            justify: Literal["left", "right"] = "left" if name in ("lane", "strategy") else "right"
             grid.add_column(name, justify=justify, no_wrap=True)
+        even = result.break_even()
         for lane in sorted(result.lanes, key=lambda one: float(np.median(one.contestant.seconds))):
-            grid.add_row(*_row(lane))
+            grid.add_row(*_row(lane, even[lane.name]))
         console.print(grid)
+        said = "peak: share of a plain product's speed; first: two calls, with all that they compile; pays: steps after which that is ahead of lane default"
+        console.print(Text(said, style="dim"))
     for note in result.notes:
         console.print(Text(note, style="dim"))
     for name in result.ledger.differing:
@@ -39,14 +44,17 @@ def _print_one(result: BenchResult, console: Console) -> None:
         console.print(Text(f"{backend} failed: {why}", style="red"))
 
 
-def _row(lane: Lane) -> list[str]:
-    low, middle, high = np.quantile(lane.contestant.seconds, (0.25, 0.5, 0.75))
-    first = spelled(lane.phases["first_call"])
-    own = [lane.backend, lane.lane, lane.strategy, spelled(middle), f"{spelled(low)}–{spelled(high)}"]
-    if lane.ratio is None:
-        return [*own, "1", "", "fastest", first]
+COLUMNS = ("lane", "strategy", "step", "ratio (99 %)", "peak", "first", "pays")
+
+
+def _row(lane: Lane, even: int | None) -> list[str]:
+    own = [lane.lane, lane.name, spelled(float(np.median(lane.contestant.seconds)))]
     r = lane.ratio
-    return [*own, f"{r.value:.3g}", f"{r.low:.3g}–{r.high:.3g}", r.verdict, first]
+    against = "fastest" if r is None else f"{r.value:.3g} ({r.low:.3g}–{r.high:.3g})"
+    against = f"tie {against}" if r and not r.different else against
+    share = "" if lane.share is None else f"{lane.share:.0%}"
+    pays = "" if lane.lane == "default" else "never" if even is None else f"{even:,}"
+    return [*own, against, share, spelled(lane.phases["first_calls"]), pays]
 
 
 def spelled(seconds: float) -> str:

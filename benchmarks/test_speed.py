@@ -157,6 +157,8 @@ def test_first_calls(benchmark: Any, name: str, strategy: Strategy) -> None:  # 
     own, _ = checked(name, strategy)
 
     def start() -> None:
+        # Inductor would find what it compiled for the check.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = mkdtemp()
         session = own.open(strategy)
         own.losses(session, min(2, own.program.steps))
 

@@ -240,6 +240,7 @@ CLASSES = frozenset(
         "LSTM",
         "Learning",
         "LearningRate",
+        "Losses",
         "NamedTuple",
         "NesterovSGD",
         "Path",
@@ -248,6 +249,7 @@ CLASSES = frozenset(
         "SelfAttention",
         "State",
         "Tensor",
+        "Trainer",
     ]
 )
 """Classes that emitted programs import or define: a network or block of that name gets `Network` after it."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from build import program_of
 
+from harness.data.datasets import Column, Random
 from harness.data.inputs import prepare
 from harness.errors import DataError, HarnessError
 
@@ -165,6 +166,54 @@ def test_the_bundled_sets_are_what_they_say() -> None:
             if column.classes:
                 assert set(np.unique(arrays[name])) == set(range(column.classes))
     assert len(Digits(dataset="digits", batch=1).read()["image"]) == 1797
+
+
+def random(**options: Any) -> dict[str, Any]:
+    fields = {"x": {"shape": [2, 3]}, "label": {"classes": 3}, "tokens": {"shape": [7], "classes": 96}}
+    return {"dataset": "random", "examples": 500, "fields": fields, "batch": 5, **options}
+
+
+def test_random_numbers_are_what_their_fields_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Random.model_validate(random())
+    arrays = made.read()
+    assert {n: (a.shape, a.dtype.kind) for n, a in arrays.items()} == {
+        "x": ((500, 2, 3), "f"), "label": ((500,), "i"), "tokens": ((500, 7), "i"),
+    }  # fmt: skip
+    assert abs(arrays["x"].mean()) < 0.1
+    assert abs(arrays["x"].std() - 1) < 0.1
+    assert set(arrays["label"]) == {0, 1, 2}
+    assert (arrays["tokens"].min(), arrays["tokens"].max()) == (0, 95)
+    monkeypatch.setattr(Random, "read", None)  # compiling draws nothing
+    assert made.fields() == {
+        "x": Column((2, 3), "float"), "label": Column((), "int", 3), "tokens": Column((7,), "int", 96),
+    }  # fmt: skip
+
+
+def test_random_numbers_follow_their_own_seed_and_no_other() -> None:
+    def x(spec_seed: int, **own: int) -> Any:
+        data = random(fields={"x": {"shape": [2]}, "y": {"shape": [1]}}, **own)
+        return prepare(program_of(spec(data), seed=spec_seed)).train["x"]
+
+    assert np.array_equal(x(0), x(1))
+    assert np.array_equal(x(0), x(0, seed=0))
+    assert not np.array_equal(x(0), x(0, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"examples": 0}, "data.examples: input should be greater than 0, got 0"),
+        ({"examples": 4}, "a batch of 5 is larger than the 4 examples"),
+        ({"fields": {}}, "data.fields: Dictionary should have at least 1 item"),
+        ({"fields": {"x": {"shape": [0]}}}, "data.fields.x.shape[0]: input should be greater than 0, got 0"),
+        ({"fields": {"x": {"classes": 0}}}, "data.fields.x.classes: input should be greater than 0, got 0"),
+        ({"fields": {"x": {"shap": [2]}}}, "data.fields.x.shap: unknown field 'shap'"),
+        ({"seed": -1}, "data.seed: input should be greater than or equal to 0, got -1"),
+    ],
+)
+def test_random_numbers_that_cannot_be_drawn_are_refused(options: dict[str, Any], expected: str) -> None:
+    fields = {"x": {"shape": [2]}, "y": {"shape": [1]}}
+    assert expected in message(spec(random(**{"fields": fields, **options})))
 
 
 def test_data_errors_come_before_any_directory_is_made(tmp_path: Path) -> None:

@@ -53,9 +53,6 @@ PLAIN_SGD = {
     ]},
 }  # fmt: skip
 MINIS = {"single": SINGLE, "several": SEVERAL, "plain_sgd": PLAIN_SGD}
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),  # Inductor's own
-]
 STRATEGIES = [s for s in lanes.STRATEGIES.values() if s.name != lanes.PLAIN[s.backend]]
 RUNNABLE = [
     pytest.param(s, id=f"{s.backend}-{s.name}", marks=() if s.backend in INSTALLED else pytest.mark.skip(reason=f"{s.backend} is not installed"))

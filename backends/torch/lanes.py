@@ -10,7 +10,6 @@ from harness.optimizers import AdamW, Sgd
 IMPORTS = """
 from torch._inductor.compile_fx import compile_fx
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_leaves
 """
 
 
@@ -57,7 +56,15 @@ def compile_step(
     count = ["count = torch.zeros([], dtype=torch.float64, device=DEVICE)"] if counts else []
     fill += ["count.fill_(step + 1)"] if counts else []
     told = "result[0]" if single else f"dict(zip({[u.name for u in program.updates]!r}, result, strict=True))"
+    tensors = indented([f"{leaf}," for leaf in leaves(program)])
     return f'''
+def leaves(batch: dict) -> list[Tensor]:
+    """Every tensor of a batch, always in the same order."""
+    return [
+{tensors}
+    ]
+
+
 def compile_step(model: {cls}, {name}: {kind}, batch: dict) -> Callable[[int, dict], {result}]:
     """The whole of `train_step`, optimizer included, as one compiled function of a step and its batch.
 
@@ -76,22 +83,31 @@ def compile_step(model: {cls}, {name}: {kind}, batch: dict) -> Callable[[int, di
 {indented(body)}
 
     before = [tensor.detach().clone() for tensor in held]
-    graph = make_fx(update)(*held, *tree_leaves(batch))
+    graph = make_fx(update)(*held, *leaves(batch))
 {indented(clear, 4)}
     held = [tensor.detach() for tensor in held]
     for tensor, value in zip(held, before, strict=True):
         tensor.copy_(value)  # Tracing has taken a step.
     with torch.no_grad():
-        compiled = compile_fx(graph, [*held, *tree_leaves(batch)])
+        compiled = compile_fx(graph, [*held, *leaves(batch)])
 
-    @torch.no_grad()
     def step_fn(step: int, batch: dict) -> {result}:
 {indented(fill)}
-        result = compiled(*held, *tree_leaves(batch))
+        result = compiled(*held, *leaves(batch))
         return {told}
 
     return step_fn
 '''
+
+
+def leaves(program: Program) -> list[str]:
+    """The tensors of a batch, as expressions."""
+    found = [f'batch["{name}"]' for name in program.fields]
+    for call, layers in program.masks.items():
+        for path in layers:
+            steps = "".join(f'["{step}"]' for step in path.split("."))
+            found.append(f'batch["masks"]["{call}"]{steps}')
+    return found
 
 
 def running(program: Program) -> list[str]:

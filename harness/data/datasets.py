@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import AfterValidator, Field, field_validator
 
 from harness.errors import DataError
-from harness.ops.base import Array, Count, Flag, Fraction, Shape
+from harness.ops.base import Array, Count, Flag, Fraction, Shape, Size
 from harness.record import Record
 
 ASCII = "\n" + "".join(map(chr, range(32, 127)))
@@ -127,6 +127,34 @@ class Inline(DataSet):
 
     def read(self) -> dict[str, Array]:
         return _check_lengths({name: to_array(name, value) for name, value in self.values.items()}, "inline data")
+
+
+class Drawn(Record):
+    """A field of random numbers: N(0, 1), or with `classes` integers below that, each as likely."""
+
+    shape: tuple[Count, ...] = ()
+    classes: Count | None = None
+
+
+class Random(DataSet):
+    """Random numbers that there is nothing to learn from, for measuring speed: any shapes, the same every time."""
+
+    dataset: Literal["random"]
+    examples: Count
+    fields_: Annotated[dict[str, Drawn], Field(alias="fields", min_length=1)]
+    seed: Size = 0
+    """Of these numbers alone: another seed of the spec leaves them as they are."""
+
+    def fields(self) -> dict[str, Column]:
+        return {n: Column(f.shape, "int" if f.classes else "float", f.classes) for n, f in self.fields_.items()}
+
+    def read(self) -> dict[str, Array]:
+        random = np.random.default_rng(self.seed)
+        return {name: self._draw(random, field) for name, field in self.fields_.items()}
+
+    def _draw(self, random: np.random.Generator, field: Drawn) -> Array:
+        shape = (self.examples, *field.shape)
+        return random.integers(field.classes, size=shape) if field.classes else random.standard_normal(shape)
 
 
 class Text(DataSet):
@@ -282,5 +310,5 @@ def _check_lengths(arrays: dict[str, Array], what: str) -> dict[str, Array]:
     return arrays
 
 
-DATASETS: tuple[type[DataSet], ...] = (Digits, Table, Inline, Text, Npz, Csv)
-Data = Annotated[Digits | Table | Inline | Text | Npz | Csv, Field(discriminator="dataset")]
+DATASETS: tuple[type[DataSet], ...] = (Digits, Table, Inline, Random, Text, Npz, Csv)
+Data = Annotated[Digits | Table | Inline | Random | Text | Npz | Csv, Field(discriminator="dataset")]

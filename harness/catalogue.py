@@ -8,6 +8,7 @@ from harness.backend import BACKENDS, PACKAGES
 from harness.data.datasets import DATASETS
 from harness.errors import CallError, SpecError
 from harness.initializers import INITIALIZERS
+from harness.lanes import STRATEGIES
 from harness.losses import LOSSES
 from harness.metrics import METRICS
 from harness.optimizers import CLIPS, OPTIMIZERS, SCHEDULES
@@ -61,6 +62,7 @@ LISTINGS: dict[str, Callable[[], dict[str, str]]] = {
     "schedules": lambda: _kinds(SCHEDULES),
     "clips": lambda: _kinds(CLIPS),
     "initializers": lambda: _kinds(INITIALIZERS),
+    "strategies": lambda: {f"{s.backend} {s.name}": f"{s.about} ({', '.join(s.lanes)})" for s in STRATEGIES.values()},
     "metrics": lambda: _kinds(METRICS),
 }
 

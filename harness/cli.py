@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -366,18 +366,45 @@ def export(
 
 @app.command(name="report")
 def report_(
-    directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")], json_file: JsonOption = None
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="A run directory; or several, and benchmarks' JSON files.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Where a report of several goes; left out, the folder `report`.")
+    ] = None,
+    json_file: JsonOption = None,
 ) -> None:
-    """Write a run's report again, from its directory alone."""
+    """Write a run's report again, from its directory alone; or one report of any number of runs and benchmarks."""
     from harness import report  # noqa: PLC0415
     from harness.results import RunResult  # noqa: PLC0415
 
     _check_json(json_file)
+    if len(paths) > 1 or not paths[0].is_dir() or out is not None:
+        _merged(paths, out or Path("report"), json_file)
+        return
+    (directory,) = paths
     result = RunResult.read(directory)
     report.write(directory)
     if json_file != "-":
         report.print_result(result, Console())
     _write_json(json_file, result.to_json())
+
+
+def _merged(paths: Sequence[Path], out: Path, json_file: str | None) -> None:
+    """One report of runs and benchmarks."""
+    from harness.report import merged  # noqa: PLC0415
+
+    for path in paths:
+        if not path.exists():
+            raise CallError(f"{path}: there is no such run directory or file")
+    found = merged.read(paths)
+    page = merged.write(found, out)
+    sentences = [merged.conclusion(bench) for bench in found.benches]
+    _write_json(json_file, {"report": str(page), "conclusions": sentences})
+    if json_file != "-":
+        for sentence in sentences:
+            Console().print(sentence, markup=False, highlight=False)
+        sys.stdout.write(f"{page}\n")
 
 
 @app.command(name="list")

@@ -322,7 +322,7 @@ def _drawer(
                     orient="vertical", thickness=1, size=5, color=line.colour
                 )
                 layers.append(marks.encode(x=x, y=alt.value(height - 4 - 6 * i)))
-        return _spec(alt.layer(*layers), data, width, height)
+        return styled(alt.layer(*layers), data, width, height)
 
     return draw
 
@@ -363,12 +363,12 @@ def _seconds(result: RunResult) -> list[Figure]:
             .mark_text(align="left", dx=5, color=INK)
             .encode(x=alt.X("seconds:Q", scale=scale), y=y, text="label:N")
         )
-        return _spec(alt.layer(bars, labels), {"rows": rows, "totals": totals}, width, 36 * len(order))
+        return styled(alt.layer(bars, labels), {"rows": rows, "totals": totals}, width, 36 * len(order))
 
     return [Figure("seconds", "seconds", "Where the time went", CAVEAT, draw)]
 
 
-def _spec(
+def styled(
     chart: alt.LayerChart | alt.FacetChart, data: Mapping[str, Sequence[Mapping[str, Any]]], width: int, height: int
 ) -> Spec:
     """The chart in the report's style, as wide as it says, with its data, which Altair would check point by point."""
@@ -377,12 +377,12 @@ def _spec(
         titleFontWeight="normal", titlePadding=8,
     )  # fmt: skip
     sized = chart.properties(width=width, height=height, autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
-    styled = sized.configure(
+    dressed = sized.configure(
         font=FONT, background="transparent", padding=6, aria=False, axis=axis,
         legend=alt.LegendConfig(labelColor=INK, titleColor=INK, labelFontSize=12, symbolStrokeWidth=2),
         view=alt.ViewConfig(stroke="transparent"),
     )  # fmt: skip
-    return {**styled.to_dict(), "datasets": {name: list(rows) for name, rows in data.items()}}
+    return {**dressed.to_dict(), "datasets": {name: list(rows) for name, rows in data.items()}}
 
 
 def _tidy(drawn: str) -> str:

@@ -38,7 +38,7 @@ def page(result: RunResult, sources: Sources, drawings: Sequence[Drawing]) -> st
     """The whole page."""
     drawn: dict[str, list[Drawn]] = {}
     for drawing in drawings:
-        drawn.setdefault(drawing.figure.section, []).append(_drawn(drawing))
+        drawn.setdefault(drawing.figure.section, []).append(drawn_for_page(drawing))
     texts = story.texts(result)
     content = {
         "result": result,
@@ -101,7 +101,8 @@ def _present(section: str, content: dict[str, Any]) -> bool:
     return bool(has.get(section, True))
 
 
-def _drawn(drawing: Drawing) -> Drawn:
+def drawn_for_page(drawing: Drawing) -> Drawn:
+    """A chart as a page shows it."""
     wide, narrow = (Markup(text) for text in inline(drawing))  # noqa: S704 - Vega escapes its text
     return Drawn(drawing.figure.title, drawing.figure.caption, wide, narrow)
 

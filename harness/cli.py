@@ -301,6 +301,9 @@ def bench(
     precision: PrecisionOption = "float32",
     batch: Annotated[int | None, typer.Option(help="Examples a step, instead of the spec's.")] = None,
     rounds: Annotated[int, typer.Option(help="At most; fewer where the ratios are known to 1 % before.")] = 40,
+    peers: Annotated[
+        Path | None, typer.Option(help="A folder of hand-written programs to time beside, like benchmarks/peers.")
+    ] = None,
     core: Annotated[int | None, typer.Option(help="That every worker is pinned to; left out, the last one.")] = None,
     python: PythonOption = None,
     timeout: Annotated[float, typer.Option(help="Seconds of silence after which a worker is stopped.")] = 600.0,
@@ -317,7 +320,15 @@ def bench(
 
     _check_json(json_file)
     options = benches.BenchOptions(
-        chosen(backends), precision, batch, benches.chosen_lanes(lanes), rounds, tuple(python or ()), timeout, core
+        chosen(backends),
+        precision,
+        batch,
+        benches.chosen_lanes(lanes),
+        rounds,
+        tuple(python or ()),
+        timeout,
+        peers,
+        core,
     )
     if self_test:
         _self_tested(specs or ["digits_mlp"], options if backends else replace(options, backends=("torch",)), json_file)

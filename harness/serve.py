@@ -68,6 +68,7 @@ class Server:
         self.ready: dict[tuple[str, int, int | None], Any] = {}
         self.closed = 0
         self.frozen = False
+        self.peers: dict[str, Callable[[int], Any]] = {}
         self.products: dict[int, Callable[[int], None]] = {}
 
     def open(self, asked: Question) -> dict[str, Any]:
@@ -258,6 +259,36 @@ class Server:
         cpu, began = time.process_time(), time.perf_counter()
         self.products[size](asked["steps"])
         return {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
+
+    def peer(self, asked: Question) -> dict[str, Any]:
+        """Build a strategy of somebody's own program: `file`, whose PEERS has by `network` and `strategy` a function of a run.
+
+        Returns how many steps it takes in one call, and the losses of the first `steps`.
+        """
+        build = load_program(Path(asked["file"])).PEERS[asked["network"]][asked["strategy"]]
+        train = self.peers[asked["name"]] = build(Path(asked["run"]))
+        chunk = int(getattr(train, "chunk", 1))
+        losses = train(asked["steps"]) if asked["steps"] else []
+        return {"chunk": chunk, "losses": [float(loss) for loss in losses]}
+
+    def peers_of(self, asked: Question) -> dict[str, Any]:
+        """The strategies that a `file` has for a `network`."""
+        return {"strategies": list(load_program(Path(asked["file"])).PEERS.get(asked["network"], {}))}
+
+    def clock_peer(self, asked: Question) -> dict[str, Any]:
+        """The time of `steps` more steps of a peer, which returns the loss of every one of them."""
+        train = self.peers[asked["name"]]
+        gc.collect()
+        gc.disable()
+        try:
+            cpu, began = time.process_time(), time.perf_counter()
+            losses = train(asked["steps"])
+            wall, used = time.perf_counter() - began, time.process_time() - cpu
+        finally:
+            gc.enable()
+        if len(losses) != asked["steps"]:
+            raise RuntimeError(f"asked for {asked['steps']} steps, it returned {len(losses)} losses")
+        return {"seconds": wall, "cpu": used}
 
     def overhead(self, asked: Question) -> dict[str, Any]:
         """What `clock` adds to a step: the time of its loop around a session whose step does nothing."""

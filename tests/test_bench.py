@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from harness.bench.ratio import LEAST, Ratio, ratio, settled
 from harness.bench.record import Ledger
 from harness.bench.rounds import Contestant, fastest, ratios, rounds, table, warmed
 from harness.bench.selftest import SelfTest, self_test
-from harness.compare import Comparison, Difference
+from harness.compare import TOLERANCES, Comparison, Difference, Tolerance
 from harness.errors import CallError
 from harness.graph import Program
 from harness.lanes import PLAIN, strategies
@@ -266,3 +267,79 @@ def test_a_backend_is_measured_against_itself(tmp_path: Path) -> None:
     assert 0 < found.overhead < 1e-3
     with pytest.raises(CallError, match="--self-test is of one backend"):
         self_test(str(path), BenchOptions(backends=("torch", "jax")))
+
+
+# ---- Beside programs written by hand
+
+
+PEER = """
+import numpy as np
+
+def build(slower, wrong=0.0):
+    def made(run):
+        assert (run / "inputs" / "parameters.safetensors").is_file()
+        losses = iter({losses})
+        def train(steps):
+            return np.array([next(losses, 0.0) + wrong for _ in range(steps)])
+        train.chunk = 3
+        return train
+    return made
+
+def broken(run):
+    raise RuntimeError("planted")
+
+PEERS = {{"case": {{"fast": build(0), "everyday": build(0), "wrong": build(0, 0.5), "broken": broken}}}}
+"""
+
+
+@pytest.mark.frameworks
+def test_what_is_written_by_hand_is_checked_and_timed_beside(tmp_path: Path) -> None:
+    path = tmp_path / "case.yaml"
+    text = spec_of(CASES["relu"])
+    path.write_text(json.dumps(text))
+    backend = INSTALLED[0]
+    (plain,) = bench([path], BenchOptions(backends=(backend,), lanes=("step",), rounds=6))
+    assert plain.peers == ()
+    from harness import runs  # noqa: PLC0415
+
+    trained = runs.run(str(path), runs.Options(backends=(backend,), out=tmp_path / "run"))
+    losses = next(iter(trained.backends[backend].losses.values()))
+    (tmp_path / f"{backend}_peers.py").write_text(PEER.format(losses=losses))
+    (found,) = bench([path], BenchOptions(backends=(backend,), rounds=6, peers=tmp_path))
+    assert {peer.strategy for peer in found.peers} == {"fast", "everyday"}
+    for peer in found.peers:
+        assert peer.contestant.unit == 3
+        assert peer.ratio is not None
+        assert peer.ratio.value > 1, "it computes nothing"
+    assert any("peer wrong is not timed: its losses are" in note for note in found.notes)
+    assert any("peer broken is not timed" in note and "planted" in note for note in found.notes)
+    assert {row["strategy"] for row in found.to_json()["peers"]} == {"fast", "everyday"}
+    with pytest.raises(CallError, match="has no "):
+        bench([path], BenchOptions(backends=(backend,), peers=tmp_path / "none"))
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize(("twins", "expected"), [(0.5, "same"), (3.5, "differs")])
+def test_in_float32_twins_decide_how_far_two_ways_may_part(
+    twins: float, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if INSTALLED == ():
+        pytest.skip("needs a framework")
+    path = tmp_path / "case.yaml"
+    path.write_text(json.dumps(spec_of(CASES["relu"])))
+    real = benches._twins
+    seen = []
+
+    def drift(*arguments: object) -> object:
+        found = real(*arguments)  # type: ignore[arg-type]
+        assert found.overall
+        seen.append(found)
+        return replace(found, overall={pair: [twins] for pair in found.overall})
+
+    monkeypatch.setattr(benches, "_twins", drift)
+    monkeypatch.setitem(TOLERANCES["float32"], "state", Tolerance(1e-12))
+    backend = INSTALLED[-1]
+    (found,) = bench([path], BenchOptions(backends=(backend,), lanes=("default", "step"), rounds=6))
+    if not seen:
+        pytest.skip("its ways agree to the last bit")
+    assert found.verdict == expected

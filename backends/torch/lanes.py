@@ -126,6 +126,8 @@ def running(program: Program) -> list[str]:
     ]
 
 
+# Products of a number and a tensor, never `add_(x, alpha=number)`: Inductor 2.13 loses an alpha where it fuses a matrix
+# product into the addition, and trains something else.
 HELPERS = {
     "sgd": '''
 @torch.no_grad()

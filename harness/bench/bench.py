@@ -16,6 +16,8 @@ from safetensors.numpy import load_file
 
 from harness import flops, spec
 from harness.backend import BACKENDS
+from harness.bench import peers
+from harness.bench.peers import EVERYDAY, Peer
 from harness.bench.ratio import LEAST
 from harness.bench.record import BenchResult, Lane, Ledger
 from harness.bench.rounds import BLOCK, Contestant, rounds, table, warmed
@@ -23,13 +25,13 @@ from harness.check import rungs
 from harness.check import trajectory as long
 from harness.check.evidence import allowances, gather, slopes
 from harness.check.live import LiveWorker, allowed_cores
-from harness.check.subject import Subject, each, open_program, part, prepare, workers
+from harness.check.subject import Subject, each, open_program, part, prepare, twin, workers
 from harness.check.trajectory import Training
 from harness.compare import TOLERANCES, Comparison, compare, compare_losses
 from harness.environment import Interpreter, interpreters, machine
 from harness.errors import CallError, WorkerFailed
 from harness.graph import Program
-from harness.lanes import LANES, Strategy, room, strategies
+from harness.lanes import LANES, PLAIN, Strategy, room, strategies
 from harness.programs import emitted
 from harness.resolve import compile_spec
 from harness.runs import prepared
@@ -38,6 +40,8 @@ from harness.source import Source
 Listener = Callable[[str, Mapping[str, Any]], None]
 BATCHES = 8
 """Different batches, made before the clock starts; steps take them in turn."""
+TWINS = 5
+"""Trainings that start one unit in the last place away, where those of two ways part by more than is allowed."""
 CHECKED = 20
 """Steps of the trajectory that a program must pass before its time counts."""
 WIDTH = 0.01
@@ -67,6 +71,8 @@ class BenchOptions:
     """At most; fewer where the ratios are known to WIDTH before."""
     pythons: tuple[str, ...] = ()
     timeout: float = 600.0
+    peers: Path | None = None
+    """A folder of hand-written programs to time beside the emitted ones, see harness.bench.peers."""
     core: int | None = None
     """That every worker is pinned to; left out, the last of this process's."""
 
@@ -80,6 +86,7 @@ def bench(
     loaded = [spec.load(spec.find(str(path))) for path in paths]
     if options.batch is not None:
         loaded = [(_batched(own, options.batch), text) for own, text in loaded]
+    peers.files(options.peers, options.backends)
     programs = [compile_spec(own, text) for own, text in loaded]
     pythons = interpreters(options.pythons)
     folder = Path(tempfile.mkdtemp(prefix="harness-bench-"))
@@ -122,34 +129,40 @@ def _one(
     core = allowed_cores()[-1] if options.core is None else options.core
     load = psutil.getloadavg()[0]
     inputs = prepared(program, text)
-    with workers(options.backends, (options.precision,), pythons, folder / "workers", options.timeout, core=core) as (
+    # What is written by hand has processes of its own: it may change how a whole process allocates, say.
+    named = {b: b for b in options.backends} | {_beside(b): b for b in peers.files(options.peers, options.backends)}
+    with workers(named, (options.precision,), pythons, folder / "workers", options.timeout, core=core) as (
         live,
         unstarted,
     ):
-        subject = prepare(program, text, inputs, options.precision, folder / "subject", live[options.precision])
+        started = live[options.precision]
+        own = {name: started[name] for name in options.backends if name in started}
+        subject = prepare(program, text, inputs, options.precision, folder / "subject", own)
         runners = {
             f"{backend} {strategy.name}": strategy
             for backend in subject.backends
             for strategy in strategies(program, backend, options.lanes)
         }
         phases: dict[str, dict[str, float]] = {}
-        parted = _checked(subject, runners, phases, listen) if subject.backends else {}
+        losses: dict[str, Mapping[str, list[float]]] = {}
+        parted = _checked(subject, runners, phases, losses, listen) if subject.backends else {}
         notes = [f"Load before it began: {load:.1f} on {len(allowed_cores())} cores; every worker on core {core}."]
         notes += [f"{name} is not timed: {why}" for name, why in parted.items()]
         sound = {n: s for n, s in runners.items() if n not in parted and s.backend not in parted}
         lanes: tuple[Lane, ...] = ()
+        beside: tuple[Peer, ...] = ()
         ledger = Ledger({})
         if sound and not _undecided(parted):
             ledger = _ledger(subject)
-            lanes = _timed(subject, sound, phases, options, listen)
+            lanes, beside = _timed(subject, sound, phases, losses, started, options, notes, listen)
             if lanes and (changed := ledger.changed(_ledger(subject))):
-                lanes = ()
+                lanes = beside = ()
                 notes.append(f"Refused: while it was timed, this changed: {', '.join(changed)}")
         failures = unstarted | subject.failures
         verdict = "differs" if parted else "failed" if failures or not lanes else "same"
         return BenchResult(
             program.name, options.precision, program.batch, verdict, lanes, ledger, machine(), tuple(notes), failures,
-            time.perf_counter() - began, flops.step(program),
+            time.perf_counter() - began, flops.step(program), beside,
         )  # fmt: skip
 
 
@@ -159,8 +172,9 @@ def _undecided(parted: Mapping[str, str]) -> bool:
 
 
 def _checked(
-    subject: Subject, runners: Mapping[str, Strategy], phases: dict[str, dict[str, float]], listen: Listener
-) -> dict[str, str]:
+    subject: Subject, runners: Mapping[str, Strategy], phases: dict[str, dict[str, float]],
+    losses: dict[str, Mapping[str, list[float]]], listen: Listener,
+) -> dict[str, str]:  # fmt: skip
     """Forward, gradients and the first steps of every way of running them, by the processes that are timed: who failed, and how."""
     name = subject.program.name
     listen(name, {"phase": "forward and gradients"})
@@ -170,15 +184,40 @@ def _checked(
     comparisons = [c for rung in found if rung.status != "passed" for c in rung.comparisons]
     listen(name, {"phase": "trajectories", "total": len(runners)})
     trainings, stacked = _trainings(subject, runners, phases, listen)
+    losses |= {runners[own].backend: training.losses for own, training in trainings.items()}
     comparisons += stacked
     if len(trainings) > 1:
-        comparisons += long.trajectory(subject, trainings, None, None).comparisons
+        along = long.trajectory(subject, trainings, None, None).comparisons
+        if not all(c.same for c in along) and subject.precision != "float64":
+            # Rounding grows along a training: whoever parts no faster than a framework from its own twin is not wrong.
+            beside = _twins(subject, runners, trainings)
+            along = tuple(c for c in along if c.same or not max(beside.overall[f"{c.a}~{c.b}"]) <= long.TIMES)
+        comparisons += along
     parted = outvoted(comparisons)
     parted |= {own: why for own, training in trainings.items() for why in long.dead(subject, training)}
     for rung in found:
         if rung.status == "failed" and not parted:
             parted[rung.name] = rung.sentence
     return parted
+
+
+def _twins(subject: Subject, runners: Mapping[str, Strategy], trainings: Mapping[str, Training]) -> long.Drift:
+    """How far the trainings part beside how far each backend's plain one parts from its own twins."""
+    count = min(CHECKED, subject.program.steps)
+    found: dict[str, list[dict[str, list[float]]]] = {}
+    for name in subject.backends:
+        live, plain = subject.workers[name], PLAIN[name]
+        source = emitted(subject.program, name, subject.precision)
+        open_program(subject, live, "twins", source, observe=False, strategy=plain)
+        live.ask("train", name="twins", first=0, last=count, keep="twins/base")
+        found[name] = []
+        for number in range(TWINS):
+            start = subject.position(f"twin-{number}", twin(subject.program, subject.start, number))
+            live.ask("load", name="twins", arrays=start)
+            said = live.ask("train", name="twins", first=0, last=count, against="twins/base")
+            found[name].append(said["distances"])
+        live.ask("close", name="twins")
+    return long.drift(subject, trainings, {own: found[runners[own].backend] for own in trainings})
 
 
 def outvoted(comparisons: Sequence[Comparison]) -> dict[str, str]:
@@ -241,12 +280,10 @@ def _trainings(
 
 
 def _timed(
-    subject: Subject,
-    runners: Mapping[str, Strategy],
-    phases: Mapping[str, Mapping[str, float]],
-    options: BenchOptions,
+    subject: Subject, runners: Mapping[str, Strategy], phases: Mapping[str, Mapping[str, float]],
+    losses: Mapping[str, Mapping[str, list[float]]], started: Mapping[str, LiveWorker], options: BenchOptions, notes: list[str],
     listen: Listener,
-) -> tuple[Lane, ...]:
+) -> tuple[tuple[Lane, ...], tuple[Peer, ...]]:  # fmt: skip
     """Open and warm up all, find the best of each backend in a short trial, and run the rounds of those that are in a lane."""
     name = subject.program.name
     contestants: dict[str, Contestant] = {}
@@ -266,9 +303,10 @@ def _timed(
             continue
         contestants[own] = one
     if not contestants:
-        return ()
+        return (), ()
+    rivals = _peers(subject, losses, started, options, notes, listen)
     listen(name, {"phase": "trial"})
-    rounds(list(contestants.values()), most=LEAST, budget=TRIAL)
+    rounds([*contestants.values(), *rivals.values()], most=LEAST, budget=TRIAL)
     trial = {own: float(np.median(one.seconds)) for own, one in contestants.items()}
     entered: list[tuple[str, str]] = []
     for lane in options.lanes:
@@ -281,15 +319,20 @@ def _timed(
     for one in peaks:
         warmed(one, budget=WARM_UP)
     chosen = {own: contestants[own] for own in dict.fromkeys(own for _, own in entered)}
-    for one in chosen.values():
+    # Of the peers the everyday one, and of the others whichever was the fastest in the trial.
+    timed = {key: own for key, own in rivals.items() if key[1] == EVERYDAY}
+    for backend in options.backends:
+        fast = [key for key in rivals if key[0] == backend and key[1] != EVERYDAY]
+        timed |= {key: rivals[key] for key in sorted(fast, key=lambda k: float(np.median(rivals[k].seconds)))[:1]}
+    for one in (*chosen.values(), *timed.values()):
         one.blocks.clear()
     listen(name, {"phase": "rounds", "total": options.rounds})
     field = list(chosen.values())
-    rounds(field, along=peaks, most=options.rounds, width=WIDTH, listen=lambda n: listen(name, {"step": n, "losses": {}}))  # fmt: skip
+    rounds(field, along=[*peaks, *timed.values()], most=options.rounds, width=WIDTH, listen=lambda n: listen(name, {"step": n, "losses": {}}))  # fmt: skip
     against = table(field)
     # Of a noisy machine the median is what it did; the peak is of the framework whose product was the fastest.
     peak = 2 * SIZE**3 / min(float(np.median(one.seconds)) for one in peaks)
-    return tuple(
+    lanes = tuple(
         Lane(
             name, runners[own].backend, lane, runners[own].name, chosen[own], against[own], phases[own],
             {n: t for n, t in trial.items() if runners[n].backend == runners[own].backend} if lane == "best" else {},
@@ -297,6 +340,29 @@ def _timed(
         )
         for lane, own in entered
     )  # fmt: skip
+    best = {lane.backend: lane.contestant for lane in lanes if lane.lane == "best"}
+    return lanes, peers.judged(timed, best)
+
+
+def _beside(backend: str) -> str:
+    """The name of the worker that runs a backend's peers."""
+    return f"{backend} peers"
+
+
+def _peers(
+    subject: Subject, losses: Mapping[str, Mapping[str, list[float]]], started: Mapping[str, LiveWorker], options: BenchOptions,
+    notes: list[str], listen: Listener,
+) -> dict[tuple[str, str], Contestant]:  # fmt: skip
+    """By backend and strategy, what somebody has written by hand, warm."""
+    found: dict[tuple[str, str], Contestant] = {}
+    for backend, file in peers.files(options.peers, options.backends).items():
+        if _beside(backend) in started and backend in losses:
+            listen(subject.program.name, {"phase": f"{backend}: peers"})
+            own = peers.opened(subject, started[_beside(backend)], file, losses[backend], notes)
+            for strategy, one in own.items():
+                warmed(one, budget=WARM_UP)
+                found[backend, strategy] = one
+    return found
 
 
 def contestant(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import harness
+from harness.bench.peers import Peer
 from harness.bench.ratio import Ratio
 from harness.bench.rounds import Contestant
 from harness.results import clean
@@ -85,6 +86,8 @@ class BenchResult:
     seconds: float = 0.0
     flops: int = 0
     """Floating-point operations in the matrix products of a step."""
+    peers: tuple[Peer, ...] = ()
+    """Hand-written programs that were timed beside."""
 
     @property
     def exit(self) -> int:
@@ -108,7 +111,7 @@ class BenchResult:
             "schema": SCHEMA, "harness": harness.__version__, "spec": self.spec, "precision": self.precision,
             "batch": self.batch, "verdict": self.verdict, "exit": self.exit, "lanes": [lane.to_json() for lane in self.lanes],
             "ledger": self.ledger.to_json(), "machine": dict(self.machine), "notes": list(self.notes),
-            "failures": dict(self.failures), "seconds": self.seconds, "flops": self.flops, "break_even": self.break_even(),
+            "failures": dict(self.failures), "seconds": self.seconds, "flops": self.flops, "peers": [peer.to_json() for peer in self.peers], "break_even": self.break_even(),
         })  # fmt: skip
         return found
 

@@ -35,6 +35,11 @@ def _print_one(result: BenchResult, console: Console) -> None:
         console.print(grid)
         said = "peak: share of a plain product's speed; first: two calls, with all that they compile; pays: steps after which that is ahead of lane default"
         console.print(Text(said, style="dim"))
+    for peer in result.peers:
+        r = peer.ratio
+        beside = "" if r is None else f": lane best takes {r.value:.3g} ({r.low:.3g}–{r.high:.3g}) times as long"
+        own = spelled(float(np.median(peer.contestant.seconds)))
+        console.print(Text(f"by hand: {peer.backend} {peer.strategy}, {own} a step{beside}"))
     for note in result.notes:
         console.print(Text(note, style="dim"))
     for name in result.ledger.differing:
@@ -50,11 +55,20 @@ COLUMNS = ("lane", "strategy", "step", "ratio (99 %)", "peak", "first", "pays")
 def _row(lane: Lane, even: int | None) -> list[str]:
     own = [lane.lane, lane.name, spelled(float(np.median(lane.contestant.seconds)))]
     r = lane.ratio
-    against = "fastest" if r is None else f"{r.value:.3g} ({r.low:.3g}–{r.high:.3g})"
+    against = "fastest" if r is None else f"{times(r.value)} ({times(r.low)}–{times(r.high)})"
     against = f"tie {against}" if r and not r.different else against
     share = "" if lane.share is None else f"{lane.share:.0%}"
     pays = "" if lane.lane == "default" else "never" if even is None else f"{even:,}"
     return [*own, against, share, spelled(lane.phases["first_calls"]), pays]
+
+
+def times(value: float) -> str:
+    """A ratio with three digits.
+
+    >>> times(1.0345), times(3921.7)
+    ('1.03', '3,922')
+    """
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"  # noqa: PLR2004 - where .3g becomes a power of ten
 
 
 def spelled(seconds: float) -> str:

@@ -1,0 +1,92 @@
+"""Programs that somebody has written by hand for the same network, timed beside the emitted ones: the yardstick.
+
+A folder has `<backend>_peers.py`, whose `PEERS[network][strategy]` is a function of a run directory (its `inputs/`) that
+returns `train(steps) -> losses`; `train.chunk` is how many steps one call takes. The strategy `everyday` is the way of the
+framework's own guide.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.bench.ratio import Ratio, ratio
+from harness.bench.rounds import Contestant
+from harness.check.live import LiveWorker
+from harness.check.subject import Subject
+from harness.errors import CallError, WorkerFailed
+
+EVERYDAY = "everyday"
+CLOSE = {EVERYDAY: 2e-3}
+"""How far, relatively, a peer's first losses may lie from ours; Keras's own Adam has another epsilon."""
+TIGHT = 5e-5
+COMPARED = 8
+"""Losses that are compared: the batches of a peer repeat after that many."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One of them, timed in the same rounds."""
+
+    backend: str
+    strategy: str
+    contestant: Contestant
+    ratio: Ratio | None
+    """How many times as long as its step the best emitted program's of the same backend takes."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented JSON object."""
+        return {
+            "backend": self.backend, "strategy": self.strategy,
+            "best_against_it": None if self.ratio is None else self.ratio.to_json(), **self.contestant.to_json(),
+        }  # fmt: skip
+
+
+def files(folder: Path | None, backends: tuple[str, ...]) -> dict[str, Path]:
+    """The files of a folder by backend. Raises CallError where there is none."""
+    if folder is None:
+        return {}
+    found = {backend: folder / f"{backend}_peers.py" for backend in backends}
+    found = {backend: path.resolve() for backend, path in found.items() if path.is_file()}
+    if not found:
+        raise CallError(f"--peers {folder}: has no {' or '.join(f'{b}_peers.py' for b in backends)}")
+    return found
+
+
+def opened(
+    subject: Subject, live: LiveWorker, file: Path, losses: Mapping[str, list[float]], notes: list[str]
+) -> dict[str, Contestant]:
+    """By strategy, those of a backend that train as the emitted program does; `notes` says which do not."""
+    found: dict[str, Contestant] = {}
+    network = subject.program.name
+    (expected,) = [own[:COMPARED] for own in losses.values()] if len(losses) == 1 else [[]]
+    for strategy in live.ask("peers_of", file=str(file), network=network)["strategies"]:
+        name = f"{live.backend} peer {strategy}"
+        try:
+            said = live.ask(
+                "peer", file=str(file), network=network, strategy=strategy, name=name, run=str(subject.folder), steps=len(expected)
+            )  # fmt: skip
+        except WorkerFailed as error:
+            notes.append(f"{name} is not timed: {str(error).splitlines()[0]}")
+            continue
+        worst = max(
+            (abs(a - b) / max(abs(b), 1e-9) for a, b in zip(said["losses"], expected, strict=True)), default=0.0
+        )
+        if worst > CLOSE.get(strategy, TIGHT):
+            notes.append(f"{name} is not timed: its losses are {worst:.1g} from the emitted program's, relatively")
+            continue
+
+        def run(steps: int, name: str = name) -> tuple[float, float]:
+            timed = live.ask("clock_peer", name=name, steps=steps)
+            return timed["seconds"], timed["cpu"]
+
+        found[strategy] = Contestant(name, run, said["chunk"])
+    return found
+
+
+def judged(contestants: Mapping[tuple[str, str], Contestant], best: Mapping[str, Contestant]) -> tuple[Peer, ...]:
+    """Each beside the best emitted program of its backend."""
+    return tuple(
+        Peer(backend, strategy, own, ratio(best[backend].seconds, own.seconds) if backend in best else None)
+        for (backend, strategy), own in contestants.items()
+    )

@@ -407,7 +407,7 @@ def _merged(paths: Sequence[Path], out: Path, json_file: str | None) -> None:
 
     for path in paths:
         if not path.exists():
-            raise CallError(f"{path}: there is no such run directory or file")
+            raise CallError(f"{path} does not exist")
     found = merged.read(paths)
     page = merged.write(found, out)
     sentences = [merged.conclusion(bench) for bench in found.benches]

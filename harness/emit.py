@@ -9,6 +9,7 @@ import hashlib
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from textwrap import indent, wrap
 
 from ruff import find_ruff_bin
@@ -284,6 +285,7 @@ def indented(lines: Iterable[str], by: int = 8) -> str:
     return "\n".join(indent(line, " " * by) for line in lines)
 
 
+@lru_cache(maxsize=256)  # two processes a text, and a check asks for the same texts again and again
 def formatted(text: str) -> str:
     """Text as `ruff format` writes it, unused imports removed and the rest sorted."""
     for arguments in (["check", "--fix", "--select", "F401,I", "--quiet"], ["format", "--quiet"]):

@@ -346,7 +346,7 @@ def _timed(
 
 def _beside(backend: str) -> str:
     """The name of the worker that runs a backend's peers."""
-    return f"{backend} peers"
+    return f"{backend}-peers"  # no space: it is in the path of what a compiler is given
 
 
 def _peers(

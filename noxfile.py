@@ -39,7 +39,12 @@ def tests(session: nox.Session) -> None:
 def tests_host(session: nox.Session) -> None:
     """The part of the suite that needs no framework, in an environment without one: under a minute."""
     install(session, "test")
-    session.run("pytest", "-m", "not frameworks", *session.posargs, env=ONE_THREAD)
+    session.install("pytest-xdist>=3.6")
+    # Two processes at once; both must number the tests alike, and pytest-benchmark would warn that it is idle then.
+    session.run(
+        "pytest", "-m", "not frameworks", "-n", "2", "--dist", "loadfile", "-p", "no:benchmark", *session.posargs,
+        env=ONE_THREAD | {"PYTHONHASHSEED": "0"},
+    )  # fmt: skip
 
 
 @nox.session

@@ -81,6 +81,7 @@ def descriptors() -> int:
         ("printf half >/dev/fd/$5; exit 1", r"ended with status 1"),
         (f"printf half >/dev/fd/$5; sleep {NAP}", r"gave no answer to 'start' for 1 seconds"),
     ],
+    ids=lambda value: value.replace(NAP, "long"),  # a process's number is in it
 )  # fmt: skip
 def test_a_worker_that_fails_is_one_reason_and_leaves_nothing(tmp_path: Path, body: str, expected: str) -> None:
     open_before = descriptors()

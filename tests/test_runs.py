@@ -52,6 +52,7 @@ def script(folder: Path, name: str, body: str) -> str:
         ('echo \'{"request": "stale"}\' > "$4/result.json"', "its result belongs to another request"),
         ('echo "half a res" > "$4/result.json"; exit 1', "its result.json cannot be read"),
     ],
+    ids=lambda value: value.replace(NAP, "long"),  # a process's number is in it
 )
 def test_a_worker_that_fails_is_a_row_with_its_reason(
     spec_file: Path, tmp_path: Path, body: str, expected: str

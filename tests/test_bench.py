@@ -19,7 +19,7 @@ from harness.bench.ratio import LEAST, Ratio, ratio, settled
 from harness.bench.record import Ledger
 from harness.bench.rounds import Contestant, fastest, ratios, rounds, table, warmed
 from harness.bench.selftest import SelfTest, self_test
-from harness.compare import TOLERANCES, Comparison, Difference, Tolerance
+from harness.compare import Comparison, Difference
 from harness.errors import CallError
 from harness.graph import Program
 from harness.lanes import PLAIN, strategies
@@ -319,27 +319,92 @@ def test_what_is_written_by_hand_is_checked_and_timed_beside(tmp_path: Path) -> 
 
 
 @pytest.mark.frameworks
-@pytest.mark.parametrize(("twins", "expected"), [(0.5, "same"), (3.5, "differs")])
+@pytest.mark.parametrize(("twins", "expected"), [(0.5, "same"), (3.5, "differs"), (float("nan"), "differs")])
 def test_in_float32_twins_decide_how_far_two_ways_may_part(
     twins: float, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if INSTALLED == ():
-        pytest.skip("needs a framework")
     path = tmp_path / "case.yaml"
     path.write_text(json.dumps(spec_of(CASES["relu"])))
-    real = benches._twins
+    backend = INSTALLED[0]
+    real, emit = benches._twins, programs.emitted
     seen = []
 
     def drift(*arguments: object) -> object:
-        found = real(*arguments)  # type: ignore[arg-type]
-        assert found.overall
-        seen.append(found)
-        return replace(found, overall={pair: [twins] for pair in found.overall})
+        seen.append(real(*arguments))  # type: ignore[arg-type]
+        return replace(seen[0], overall={pair: [twins] for pair in seen[0].overall})
+
+    def faulty(program: Program, name: str, *rest: object, strategy: str | None = None, **more: object) -> str:
+        text = emit(program, name, *rest, strategy=strategy, **more)  # type: ignore[arg-type]
+        return text.replace("0.01", "0.0105") if strategy == PLAIN[backend] else text
 
     monkeypatch.setattr(benches, "_twins", drift)
-    monkeypatch.setitem(TOLERANCES["float32"], "state", Tolerance(1e-12))
-    backend = INSTALLED[-1]
+    monkeypatch.setattr(benches, "emitted", faulty)
     (found,) = bench([path], BenchOptions(backends=(backend,), lanes=("default", "step"), rounds=6))
-    if not seen:
-        pytest.skip("its ways agree to the last bit")
+    assert seen, "they part by more than is allowed"
+    assert max(max(own) for own in seen[0].overall.values()) > 3, "what twins say of that fault by themselves"
     assert found.verdict == expected
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize(
+    ("backend", "strategy", "old", "new"),
+    [
+        ("jax", "scan", "lax.scan(train_step, state, batches)", "lax.scan(train_step, state, batches, reverse=True)"),
+        (
+            "tensorflow",
+            "loop",
+            "        batches,\n",
+            "        tf.nest.map_structure(lambda t: tf.reverse(t, [0]), batches),\n",
+        ),
+    ],
+)
+def test_a_call_of_many_steps_that_takes_them_otherwise_is_caught(
+    backend: str, strategy: str, old: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step at a time it is right: only a whole stack shows it."""
+    if backend not in INSTALLED:
+        pytest.skip(f"{backend} is not installed")
+    text = spec_of(CASES["relu"])
+    text["training"]["steps"] = 6
+    text["data"]["batch"] = 2
+    path = tmp_path / "case.yaml"
+    path.write_text(json.dumps(text))
+    emit = programs.emitted
+
+    def faulty(*arguments: object, **more: object) -> str:
+        own = emit(*arguments, **more)  # type: ignore[arg-type]
+        if more.get("strategy") != strategy:
+            return own
+        assert old in own
+        return own.replace(old, new)
+
+    monkeypatch.setattr(benches, "emitted", faulty)
+    (found,) = bench([path], BenchOptions(backends=(backend,), lanes=("best",), rounds=6))
+    assert found.verdict == "differs"
+    assert [note.split(" is not timed")[0] for note in found.notes if " is not timed" in note] == [
+        f"{backend} {strategy}"
+    ]
+    assert found.lanes, "the others are timed"
+    assert f"{backend} {strategy}" not in found.lanes[0].trial
+
+
+@pytest.mark.frameworks
+def test_what_the_checks_say_nothing_of_has_no_times(tmp_path: Path) -> None:
+    text = spec_of(CASES["relu"])
+    text["training"]["updates"][0]["optimizer"] = {"sgd": {"learning_rate": 1e-30}}
+    path = tmp_path / "dead.yaml"
+    path.write_text(json.dumps(text))
+    (found,) = bench([path], BenchOptions(backends=INSTALLED[:1], lanes=("step",), rounds=6))
+    assert (found.verdict, found.exit, found.lanes) == ("void", 1, ())
+    assert any("is not timed" in note for note in found.notes)
+
+
+@pytest.mark.frameworks
+def test_a_ledger_that_changes_voids_the_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "case.yaml"
+    path.write_text(json.dumps(spec_of(CASES["relu"])))
+    told = iter([Ledger({"threads": {"torch": 1}}), Ledger({"threads": {"torch": 2}})])
+    monkeypatch.setattr(benches, "_ledger", lambda _subject: next(told))
+    (found,) = bench([path], BenchOptions(backends=INSTALLED[:1], lanes=("default",), rounds=6))
+    assert (found.verdict, found.exit, found.lanes) == ("failed", 3, ())
+    assert "Refused: while it was timed, this changed: threads" in found.notes

@@ -42,6 +42,8 @@ BATCHES = 8
 """Different batches, made before the clock starts; steps take them in turn."""
 TWINS = 5
 """Trainings that start one unit in the last place away, where those of two ways part by more than is allowed."""
+STEP_BY_STEP = " step by step"
+"""Of the name of a training whose calls could take many steps, made to take one each: it judges, and is not judged."""
 CHECKED = 20
 """Steps of the trajectory that a program must pass before its time counts."""
 WIDTH = 0.01
@@ -145,10 +147,10 @@ def _one(
         }
         phases: dict[str, dict[str, float]] = {}
         losses: dict[str, Mapping[str, list[float]]] = {}
-        parted = _checked(subject, runners, phases, losses, listen) if subject.backends else {}
+        parted, void = _checked(subject, runners, phases, losses, listen) if subject.backends else ({}, {})
         notes = [f"Load before it began: {load:.1f} on {len(allowed_cores())} cores; every worker on core {core}."]
-        notes += [f"{name} is not timed: {why}" for name, why in parted.items()]
-        sound = {n: s for n, s in runners.items() if n not in parted and s.backend not in parted}
+        notes += [f"{name} is not timed: {why}" for name, why in (void | parted).items()]
+        sound = {n: s for n, s in runners.items() if not {n, s.backend} & (void | parted).keys()}
         lanes: tuple[Lane, ...] = ()
         beside: tuple[Peer, ...] = ()
         ledger = Ledger({})
@@ -159,7 +161,7 @@ def _one(
                 lanes = beside = ()
                 notes.append(f"Refused: while it was timed, this changed: {', '.join(changed)}")
         failures = unstarted | subject.failures
-        verdict = "differs" if parted else "failed" if failures or not lanes else "same"
+        verdict = "differs" if parted else "void" if void else "failed" if failures or not lanes else "same"
         return BenchResult(
             program.name, options.precision, program.batch, verdict, lanes, ledger, machine(), tuple(notes), failures,
             time.perf_counter() - began, flops.step(program), beside,
@@ -174,14 +176,17 @@ def _undecided(parted: Mapping[str, str]) -> bool:
 def _checked(
     subject: Subject, runners: Mapping[str, Strategy], phases: dict[str, dict[str, float]],
     losses: dict[str, Mapping[str, list[float]]], listen: Listener,
-) -> dict[str, str]:  # fmt: skip
-    """Forward, gradients and the first steps of every way of running them, by the processes that are timed: who failed, and how."""
+) -> tuple[dict[str, str], dict[str, str]]:  # fmt: skip
+    """Forward, gradients and the first steps of every way of running them, by the processes that are timed.
+
+    Who parts from the others, and how; and of whom the checks say nothing, and why.
+    """
     name = subject.program.name
     listen(name, {"phase": "forward and gradients"})
     evidence = each(subject, lambda live: gather(subject, live, subject.sources[live.name, True], support=True))
     allowed = allowances(subject, evidence)
     found = [rungs.forward(subject, evidence, allowed), rungs.gradients(subject, evidence, allowed, slopes(subject))]
-    comparisons = [c for rung in found if rung.status != "passed" for c in rung.comparisons]
+    comparisons = [c for rung in found for c in rung.comparisons]
     listen(name, {"phase": "trajectories", "total": len(runners)})
     trainings, stacked = _trainings(subject, runners, phases, listen)
     losses |= {runners[own].backend: training.losses for own, training in trainings.items()}
@@ -193,12 +198,11 @@ def _checked(
             beside = _twins(subject, runners, trainings)
             along = tuple(c for c in along if c.same or not max(beside.overall[f"{c.a}~{c.b}"]) <= long.TIMES)
         comparisons += along
-    parted = outvoted(comparisons)
-    parted |= {own: why for own, training in trainings.items() for why in long.dead(subject, training)}
+    void = {own: why for own, training in trainings.items() for why in long.dead(subject, training)}
     for rung in found:
-        if rung.status == "failed" and not parted:
-            parted[rung.name] = rung.sentence
-    return parted
+        if rung.status == "void":
+            void |= dict.fromkeys(runners, f"{rung.name}: {rung.sentence}")
+    return outvoted(comparisons), void
 
 
 def _twins(subject: Subject, runners: Mapping[str, Strategy], trainings: Mapping[str, Training]) -> long.Drift:
@@ -225,7 +229,7 @@ def outvoted(comparisons: Sequence[Comparison]) -> dict[str, str]:
     left = [c for c in comparisons if not c.same]
     found: dict[str, str] = {}
     while left:
-        counts = Counter(name for c in left for name in {c.a, c.b} if name != "reference")
+        counts = Counter(n for c in left for n in {c.a, c.b} if n != "reference" and not n.endswith(STEP_BY_STEP))
         (worst, most), *others = counts.most_common()
         tied = [name for name, count in others if count == most]
         judge = worst
@@ -268,7 +272,7 @@ def _trainings(
             if strategy.many:
                 live.ask("load", name=strategy.name, arrays=subject.position("start", subject.start))
                 said = live.ask("train_stacked", name=strategy.name, count=count, into=str(path))
-                names = (own, f"{own} step by step")
+                names = (own, f"{own}{STEP_BY_STEP}")
                 stacked.append(compare_losses(names, said["losses"], training.losses, tolerances["loss"]))
                 ends = (part(load_file(path), "state/"), part(end, "state/"))
                 left, right = ({n: a for n, a in e.items() if n not in subject.apart} for e in ends)

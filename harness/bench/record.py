@@ -77,7 +77,8 @@ class BenchResult:
     precision: str
     batch: int
     verdict: str
-    """`same`: every program passed the checks that its time is worth; `differs`, `failed`: then there are no times."""
+    """`same`: every program passed the checks; `differs`: some part from the others, and have no times; `void`: the checks
+    would pass whatever the programs did, `failed`: a backend did, or nothing could be timed."""
     lanes: tuple[Lane, ...]
     ledger: Ledger
     machine: Mapping[str, Any]
@@ -91,8 +92,8 @@ class BenchResult:
 
     @property
     def exit(self) -> int:
-        """0 measured, 1 the programs do not train identically, 3 a backend failed."""
-        return {"same": 0, "differs": 1, "failed": 3}[self.verdict]
+        """0 measured, 1 the programs do not train identically or nothing shows it, 3 a backend failed."""
+        return {"same": 0, "differs": 1, "void": 1, "failed": 3}[self.verdict]
 
     def break_even(self) -> dict[str, int | None]:
         """By contestant: after how many steps what it took longer to start than its backend's default lane is paid for.

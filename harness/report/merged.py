@@ -148,7 +148,12 @@ def conclusion(bench: Record) -> str:
         return f"{bench['spec']}: not measured: {'; '.join(bench['failures'].values()) or 'see the notes'}."
     lanes = lanes_of(bench)
     if not lanes:
-        return f"{bench['spec']}: the programs do not train identically, so none was timed."
+        why = (
+            "nothing shows that the programs train identically"
+            if bench["verdict"] == "void"
+            else "the programs do not train identically"
+        )
+        return f"{bench['spec']}: {why}, so none was timed."
     first = lanes[0]
     ties = [
         lane["name"]

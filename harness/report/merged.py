@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from harness.errors import CallError
 from harness.report import charts, story
 from harness.report.charts import INK, PHONE, Drawing, Figure, Spec, colour
 from harness.report.markdown import escape, table
-from harness.report.page import Drawn, drawn_for_page
+from harness.report.page import Drawn, drawn_for_page, style, template
 from harness.report.speed import spelled
 from harness.report.story import Table, title
 from harness.results import RunResult
@@ -437,14 +435,9 @@ def page(merged: Merged, drawings: Sequence[Drawing]) -> str:
          "everything": everything(bench), "rivals": rivals(bench), "ledger": ledger(bench)}
         for number, bench in enumerate(merged.benches)
     ]  # fmt: skip
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        loader=PackageLoader("harness", "report"),
-    )  # fmt: skip
-    style = environment.loader.get_source(environment, "page.css")[0]  # type: ignore[union-attr]
-    return environment.get_template("merged.html").render(
+    return template("merged.html").render(
         conclusions=[conclusion(bench) for bench in merged.benches],
         choosing=choosing(merged) if merged.benches else None,
         benches=benches, runs=trained(merged), suites=suite(merged),
-        style=Markup(style),  # noqa: S704 - ours
+        style=style(),
     )  # fmt: skip

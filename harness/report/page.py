@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
@@ -78,13 +78,24 @@ def page(result: RunResult, sources: Sources, drawings: Sequence[Drawing]) -> st
         "digests": story.digests(result),
         "title": story.title,
         "colours": {name: colour(name, place) for place, name in enumerate(result.backends)},
-        "style": Markup(_read("page.css") + _code_colours()),  # noqa: S704 - ours
+        "style": style() + Markup(_code_colours()),  # noqa: S704 - ours
     }
     content["sections"] = {key: name for key, name in SECTIONS.items() if _present(key, content)}
+    return template("page.html").render(content)
+
+
+def template(name: str) -> Template:
+    """One of the package's own pages; what a spec says reaches it escaped and printable."""
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, finalize=_finalize, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(_read("page.html")).render(content)
+        autoescape=True, undefined=StrictUndefined, finalize=_finalize, trim_blocks=True, lstrip_blocks=True,
+        loader=FunctionLoader(_read),
+    )  # fmt: skip
+    return environment.get_template(name)
+
+
+def style() -> Markup:
+    """The style of every page."""
+    return Markup(_read("page.css"))  # noqa: S704 - ours
 
 
 def _present(section: str, content: dict[str, Any]) -> bool:

@@ -9,9 +9,7 @@ the device before the clock starts, and the losses of every step are fetched bef
 
 import gc
 import importlib
-import importlib.util
 import os
-import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +30,7 @@ from harness.questions import arrays as asked_of
 from harness.questions import questions
 from harness.resolve import compile_spec
 from harness.runs import describe
+from harness.worker import load_program
 
 BACKEND = os.environ.get("HARNESS_BENCH_BACKEND", "")
 SPECS = [
@@ -69,11 +68,7 @@ class Ready:
         name = f"{self.program.name}_{strategy.backend}_{strategy.name}"
         path = folder / f"{name}.py"
         path.write_text(emitted(self.program, strategy.backend, "float32", strategy=strategy.name))
-        found = importlib.util.spec_from_file_location(name, path)
-        assert found
-        assert found.loader
-        module = sys.modules[name] = importlib.util.module_from_spec(found)
-        found.loader.exec_module(module)
+        module = load_program(path)
         sessions = importlib.import_module(f"backends.{strategy.backend}.session")
         made = sessions.SESSIONS.get(strategy.name, sessions.Session)
         session: Session = made(module, describe(self.program) | {"strategy": strategy.name})

@@ -221,6 +221,20 @@ def ref(value: Ref) -> str:
             return value.name
 
 
+def batch_sources(program: Program) -> tuple[str, dict[str, str]]:
+    """In `load_batch`: the expression of a batch's rows, and of each of its entries on the host."""
+    found = {}
+    for name in program.fields:
+        per_step = name in program.spec.data.noise
+        found[name] = f'inputs["{name}"][step][: len(rows)]' if per_step else f'inputs["train.{name}"][rows]'
+    if program.masks:
+        found["masks"] = "dropout_masks(step, len(rows))"
+    rows = 'inputs["order"][step]'
+    if program.spec.data.last_batch == "keep":
+        rows += "\n    rows = rows[rows >= 0]  # an epoch's last batch may be smaller"
+    return rows, found
+
+
 def call_site(program: Program, site: CallSite, extra: str = "") -> str:
     """`model(batch["image"], batch["masks"]["classifier"])`, or `model.generator(...)` where there are several."""
     given = [ref(argument) for argument in site.arguments]

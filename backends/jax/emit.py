@@ -33,9 +33,7 @@ def emit(
         functions,
         tables(program),
         shared.masks_text(program, precision) if program.masks else "",
-        lanes.nnx_running(program, batches(program), threads)
-        if strategy == "nnx"
-        else running(program, precision, threads, observe=observe, many=strategy == "scan"),
+        running(program, precision, threads, observe=observe, strategy=strategy),
     ]
     return shared.formatted("\n\n".join(parts))
 
@@ -298,8 +296,34 @@ def tables(program: Program) -> str:
     return text + shared.table("STATISTICS", running, "the same for running statistics")
 
 
-def running(program: Program, precision: str, threads: int, *, observe: bool = False, many: bool = False) -> str:
+def running(program: Program, precision: str, threads: int, *, observe: bool = False, strategy: str = "jit") -> str:
     """Loading parameters and batches, and `main`."""
+    load = 'load_file(run / "inputs" / "parameters.safetensors")'
+    if strategy == "nnx":
+        loading, body = lanes.nnx_loading(program), lanes.nnx_main(program, load)
+    else:
+        loading, body = load_parameters(program), [f"state = load_parameters({load})"]
+        body += lanes.blocks(program, precision) if strategy == "scan" else each_step(program, observe=observe)
+    return f"""
+{loading}
+{batches(program)}
+{lanes.STACK if strategy == "scan" else ""}
+
+def main(run: Path) -> None:
+    if hasattr(os, "sched_setaffinity"):
+        # XLA:CPU splits sums by the cores that it may use: as many as in the recorded run.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{threads}])
+    inputs = load_file(run / "inputs" / "data.safetensors") | load_file(run / "inputs" / "batches.safetensors")
+{indented(body, 4)}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
+"""
+
+
+def load_parameters(program: Program) -> str:
+    """The function that makes the state before training."""
     single = len(program.updates) == 1
     made = {u.name: f".init({_own(program, u)})" for u in program.updates}
     each = ", ".join(f'"{name}": optimizers["{name}"]{init}' for name, init in made.items())
@@ -314,21 +338,6 @@ def load_parameters(arrays: dict[str, np.ndarray]) -> State:
 
     parameters = load(PARAMETERS)
     return State(parameters, load(STATISTICS), {optimizer_state})
-
-{batches(program)}
-{lanes.STACK if many else ""}
-
-def main(run: Path) -> None:
-    if hasattr(os, "sched_setaffinity"):
-        # XLA:CPU splits sums by the cores that it may use: as many as in the recorded run.
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{threads}])
-    inputs = load_file(run / "inputs" / "data.safetensors") | load_file(run / "inputs" / "batches.safetensors")
-    state = load_parameters(load_file(run / "inputs" / "parameters.safetensors"))
-{indented(lanes.blocks(program, precision) if many else each_step(program, observe=observe), 4)}
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
 '''
 
 
@@ -345,16 +354,8 @@ def each_step(program: Program, *, observe: bool) -> list[str]:
 
 def batches(program: Program) -> str:
     """The function that loads a batch."""
-    rows = []
-    for name in program.fields:
-        per_step = name in program.spec.data.noise
-        source = f'inputs["{name}"][step][: len(rows)]' if per_step else f'inputs["train.{name}"][rows]'
-        rows.append(f'"{name}": {source},')
-    if program.masks:
-        rows.append('"masks": dropout_masks(step, len(rows)),')
-    rows_of = 'inputs["order"][step]'
-    if program.spec.data.last_batch == "keep":
-        rows_of += "\n    rows = rows[rows >= 0]  # an epoch's last batch may be smaller"
+    rows_of, sources = shared.batch_sources(program)
+    rows = [f'"{name}": {source},' for name, source in sources.items()]
     return f'''
 def load_batch(inputs: dict[str, np.ndarray], step: int) -> dict:
     """The batch of a step, counted from 0."""

@@ -77,8 +77,8 @@ def wrt(program: Program, update: Update) -> str:
     return f"nnx.All(nnx.Param, {paths if len(update.over) == 1 else f'nnx.Any({paths})'})"
 
 
-def nnx_running(program: Program, batches: str, threads: int) -> str:
-    """Making the model, loading parameters and batches, and `main`."""
+def nnx_loading(program: Program) -> str:
+    """Making the optimizers and loading parameters."""
     cls, single = shared.container(program), len(program.updates) == 1
     if single:
         (update,) = program.updates
@@ -87,7 +87,6 @@ def nnx_running(program: Program, batches: str, threads: int) -> str:
         name, kind = "optimizers", "dict[str, nnx.Optimizer]"
         each = [f'"{u.name}": nnx.Optimizer(model, txs["{u.name}"], wrt={wrt(program, u)})' for u in program.updates]
         made = f"{{{', '.join(each)}}}"
-    show = "float(loss)" if single else "*map(float, losses.values())"
     return f'''
 def make_{name}(model: {cls}) -> {kind}:
     return {made}
@@ -99,22 +98,18 @@ def load_parameters(model: {cls}, arrays: dict[str, np.ndarray]) -> None:
         path: jnp.array(arrays[name].transpose(axes)) for name, (path, axes) in (PARAMETERS | STATISTICS).items()
     }}
     nnx.update(model, unflatten_dict(found, sep="."))
-
-{batches}
-
-def main(run: Path) -> None:
-    if hasattr(os, "sched_setaffinity"):
-        # XLA:CPU splits sums by the cores that it may use: as many as in the recorded run.
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{threads}])
-    inputs = load_file(run / "inputs" / "data.safetensors") | load_file(run / "inputs" / "batches.safetensors")
-    model = {cls}(nnx.Rngs(0))
-    load_parameters(model, load_file(run / "inputs" / "parameters.safetensors"))
-    {name} = make_{name}(model)
-    for step in range(len(inputs["order"])):
-        {"loss" if single else "losses"} = train_step(model, {name}, load_batch(inputs, step))
-        print(step + 1, {show})
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
 '''
+
+
+def nnx_main(program: Program, load: str) -> list[str]:
+    """What `main` does with Flax's own objects; `load`: the expression of the parameters' arrays."""
+    single = len(program.updates) == 1
+    name, losses = ("optimizer", "loss") if single else ("optimizers", "losses")
+    return [
+        f"model = {shared.container(program)}(nnx.Rngs(0))",
+        f"load_parameters(model, {load})",
+        f"{name} = make_{name}(model)",
+        'for step in range(len(inputs["order"])):',
+        f"    {losses} = train_step(model, {name}, load_batch(inputs, step))",
+        f"    print(step + 1, {'float(loss)' if single else '*map(float, losses.values())'})",
+    ]

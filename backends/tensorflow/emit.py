@@ -285,16 +285,8 @@ def running(
 ) -> str:
     """Making the model, loading parameters and batches, and `main`."""
     cls, single = shared.container(program), len(program.updates) == 1
-    rows = []
-    for name in program.fields:
-        per_step = name in program.spec.data.noise
-        source = f'inputs["{name}"][step][: len(rows)]' if per_step else f'inputs["train.{name}"][rows]'
-        rows.append(f'"{name}": {source},')
-    if program.masks:
-        rows.append('"masks": dropout_masks(step, len(rows)),')
-    rows_of = 'inputs["order"][step]'
-    if program.spec.data.last_batch == "keep":
-        rows_of += "\n    rows = rows[rows >= 0]  # an epoch's last batch may be smaller"
+    rows_of, sources = shared.batch_sources(program)
+    rows = [f'"{name}": {source},' for name, source in sources.items()]
     optimizer = "optimizer" if single else "optimizers"
     show = "float(loss)" if single else "*map(float, losses.values())"
     if strategy == "fit":

@@ -299,13 +299,13 @@ def tables(program: Program) -> str:
 def running(program: Program, threads: int, *, observe: bool = False, whole: bool = False) -> str:
     """Loading parameters and batches, and `main`."""
     cls, single = shared.container(program), len(program.updates) == 1
+    rows_of, sources = shared.batch_sources(program)
     rows = []
     for name, column in program.fields.items():
-        per_step = name in program.spec.data.noise
-        source = f'inputs["{name}"][step][: len(rows)]' if per_step else f'inputs["train.{name}"][rows]'
-        rows.append(f'"{name}": torch.from_numpy({source}){".long()" if column.dtype == "int" else ""}.to(DEVICE),')
+        long = ".long()" if column.dtype == "int" else ""
+        rows.append(f'"{name}": torch.from_numpy({sources[name]}){long}.to(DEVICE),')
     if program.masks:
-        rows.append('"masks": to_tensors(dropout_masks(step, len(rows))),')
+        rows.append(f'"masks": to_tensors({sources["masks"]}),')
         to_tensors = """
 def to_tensors(masks: dict) -> dict:
     return {
@@ -315,9 +315,6 @@ def to_tensors(masks: dict) -> dict:
 """
     else:
         to_tensors = ""
-    rows_of = 'inputs["order"][step]'
-    if program.spec.data.last_batch == "keep":
-        rows_of += "\n    rows = rows[rows >= 0]  # an epoch's last batch may be smaller"
     optimizer = "optimizer" if single else "optimizers"
     show = "loss.item()" if single else "*(loss.item() for loss in losses.values())"
     losses = f"{'loss' if single else 'losses'}{', _' if observe else ''}"

@@ -186,6 +186,7 @@ def test_a_spec_is_checked_and_timed_on_every_backend(tmp_path: Path) -> None:
     assert found.flops == flops.step(program_of(path.read_text()))
     assert set(found.ledger.entries["cores"]) == set(INSTALLED)
     assert "cores" not in found.ledger.differing, "every worker is pinned to the same one"
+    assert found.ledger.entries["$MALLOC_MMAP_MAX_"] == dict.fromkeys(INSTALLED, "0"), "all keep their memory"
     json.dumps(found.to_json(), allow_nan=False)
 
 

@@ -52,6 +52,12 @@ WIDTH = 0.01
 
 SIZE = 1024
 """Of the square matrices whose product shows what the processor can do."""
+ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+"""How glibc allocates in every process that is timed (man 3 mallopt): it keeps freed memory.
+
+As it comes it gives large arrays back to the system, whose pages then cost a fault each in the next step: a tax on large
+activations, paid by whichever framework has no allocator of its own.
+"""
 WARM_UP = 5.0
 """Seconds that a warm-up may take; one that has not settled by then is said to be none."""
 TRIAL = 60.0
@@ -133,7 +139,9 @@ def _one(
     inputs = prepared(program, text)
     # What is written by hand has processes of its own: it may change how a whole process allocates, say.
     named = {b: b for b in options.backends} | {_beside(b): b for b in peers.files(options.peers, options.backends)}
-    with workers(named, (options.precision,), pythons, folder / "workers", options.timeout, core=core) as (
+    with workers(
+        named, (options.precision,), pythons, folder / "workers", options.timeout, core=core, settings=ALLOCATOR
+    ) as (
         live,
         unstarted,
     ):

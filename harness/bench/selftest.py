@@ -12,7 +12,7 @@ import psutil
 
 import harness
 from harness import spec
-from harness.bench.bench import BenchOptions, contestant
+from harness.bench.bench import ALLOCATOR, BenchOptions, contestant
 from harness.bench.ratio import Ratio, ratio
 from harness.bench.rounds import Contestant, rounds, warmed
 from harness.check.live import LiveWorker, allowed_cores
@@ -108,7 +108,13 @@ def self_test(
     folder = Path(tempfile.mkdtemp(prefix="harness-bench-"))
     try:
         with workers(
-            (backend,), (options.precision,), interpreters(options.pythons), folder, options.timeout, core=core
+            (backend,),
+            (options.precision,),
+            interpreters(options.pythons),
+            folder,
+            options.timeout,
+            core=core,
+            settings=ALLOCATOR,
         ) as (live, failures):
             if failures:
                 raise WorkerFailed(failures[backend])

@@ -101,9 +101,13 @@ class LiveWorker:
 
 @contextmanager
 def worker(
-    backend: str, python: Interpreter, folder: Path, *, core: int, timeout: float = 600.0, name: str | None = None
-) -> Iterator[LiveWorker]:
-    """A live worker, pinned to one core; killed on the way out, whatever happened. Raises WorkerFailed."""
+    backend: str, python: Interpreter, folder: Path, *, core: int, timeout: float = 600.0, name: str | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[LiveWorker]:  # fmt: skip
+    """A live worker, pinned to one core; killed on the way out, whatever happened. Raises WorkerFailed.
+
+    `settings`: more environment variables, where this process has not set them.
+    """
     if not importable(backend, python):
         raise WorkerFailed(
             f"{PACKAGES[backend][0]} is not installed here; pip install 'framework-harness[{backend}]', or name an "
@@ -122,7 +126,7 @@ def worker(
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(ask_read, answer_write),
                     start_new_session=True, cwd=folder,
                     # Inductor would find what it compiled last time, and a first call would cost nothing.
-                    env=worker_environment("cpu", 1) | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")},
+                    env={**(settings or {}), **worker_environment("cpu", 1)} | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")},
                 )  # fmt: skip
             except OSError as error:
                 raise WorkerFailed(f"{python.path} cannot be run: {error.strerror}") from None

@@ -204,11 +204,12 @@ def workers(
     timeout: float,
     *,
     core: int | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[dict[str, dict[str, LiveWorker]], dict[str, str]]]:
     """A live worker for each precision and backend, and the reasons of those that could not be started.
 
     `backends`: their names, or by the name that each goes by here, its backend. `core`: that all of them share, where
-    one is asked after the other; left out, they are spread over all there are.
+    one is asked after the other; left out, they are spread over all there are. `settings`: see `worker`.
     """
     named = backends if isinstance(backends, Mapping) else dict.fromkeys(backends)
     cores = allowed_cores()
@@ -226,7 +227,9 @@ def workers(
                 own = cores[number % len(cores)] if core is None else core
                 number += 1
                 try:
-                    made = worker(backend, pythons[backend], place, core=own, timeout=timeout, name=name)
+                    made = worker(
+                        backend, pythons[backend], place, core=own, timeout=timeout, name=name, settings=settings
+                    )
                     found[precision][name] = stack.enter_context(made)
                 except WorkerFailed as error:
                     failures[name] = str(error)

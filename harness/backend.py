@@ -5,7 +5,7 @@ class `Session` below and `environment()`. A worker imports NumPy, safetensors, 
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -83,6 +83,12 @@ class Session(Protocol):
 
     def evaluate(self, expression: Any, fields: Arrays) -> Array:  # noqa: ANN401
         """An expression in evaluation mode: ["field", name] or ["call", network, [arguments]]."""
+
+    def predictor(self, way: str, expression: Any, fields: Arrays) -> Callable[[], Array]:  # noqa: ANN401
+        """A function that evaluates the same, each time anew, from fields on the device to a result on the host.
+
+        `way` is one of harness.lanes.INFERENCE. Parameters are those of now; training goes on without a trace of it.
+        """
 
     def values(self, expression: Any, fields: Arrays) -> Arrays:  # noqa: ANN401
         """Every node's value of an observed program in evaluation mode, as `call.node`."""

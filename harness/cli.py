@@ -299,7 +299,21 @@ def bench(
         typer.Option(help="default, step, best: which ways of running it, like default,best; left out, all."),
     ] = None,
     precision: PrecisionOption = "float32",
-    batch: Annotated[int | None, typer.Option(help="Examples a step, instead of the spec's.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
+    batch: Annotated[
+        str | None, typer.Option(help="Examples a step, instead of the spec's, or several: 16,64,256.")
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="PLACE=VALUE,VALUE: the spec with each, like networks.mlp.layers.1.dense=64,256; may be repeated."
+        ),
+    ] = None,
+    parts: Annotated[
+        str | None,
+        typer.Option(help="start, inference: what to measure beside the training step; none; left out, all."),
+    ] = None,
+    target: Annotated[float | None, typer.Option(help="A loss that each way is to train to, and be timed.")] = None,
     rounds: Annotated[int, typer.Option(help="At most; fewer where the ratios are known to 1 % before.")] = 40,
     peers: Annotated[
         Path | None, typer.Option(help="A folder of hand-written programs to time beside, like benchmarks/peers.")
@@ -314,30 +328,35 @@ def bench(
 ) -> None:
     """Check, then time the training step of every backend, in interleaved rounds. Exit: 0 timed, 1 they differ, 2 a wrong call, 3 a backend failed."""
     from harness.bench import bench as benches  # noqa: PLC0415 - seconds of imports that other commands do without
+    from harness.bench.options import BenchOptions, chosen_lanes, chosen_parts  # noqa: PLC0415
     from harness.bench.record import SCHEMA  # noqa: PLC0415
     from harness.environment import backends as chosen  # noqa: PLC0415
     from harness.report.speed import print_bench  # noqa: PLC0415
+    from harness.vary import parse  # noqa: PLC0415
 
     _check_json(json_file)
-    options = benches.BenchOptions(
-        chosen(backends),
-        precision,
-        batch,
-        benches.chosen_lanes(lanes),
-        rounds,
-        tuple(python or ()),
-        timeout,
-        peers,
-        core,
-    )
+    changes = [*([f"data.batch={batch}"] if batch else []), *(vary or [])]
+    options = BenchOptions(
+        chosen(backends), precision, device, tuple(parse(change) for change in changes), chosen_lanes(lanes), rounds,
+        tuple(python or ()), timeout, peers, chosen_parts(parts), target, core,
+    )  # fmt: skip
     if self_test:
         _self_tested(specs or ["digits_mlp"], options if backends else replace(options, backends=("torch",)), json_file)
     if not specs:
         raise CallError("bench needs a SPEC (`harness list specs` lists those that come with it), or --self-test")
+
+    def told(results: Sequence[Any]) -> dict[str, Any]:
+        return {"schema": SCHEMA, "benchmarks": [result.to_json() for result in results]}
+
+    def keep(results: Sequence[Any]) -> None:
+        if json_file != "-":  # a file has what is done whenever it is cut short
+            _write_json(json_file, told(results))
+
     with _progress() as listen:
-        results = benches.bench(specs, options, listen)
-    _write_json(json_file, {"schema": SCHEMA, "benchmarks": [result.to_json() for result in results]})
-    if json_file != "-":
+        results = benches.bench(specs, options, listen, keep)
+    if json_file == "-":
+        _write_json(json_file, told(results))
+    else:
         print_bench(results, Console())
     raise typer.Exit(max(result.exit for result in results))
 

@@ -1,5 +1,11 @@
-"""Floating-point operations of a training step, counted from the graph: those of its matrix products, two a multiplication."""
+"""What a training step computes and moves, counted from the graph.
 
+Floating-point operations are those of its matrix products, two a multiplication. Bytes are those of a step that keeps
+nothing in caches between its operations and fuses none of them: the abscissa of a roofline (S. Williams, A. Waterman, D.
+Patterson, Roofline, Communications of the ACM 52, 2009), not what a memory bus would count.
+"""
+
+import math
 from collections.abc import Mapping
 
 from harness.graph import BlockOp, CallSite, Graph, Program, Update
@@ -14,6 +20,35 @@ def forward(program: Program) -> int:
     """Of the forward passes of one training step."""
     sites = [site for update in program.updates for site in update.calls]
     return 2 * program.batch * sum(_graph(program.networks[site.network], dict.fromkeys(_inputs(program, site), False), moves=False)[0] for site in sites)  # fmt: skip
+
+
+def traffic(program: Program, precision: str) -> int:
+    """Bytes that one training step reads and writes.
+
+    An operation's output is written and read once in the forward pass; in the backward pass it is read again, and its
+    gradient is written and read. A parameter is read in both, its gradient written and read, and the optimizer reads and
+    writes it and all that it remembers of it.
+    """
+    width = 8 if precision == "float64" else 4
+    total = 0
+    for update in program.updates:
+        for site in update.calls:
+            graph = program.networks[site.network]
+            parameters = sum(math.prod(p.shape) for p in graph.parameters.values())
+            total += parameters + program.batch * (sum(map(math.prod, graph.input_shapes)) + 2 * _values(graph))
+            if site.moved:
+                total += parameters + 3 * program.batch * _values(graph)
+        slots = len(update.optimizer.remembers)
+        learned = sum(math.prod(p.shape) for n in update.over for p in program.networks[n].parameters.values() if p.learned)  # fmt: skip
+        total += (2 + 2 + 2 * slots) * learned
+    return width * total
+
+
+def _values(graph: Graph) -> int:
+    """Numbers that all operations of a network put out for one example."""
+    return sum(
+        _values(node.op.graph) if isinstance(node.op, BlockOp) else math.prod(node.shape) for node in graph.nodes
+    )
 
 
 def _inputs(program: Program, site: CallSite) -> tuple[str, ...]:

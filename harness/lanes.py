@@ -52,6 +52,9 @@ STRATEGIES = {
 PLAIN = {"torch": "fused", "tensorflow": "function", "jax": "jit"}
 """The strategy of the program that `harness run` trains and `harness check` checks."""
 
+INFERENCE = {"torch": ("eager", "compiled"), "tensorflow": ("eager", "function", "function_xla"), "jax": ("nnx", "jit")}
+"""How a trained network is asked, the framework's beginner's way first."""
+
 
 def strategies(program: Program, backend: str, lanes: tuple[str, ...] = LANES) -> list[Strategy]:
     """Those of a backend that are in one of the lanes and can run the program."""

@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+import resource
 import sys
 import time
 import traceback
@@ -24,7 +25,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from harness.backend import PACKAGES, Array, Arrays, Session, StepByStep
-from harness.worker import _die_with_parent, _installed, _process, load_program
+from harness.worker import CHUNK, _die_with_parent, _installed, _process, load_program
 
 Question = Mapping[str, Any]
 MANY = 50
@@ -70,6 +71,8 @@ class Server:
         self.frozen = False
         self.peers: dict[str, Callable[[int], Any]] = {}
         self.products: dict[int, Callable[[int], None]] = {}
+        self.copies: dict[int, Callable[[int], None]] = {}
+        self.predictors: dict[tuple[str, str, int], Callable[[], Array]] = {}
 
     def open(self, asked: Question) -> dict[str, Any]:
         """Import a program and build its session: `name`, `program` (a file), `inputs` (a run's folder), `request`."""
@@ -97,6 +100,7 @@ class Server:
         """Forget a session and the series kept under its name; of many, what the framework kept of them too."""
         self.opened.pop(asked["name"], None)
         self.ready = {key: batches for key, batches in self.ready.items() if key[0] != asked["name"]}
+        self.predictors = {key: own for key, own in self.predictors.items() if key[0] != asked["name"]}
         self.closed += 1
         if self.closed % MANY == 0 and hasattr(self.module, "forget"):
             self.module.forget()
@@ -242,6 +246,8 @@ class Server:
                 "float32 products": "full" if error < FULL else f"reduced: {error:.1g} off",
                 "denormals": "kept" if small.all() else "flushed to zero",
                 "layout of images": self.module.LAYOUT,
+                "device": ", ".join(self.module.environment()["devices"]),
+                **self.module.settings(),
                 **{f"${n}": v for n, v in sorted(os.environ.items()) if n.startswith(TELLING) and n not in OWN},
                 "python": sys.version.split()[0],
                 "numpy": np.__version__,
@@ -306,9 +312,112 @@ class Server:
             self.ready[key] = here.session.stack([batches[i % count] for i in range(size or count)])
         return self.ready[key]
 
+    def bandwidth(self, asked: Question) -> dict[str, Any]:
+        """The time to read an array of `size` bytes and write another, `steps` times over: what the memory can do."""
+        size = asked["size"]
+        if size not in self.copies:
+            self.copies[size] = self.module.copies(np.ones(size // 4, np.float32))
+        cpu, began = time.process_time(), time.perf_counter()
+        self.copies[size](asked["steps"])
+        return {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
+
+    def predict(self, asked: Question) -> dict[str, Any]:
+        """The seconds of each of `calls` evaluations of an `expression` over `rows` examples, `way`: how they are run.
+
+        `fields`: field -> input's name. From fields on the device to a result on the host.
+        """
+        key = (asked["name"], asked["way"], asked["rows"])
+        if key not in self.predictors:
+            here = self.opened[asked["name"]]
+            fields = {name: _rows(here.inputs[own], asked["rows"]) for name, own in asked["fields"].items()}
+            self.predictors[key] = here.session.predictor(asked["way"], asked["expression"], fields)
+        predict, taken = self.predictors[key], []
+        gc.collect()
+        gc.disable()
+        try:
+            cpu, last = time.process_time(), time.perf_counter()
+            for _ in range(asked["calls"]):
+                predict()
+                now = time.perf_counter()
+                taken.append(now - last)
+                last = now
+            used = time.process_time() - cpu
+        finally:
+            gc.enable()
+        return {"seconds": taken, "cpu": used}
+
+    def predicted(self, asked: Question) -> dict[str, Any]:
+        """What a predictor that `predict` has made returns."""
+        _save({"output": self.predictors[asked["name"], asked["way"], asked["rows"]]()}, asked["into"])
+        return {}
+
+    def evaluate(self, asked: Question) -> dict[str, Any]:
+        """The seconds of an evaluation of an `expression` over all examples of `fields`, as `harness run` does it."""
+        here = self.opened[asked["name"]]
+        fields = {name: here.inputs[own] for name, own in asked["fields"].items()}
+        count = len(next(iter(fields.values())))
+        began = time.perf_counter()
+        for start in range(0, count, CHUNK):
+            here.session.evaluate(asked["expression"], {n: a[start : start + CHUNK] for n, a in fields.items()})
+        return {"seconds": time.perf_counter() - began, "examples": count}
+
+    def memory(self, asked: Question) -> dict[str, Any]:
+        """Bytes: `resident` now, `peak` so far, and what arrays took at most on a GPU. `reset`: the peak begins anew."""
+        found = {**_memory(), "device_peak": self.module.device_memory()}
+        if asked.get("reset") and (path := Path("/proc/self/clear_refs")).exists():
+            path.write_text("5")
+        return found
+
+    def compilations(self, asked: Question) -> dict[str, Any]:
+        """How much the framework has traced and compiled, by what it counts."""
+        return {"compilations": self.module.compilations(self.opened[asked["name"]].session)}
+
+    def reach(self, asked: Question) -> dict[str, Any]:
+        """Train from a position, `arrays`, until the mean of the last `window` losses of the first update is `target`.
+
+        `stack`: how many steps a call takes, where one takes several; `most`: steps after which it gives up. Batches are made
+        on the way. A first call, whose shapes may be new, is not timed. Returns whether the target was `reached`, after how
+        many `steps`, and the `seconds` until the call ended in which it was.
+        """
+        here, window = self.opened[asked["name"]], asked["window"]
+        session, many = here.session, asked.get("stack")
+        size = min(many or 1, asked["most"])
+
+        def call(first: int) -> list[float]:
+            batches = [session.batch(here.inputs, first + i) for i in range(size)]
+            if many:
+                return next(iter(session.losses(session.steps(first, session.stack(batches), size)).values()))
+            return [next(iter(session.wait(session.step(first, batches[0])).values()))]
+
+        call(0)
+        self.load(asked)
+        losses: list[float] = []
+        began = time.perf_counter()
+        while len(losses) + size <= asked["most"]:
+            losses += call(len(losses))
+            ends = range(max(window, len(losses) - size + 1), len(losses) + 1)
+            if end := next((end for end in ends if sum(losses[end - window : end]) / window <= asked["target"]), None):
+                return {"reached": True, "steps": end, "seconds": time.perf_counter() - began}
+        return {"reached": False, "steps": len(losses), "seconds": time.perf_counter() - began}
+
     def environment(self, _asked: Question) -> dict[str, Any]:
         """What the framework and the process say of themselves."""
         return {"environment": self.module.environment() | _process()}
+
+
+def _rows(array: Array, count: int) -> Array:
+    """So many examples: the first ones, over again where there are fewer."""
+    return array[np.arange(count) % len(array)]
+
+
+def _memory() -> dict[str, int]:
+    """Bytes of this process in memory, now and at most."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        return {name: 1024 * int(lines[key].split()[0]) for name, key in (("resident", "VmRSS"), ("peak", "VmHWM"))}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+    return {"resident": peak, "peak": peak}
 
 
 def _slowed(session: Session, ready: Any, steps: int, slower: float) -> list[Any]:  # noqa: ANN401

@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,16 +16,22 @@ from hypothesis import strategies as st
 
 from harness import flops, programs
 from harness.bench import bench as benches
-from harness.bench.bench import BenchOptions, bench, outvoted
+from harness.bench import energy, inference
+from harness.bench.alone import WINDOW
+from harness.bench.bench import bench
+from harness.bench.options import BenchOptions
 from harness.bench.ratio import LEAST, Ratio, ratio, settled
 from harness.bench.record import Ledger
 from harness.bench.rounds import Contestant, fastest, ratios, rounds, table, warmed
+from harness.bench.scaling import exponent
 from harness.bench.selftest import SelfTest, self_test
+from harness.bench.vote import outvoted
 from harness.compare import Comparison, Difference
 from harness.errors import CallError
 from harness.graph import Program
-from harness.lanes import PLAIN, strategies
+from harness.lanes import INFERENCE, PLAIN, strategies
 from harness.report.speed import spelled
+from harness.vary import parse
 
 TIMES = st.lists(st.floats(1e-6, 1e3), min_size=LEAST, max_size=30)
 
@@ -156,7 +164,7 @@ def test_times_have_the_unit_that_suits_them(seconds: float, said: str) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (BenchOptions(rounds=5), "--rounds is at least 6"), (BenchOptions(batch=0), "--batch is at least 1"),
+        (BenchOptions(rounds=5), "--rounds is at least 6"), (BenchOptions(device="tpu"), "--device is cpu or gpu"),
         (BenchOptions(precision="float16"), "--precision is float32 or float64"), (BenchOptions(core=4096), "--core 4096"),
     ],
 )  # fmt: skip
@@ -169,16 +177,32 @@ def test_a_wrong_call_is_a_sentence(options: BenchOptions, expected: str) -> Non
 def test_a_spec_is_checked_and_timed_on_every_backend(tmp_path: Path) -> None:
     path = tmp_path / "case.yaml"
     path.write_text(json.dumps(spec_of(CASES["relu"])))
-    (found,) = bench([path], BenchOptions(backends=INSTALLED, rounds=6))
+    steps = program_of(path.read_text()).steps
+    (found,) = bench([path], BenchOptions(backends=INSTALLED, rounds=6, target=1e9))
     assert (found.verdict, found.exit) == ("same", 0), found
     assert {lane.backend for lane in found.lanes} == set(INSTALLED)
     assert sum(lane.ratio is None for lane in found.lanes) == 1, "the fastest is what the others are held against"
     for lane in found.lanes:
         assert len(lane.contestant.blocks) == 6
         assert all(block.seconds > 0 for block in lane.contestant.blocks)
-        assert lane.phases["first_calls"] > 0
+        assert lane.alone is not None
+        assert all(seconds > 0 for seconds in lane.alone.phases.values())
+        assert lane.alone.start < sum(lane.alone.phases.values()), "the import is not part of it"
+        assert (lane.alone.memory["peak"] or 0) > (lane.alone.memory["imported"] or 0) > 20_000_000
+        assert lane.lines > 20
+        assert not any(lane.alone.later.values()), "nothing is compiled any more in the third call"
+        assert lane.strategy in ("eager", "fused", "whole", "fit") or sum(lane.alone.compilations.values()) > 0
+        assert (lane.alone.target["reached"], lane.alone.target["steps"]) == (True, min(WINDOW, steps))
         assert lane.strategy in [s.name for s in strategies(program_of(path.read_text()), lane.backend, (lane.lane,))]
         assert lane.ratio is None or lane.ratio.value > 0.5
+    assert {(own.backend, own.way) for own in found.inference} == {(b, way) for b in INSTALLED for way in INFERENCE[b]}
+    assert sum(own.ratio is None for own in found.inference) == 1
+    for own in found.inference:
+        assert 0 < own.latency["p50"] <= own.latency["p95"] <= own.latency["p99"]
+        assert own.examples > 1 / own.latency["p50"], "many at once are faster than one after the other"
+    assert [own.backend for own in found.evaluation] == list(INSTALLED)
+    assert found.roof is not None
+    assert found.roof.bandwidth > 1e8
     for backend in INSTALLED:
         (best,) = [lane for lane in found.lanes if lane.backend == backend and lane.lane == "best"]
         assert f"{backend} {best.strategy}" == min(best.trial, key=best.trial.__getitem__)
@@ -205,11 +229,47 @@ def test_what_does_not_train_identically_has_no_times(tmp_path: Path, monkeypatc
         return text if strategy != plain else text.replace("0.01", "0.013")
 
     monkeypatch.setattr(benches, "emitted", faulty)
-    (found,) = bench([path], BenchOptions(backends=(backend,), rounds=6))
+    (found,) = bench([path], BenchOptions(backends=(backend,), parts=(), rounds=6))
     assert (found.verdict, found.exit) == ("differs", 1)
     assert found.lanes, "the others are timed"
     assert not [lane for lane in found.lanes if lane.strategy == plain]
     assert any(note.startswith(f"{backend} {plain} is not timed: ") for note in found.notes)
+
+
+@pytest.mark.frameworks
+def test_a_spec_is_timed_with_every_value_of_a_setting(tmp_path: Path) -> None:
+    path = tmp_path / "case.yaml"
+    path.write_text(json.dumps(spec_of(CASES["relu"])))
+    kept: list[list[int]] = []
+    options = BenchOptions(
+        INSTALLED[:1], vary=(parse("data.batch=2,4"),), lanes=("step",), rounds=6, parts=(), target=None
+    )
+    found = bench([path], options, keep=lambda results: kept.append([result.batch for result in results]))
+    assert [(own.batch, own.setting) for own in found] == [(2, {"data.batch": 2}), (4, {"data.batch": 4})]
+    assert kept == [[2], [2, 4]], "what is done is handed over before the next begins"
+    assert found[1].title == f"{found[1].spec}, data.batch=4"
+    assert 0 < found[0].flops == found[1].flops // 2
+    assert found[0].lanes[0].alone is None
+    assert found[0].inference == ()
+
+
+class Answers:
+    """A worker whose program answers so."""
+
+    def __init__(self, **ways: float) -> None:
+        self.ways = ways
+
+    def arrays(self, _do: str, *, way: str, **_more: object) -> dict[str, Any]:
+        return {"output": np.array([1.0, self.ways[way]])}
+
+
+def test_who_answers_otherwise_is_not_timed() -> None:
+    workers = {"torch": Answers(eager=2.0, compiled=2.0), "jax": Answers(nnx=2.0, jit=2.01)}
+    asked: dict[tuple[str, str], Any] = {(b, way): None for b, own in workers.items() for way in own.ways}
+    subject: Any = SimpleNamespace(workers=workers, precision="float32", failures={})
+    inference._require_same(subject, asked)
+    assert list(asked) == [("torch", "eager"), ("torch", "compiled"), ("jax", "nnx")]
+    assert list(subject.failures) == ["jax jit inference"]
 
 
 def disagree(a: str, b: str, ratio: float = 2.0) -> Comparison:
@@ -299,14 +359,14 @@ def test_what_is_written_by_hand_is_checked_and_timed_beside(tmp_path: Path) -> 
     text = spec_of(CASES["relu"])
     path.write_text(json.dumps(text))
     backend = INSTALLED[0]
-    (plain,) = bench([path], BenchOptions(backends=(backend,), lanes=("step",), rounds=6))
+    (plain,) = bench([path], BenchOptions(backends=(backend,), parts=(), lanes=("step",), rounds=6))
     assert plain.peers == ()
     from harness import runs  # noqa: PLC0415
 
     trained = runs.run(str(path), runs.Options(backends=(backend,), out=tmp_path / "run"))
     losses = next(iter(trained.backends[backend].losses.values()))
     (tmp_path / f"{backend}_peers.py").write_text(PEER.format(losses=losses))
-    (found,) = bench([path], BenchOptions(backends=(backend,), rounds=6, peers=tmp_path))
+    (found,) = bench([path], BenchOptions(backends=(backend,), parts=(), rounds=6, peers=tmp_path))
     assert {peer.strategy for peer in found.peers} == {"fast", "everyday"}
     for peer in found.peers:
         assert peer.contestant.unit == 3
@@ -340,7 +400,7 @@ def test_in_float32_twins_decide_how_far_two_ways_may_part(
 
     monkeypatch.setattr(benches, "_twins", drift)
     monkeypatch.setattr(benches, "emitted", faulty)
-    (found,) = bench([path], BenchOptions(backends=(backend,), lanes=("default", "step"), rounds=6))
+    (found,) = bench([path], BenchOptions(backends=(backend,), parts=(), lanes=("default", "step"), rounds=6))
     assert seen, "they part by more than is allowed"
     assert max(max(own) for own in seen[0].overall.values()) > 3, "what twins say of that fault by themselves"
     assert found.verdict == expected
@@ -380,7 +440,7 @@ def test_a_call_of_many_steps_that_takes_them_otherwise_is_caught(
         return own.replace(old, new)
 
     monkeypatch.setattr(benches, "emitted", faulty)
-    (found,) = bench([path], BenchOptions(backends=(backend,), lanes=("best",), rounds=6))
+    (found,) = bench([path], BenchOptions(backends=(backend,), parts=(), lanes=("best",), rounds=6))
     assert found.verdict == "differs"
     assert [note.split(" is not timed")[0] for note in found.notes if " is not timed" in note] == [
         f"{backend} {strategy}"
@@ -395,7 +455,7 @@ def test_what_the_checks_say_nothing_of_has_no_times(tmp_path: Path) -> None:
     text["training"]["updates"][0]["optimizer"] = {"sgd": {"learning_rate": 1e-30}}
     path = tmp_path / "dead.yaml"
     path.write_text(json.dumps(text))
-    (found,) = bench([path], BenchOptions(backends=INSTALLED[:1], lanes=("step",), rounds=6))
+    (found,) = bench([path], BenchOptions(backends=INSTALLED[:1], parts=(), lanes=("step",), rounds=6))
     assert (found.verdict, found.exit, found.lanes) == ("void", 1, ())
     assert any("is not timed" in note for note in found.notes)
 
@@ -405,7 +465,48 @@ def test_a_ledger_that_changes_voids_the_times(tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "case.yaml"
     path.write_text(json.dumps(spec_of(CASES["relu"])))
     told = iter([Ledger({"threads": {"torch": 1}}), Ledger({"threads": {"torch": 2}})])
-    monkeypatch.setattr(benches, "_ledger", lambda _subject: next(told))
-    (found,) = bench([path], BenchOptions(backends=INSTALLED[:1], lanes=("default",), rounds=6))
+    monkeypatch.setattr(benches, "ledger", lambda _subject, _device: next(told))
+    (found,) = bench([path], BenchOptions(backends=INSTALLED[:1], parts=(), lanes=("default",), rounds=6))
     assert (found.verdict, found.exit, found.lanes) == ("failed", 3, ())
     assert "Refused: while it was timed, this changed: threads" in found.notes
+
+
+# ---- Energy and growth
+
+
+def test_a_counter_of_energy_goes_on_where_it_starts_anew(tmp_path: Path) -> None:
+    for name, files in {
+        "intel-rapl:0": {"name": "package-0", "max_energy_range_uj": "9999999", "energy_uj": "9000000"},
+        "intel-rapl:0:1": {"name": "dram", "max_energy_range_uj": "9999999", "energy_uj": "0"},
+        "intel-rapl:1": {"name": "package-1", "max_energy_range_uj": "9999999", "energy_uj": "not for you"},
+    }.items():
+        (tmp_path / name).mkdir()
+        for file, text in files.items():
+            (tmp_path / name / file).write_text(text)
+    (meter,) = energy.meters("cpu", tmp_path)
+    assert (meter.name, meter.read()) == ("package-0", 0.0)
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("1500000")
+    assert meter.read() == pytest.approx(2.5)
+    assert energy.meters("cpu", tmp_path / "none") == []
+
+
+def test_a_blocks_energy_is_a_steps() -> None:
+    used = iter([10.0, 16.0, 20.0, 24.0])
+    own = Contestant("a", lambda _steps: (0.1, 0.1), steps=2)
+    meter = energy.Meter("package-0", lambda: next(used))
+    own.blocks += [own.block([meter]), own.block([meter])]
+    assert own.joules == {"package-0": 2.5}
+    assert Contestant("b", lambda _steps: (0.1, 0.1)).joules == {}
+
+
+@given(st.floats(-2, 3), st.lists(st.integers(1, 10**6), min_size=3, max_size=8, unique=True))
+def test_an_exponent_is_found(power: float, sizes: list[int]) -> None:
+    found = exponent(sizes, [3e-3 * size**power for size in sizes])
+    assert found.value == pytest.approx(power, abs=1e-5)
+    assert found.half_width == pytest.approx(0, abs=1e-3)
+
+
+def test_two_points_have_no_interval_and_one_has_no_exponent() -> None:
+    assert exponent([1, 2], [1.0, 2.0]).half_width is None
+    with pytest.raises(ValueError, match="two different sizes"):
+        exponent([2, 2], [1.0, 2.0])

@@ -239,3 +239,18 @@ def test_operations_of_a_recurrent_net_and_of_attention_are_those_on_paper() -> 
     text["networks"]["net"]["layers"] = [{"reshape": [8, 8]}, {"attention": 2}, "flatten", {"dense": 10}]  # type: ignore[index]
     step = 3 * t * d * d * 2 + t * d * d * 3 + 2 * t * t * d * 3 + t * d * 10 * 3
     assert flops.step(program_of(text)) == 2 * 2 * step
+
+
+def test_bytes_of_a_step_are_those_on_paper() -> None:
+    text = {
+        "name": "mlp", "data": {"dataset": "digits", "batch": 5},
+        "networks": {"net": {"inputs": ["image"], "layers": ["flatten", {"dense": 10}]}}, "training": SINGLE["training"],
+    }  # fmt: skip
+    program = program_of(text)
+    (update,) = program.updates
+    assert len(update.optimizer.remembers) == 2, "Adam"
+    parameters, values = 64 * 10 + 10, 64 + 10
+    forward = parameters + 5 * (64 + 2 * values)
+    backward = parameters + 5 * 3 * values + 2 * parameters
+    assert flops.traffic(program, "float32") == 4 * (forward + backward + (2 + 2 * 2) * parameters)
+    assert flops.traffic(program, "float64") == 2 * flops.traffic(program, "float32")

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from harness.bench.alone import Alone
+from harness.bench.inference import Evaluation, Inference
 from harness.bench.ratio import Ratio
-from harness.bench.record import BenchResult, Lane, Ledger
+from harness.bench.record import SCHEMA, BenchResult, Lane, Ledger, Roof
 from harness.bench.rounds import Block, Contestant
 from harness.cli import app
 from harness.report import merged
@@ -24,10 +26,12 @@ def contestant(name: str, seconds: float) -> Contestant:
 
 def lane(backend: str, kind: str, strategy: str, seconds: float, first: float, ratio: Ratio | None) -> Lane:
     own = contestant(f"{backend} {strategy}", seconds)
-    phases = {"import": 1.0, "build": 0.1, "first_calls": first}
-    return Lane(
-        "small", backend, kind, strategy, own, ratio, phases, {own.name: seconds} if kind == "best" else {}, 0.5
-    )
+    phases = {"import": 1.0, "build": 0.1, "first_call": first - 0.001, "second_call": 0.001}
+    memory = {"imported": 100_000_000, "peak": 107_000_000, "device_peak": None}
+    target = {"reached": True, "steps": 30, "seconds": 30 * seconds}
+    alone = Alone(phases, memory, {"functions compiled": 3}, {"functions compiled": 0}, target)
+    trial = {own.name: seconds} if kind == "best" else {}
+    return Lane("small", backend, kind, strategy, own, ratio, alone, trial, 0.5, 77)
 
 
 def result(**changed: Any) -> dict[str, Any]:
@@ -41,13 +45,21 @@ def result(**changed: Any) -> dict[str, Any]:
         {"threads": {"torch": 1, "jax": 1}, "denormals": {"torch": "kept", "jax": "flushed"}, "data": {"all": "ready"}}
     )
     machine = {"processor": "<b>Some</b> CPU", "cores": 2}
-    own = BenchResult("small", "float32", 8, "same", lanes, ledger, machine, ("a <note>",), {}, 3.0, 2_000_000)
+    latency = {"p50": 1e-4, "p95": 2e-4, "p99": 4e-4}
+    asked = (
+        Inference("torch", "eager", latency, 500, 1000.0, Ratio(2.0, 1.9, 2.1, 10)),
+        Inference("jax", "jit", latency, 500, 2000.0, None),
+    )
+    own = BenchResult(
+        "small", "float32", 8, "same", lanes, ledger, machine, ("a <note>",), {}, 3.0, 2_000_000, (), "cpu", asked,
+        (Evaluation("jax", (0.3, 0.1, 0.2), 640),), Roof(1e11, 1e10), 1_000_000,
+    )  # fmt: skip
     return json.loads(json.dumps(own.to_json() | changed))  # type: ignore[no-any-return]
 
 
 def written(folder: Path, *benches: dict[str, Any], name: str = "bench.json") -> Path:
     path = folder / name
-    path.write_text(json.dumps({"schema": 1, "benchmarks": benches}))
+    path.write_text(json.dumps({"schema": SCHEMA, "benchmarks": benches}))
     return path
 
 
@@ -62,7 +74,7 @@ def test_break_even_is_where_the_later_start_is_paid_for() -> None:
 @given(st.lists(st.tuples(st.integers(0, 400), st.integers(1, 40)), min_size=1, max_size=6))
 def test_the_first_to_be_done_is_found_for_every_length(ways: list[tuple[int, int]]) -> None:
     lanes = [
-        {"name": f"w{i}", "median": step / 8, "phases": {"build": 0.0, "first_calls": start / 8}}
+        {"name": f"w{i}", "median": step / 8, "alone": {"phases": {"import": 9.0, "build": start / 8}}}
         for i, (start, step) in enumerate(ways)
     ]
     found = merged.by_length({"lanes": lanes})
@@ -89,13 +101,61 @@ def test_the_page_says_what_the_numbers_say(tmp_path: Path) -> None:
         assert "apart: the programs do not train identically, so none was timed." in shown
         assert "2 (1.9–2.1)" in shown
         assert "denormals (differs)" in shown
-    assert html.count("<svg") == 2 * 2 * 2, "two charts a timed spec, for two widths"
+    assert html.count("<svg") == (1 + 3 * 2) * 2, "a roof, and three charts a timed spec, for two widths"
     assert "<note>" not in html
     assert "<b>Some</b> CPU" not in html
     assert "http" not in html.replace("http-equiv", "").replace("http://www.w3.org", "")
     assert sorted(p.name for p in (tmp_path / "out" / "charts").iterdir()) == [
-        "start-0-small.svg", "start-1-tied.svg", "steps-0-small.svg", "steps-1-tied.svg",
+        "answers-0-small.svg", "answers-1-tied.svg", "ratios-0-small.svg", "ratios-1-tied.svg", "roof-0.svg",
+        "start-0-small.svg", "start-1-tied.svg",
     ]  # fmt: skip
+
+
+def test_the_tables_have_what_was_measured_beside_the_step(tmp_path: Path) -> None:
+    (bench,) = merged.read([written(tmp_path, result())]).benches
+    best = dict(
+        zip(
+            merged.choosing(merged.Merged((bench,))).head, merged.choosing(merged.Merged((bench,))).rows[0], strict=True
+        )
+    )
+    assert (best["to start"], best["memory"], best["lines"]) == ("2.1 s", "7 MB", "77")
+    asked = merged.asked(bench)
+    assert asked is not None
+    assert asked.rows[0] == ("JAX (jit)", "100 µs", "200 µs", "400 µs", "2,000", "1", "200 ms for 640")
+    assert asked.rows[1][-2:] == ("2 (1.9–2.1)", "")
+    reached = merged.reached(bench)
+    assert reached is not None
+    assert reached.rows[0] == ("JAX (scan)", "yes", "30", "3 ms", "2.1 s")
+
+
+def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
+    bare = result(inference=[], evaluation=[], roof=None)
+    for own in bare["lanes"]:
+        own["alone"] = None
+    found = merged.read([written(tmp_path, bare)])
+    merged.write(found, tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out" / "charts").iterdir()] == ["ratios-0-small.svg"]
+    assert "the time to start" not in (tmp_path / "out" / "report.md").read_text()
+    assert merged.asked(bare) is merged.reached(bare) is None
+    assert "to start" not in merged.everything(bare).head
+
+
+def test_a_series_has_its_exponent(tmp_path: Path) -> None:
+    benches = []
+    for batch in (10, 20, 40):
+        own = result(setting={"data.batch": batch})
+        for lane in own["lanes"]:
+            lane["median"] *= (batch / 10) ** (2 if lane["backend"] == "jax" else 0.5)
+        benches.append(own)
+    found = merged.read([written(tmp_path, *benches, result(), result(setting={"seed": True}))])
+    (series,) = merged.series(found)
+    assert (series.spec, series.place) == ("small", "data.batch")
+    table = merged.exponents([series])
+    assert table is not None
+    assert {row[1]: row[2].split(" ")[0] for row in table.rows} == {"JAX": "2.00", "PyTorch": "0.50"}
+    merged.write(found, tmp_path / "out")
+    assert (tmp_path / "out" / "charts" / "growth-0.svg").is_file()
+    assert "small, data.batch=20: " in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_rows_of_pytest_benchmark_are_a_step_each(tmp_path: Path) -> None:

@@ -26,8 +26,9 @@ def environment() -> dict[str, Any]:
     }
 
 
-def configure(request: Mapping[str, Any]) -> None:
+def configure(request: Mapping[str, Any]) -> None:  # noqa: ARG001 - nothing of it can be set
     """XLA has no reliable setting for its threads on CPUs: it takes the cores that the worker is pinned to."""
+    jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
 def forget() -> None:
@@ -60,6 +61,48 @@ def products(a: Array, b: Array) -> Callable[[int], None]:
         found.block_until_ready()
 
     return run
+
+
+def copies(a: Array) -> Callable[[int], None]:
+    """A function that reads an array and writes another so many times over, and waits."""
+    read = jax.device_put(a)
+    negated = jax.jit(jnp.negative)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            found = negated(read)
+        found.block_until_ready()
+
+    return run
+
+
+def settings() -> dict[str, str]:
+    """What of the ledger only JAX can say."""
+    return {
+        "matrix products": str(jax.config.jax_default_matmul_precision or "default"),
+        "parameters": "donated; by strategy nnx, changed in place",
+    }
+
+
+def device_memory() -> int | None:
+    """The most bytes that arrays have taken on the GPU so far; None without one."""
+    told = jax.devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
+    return None if told is None else int(told["peak_bytes_in_use"])
+
+
+COMPILED = {"/jax/core/compile/jaxpr_trace_duration": "functions traced", "/jax/core/compile/backend_compile_duration": "functions compiled"}  # fmt: skip
+"""What JAX tells its listeners of, and how it is called here."""
+_told = dict.fromkeys(COMPILED.values(), 0)
+
+
+def _listen(event: str, _seconds: float, **_more: Any) -> None:
+    if event in COMPILED:
+        _told[COMPILED[event]] += 1
+
+
+def compilations(_session: "Session") -> dict[str, int]:
+    """What JAX has traced and compiled in this process, the small functions of single operations too."""
+    return dict(_told)
 
 
 class Session(StepByStep):
@@ -215,6 +258,18 @@ class Session(StepByStep):
 
     def values(self, expression: Any, fields: Arrays) -> Arrays:
         return {name: np.array(value) for name, value in self._evaluation(expression, fields)[1].items()}
+
+    def predictor(self, way: str, expression: Any, fields: Arrays) -> Callable[[], Array]:
+        given = jax.device_put(fields)
+        # Copies: a step takes the buffers over.
+        parameters, statistics = jax.tree.map(jnp.copy, (self.state_now.parameters, self.state_now.statistics))
+        if way == "jit":
+            function: Any = jax.jit(lambda *args: self._evaluated(expression, *args)[0])
+            return lambda: np.asarray(function(parameters, statistics, given))
+        model = nnx.merge(self.module.GRAPHDEF, parameters, statistics)
+        model.eval()
+        function = nnx.jit(lambda model, fields: self._value(model, expression, fields, {}))
+        return lambda: np.asarray(function(model, given))
 
     def _evaluation(self, expression: Any, fields: Arrays) -> Any:
         key = json.dumps(expression)

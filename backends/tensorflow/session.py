@@ -60,6 +60,38 @@ def products(a: Array, b: Array) -> Callable[[int], None]:
     return run
 
 
+def copies(a: Array) -> Callable[[int], None]:
+    """A function that reads an array and writes another so many times over, and waits."""
+    read = tf.convert_to_tensor(a)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            found = tf.negative(read)
+        found[0].numpy()
+
+    return run
+
+
+def settings() -> dict[str, str]:
+    """What of the ledger only TensorFlow can say."""
+    return {
+        "matrix products": "tf32" if tf.config.experimental.tensor_float_32_execution_enabled() else "highest",
+        "parameters": "changed in place",
+    }
+
+
+def device_memory() -> int | None:
+    """The most bytes that arrays have taken on the GPU so far; None without one."""
+    gpus = tf.config.list_logical_devices("GPU")
+    return int(tf.config.experimental.get_memory_info(gpus[0].name.removeprefix("/device:"))["peak"]) if gpus else None
+
+
+def compilations(session: "Session") -> dict[str, int]:
+    """How often the program's functions have been traced; of XLA's compilations, and of Keras's `fit`, nothing is told."""
+    functions = [f for f in vars(session.module).values() if isinstance(f, tf.types.experimental.PolymorphicFunction)]
+    return {"functions traced": sum(f.experimental_get_tracing_count() for f in functions)} if functions else {}
+
+
 class Session(StepByStep):
     """See harness.backend.Session."""
 
@@ -195,6 +227,15 @@ class Session(StepByStep):
 
     def values(self, expression: Any, fields: Arrays) -> Arrays:
         return {name: value.numpy() for name, value in self._evaluated(expression, fields)[1].items()}
+
+    def predictor(self, way: str, expression: Any, fields: Arrays) -> Callable[[], Array]:
+        given = {name: tf.convert_to_tensor(array) for name, array in fields.items()}
+
+        def predict(fields: Mapping[str, Any]) -> Any:
+            return self._value(expression, fields, {})
+
+        function = predict if way == "eager" else tf.function(predict, jit_compile=way == "function_xla")
+        return lambda: np.asarray(function(given))
 
     def _evaluated(self, expression: Any, fields: Arrays) -> Any:
         def evaluate(fields: Mapping[str, Any]) -> Any:

@@ -1,6 +1,7 @@
 """Drive an emitted PyTorch program. Imported only inside a worker."""
 
 import copy
+import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
@@ -33,25 +34,69 @@ LAYOUT = "NCHW"
 
 def multiply(a: Array, b: Array) -> Array:
     """A matrix product on the device that programs run on."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return _numpy(torch.from_numpy(a).to(device) @ torch.from_numpy(b).to(device))
+    return _numpy(torch.from_numpy(a).to(_device()) @ torch.from_numpy(b).to(_device()))
 
 
 def scale(a: Array, factor: float) -> Array:
     """An array by a number."""
-    return _numpy(torch.from_numpy(a) * factor)
+    return _numpy(torch.from_numpy(a).to(_device()) * factor)
 
 
 def products(a: Array, b: Array) -> Callable[[int], None]:
     """A function that multiplies two matrices so many times over, and waits."""
-    left, right = torch.from_numpy(a), torch.from_numpy(b)
+    left, right = torch.from_numpy(a).to(_device()), torch.from_numpy(b).to(_device())
     into = torch.empty_like(left)
 
     def run(count: int) -> None:
         for _ in range(count):
             torch.mm(left, right, out=into)
+        _wait()
 
     return run
+
+
+def copies(a: Array) -> Callable[[int], None]:
+    """A function that reads an array and writes another so many times over, and waits."""
+    read = torch.from_numpy(a).to(_device())
+    into = torch.empty_like(read)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            torch.neg(read, out=into)
+        _wait()
+
+    return run
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def settings() -> dict[str, str]:
+    """What of the ledger only PyTorch can say."""
+    return {
+        "matrix products": torch.get_float32_matmul_precision(),
+        "deterministic algorithms": "asked for" if torch.are_deterministic_algorithms_enabled() else "not asked for",
+        "parameters": "changed in place",
+    }
+
+
+def device_memory() -> int | None:
+    """The most bytes that arrays have taken on the GPU so far; None without one."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
+def compilations(_session: "Session") -> dict[str, int]:
+    """What Dynamo has compiled in this process: functions, recompilations among them, and where a graph broke."""
+    if "torch._dynamo" not in sys.modules:  # whose import takes a second
+        return {"functions compiled": 0, "graph breaks": 0}
+    counters = sys.modules["torch._dynamo"].utils.counters
+    return {"functions compiled": counters["frames"]["ok"], "graph breaks": sum(counters["graph_break"].values())}
 
 
 class Session(StepByStep):
@@ -193,14 +238,37 @@ class Session(StepByStep):
     def _evaluated(self, expression: Any, fields: Arrays, seen: dict[str, torch.Tensor]) -> torch.Tensor:
         self.model.eval()
         with torch.inference_mode():
-            value = self._value(expression, fields, seen)
+            value = self._value(expression, self._tensors(fields), seen)
         self.model.train()
         return value
 
-    def _value(self, expression: Any, fields: Arrays, seen: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _tensors(self, fields: Arrays) -> dict[str, torch.Tensor]:
+        given = {name: torch.from_numpy(array).to(self.module.DEVICE) for name, array in fields.items()}
+        return {name: value.long() if value.dtype == torch.int32 else value for name, value in given.items()}
+
+    def predictor(self, way: str, expression: Any, fields: Arrays) -> Callable[[], Array]:
+        model, given = copy.deepcopy(self.model).eval(), self._tensors(fields)
+        networks = {name: model if len(self.networks) == 1 else getattr(model, name) for name in self.networks}
+        if way == "compiled":
+            networks = {name: torch.compile(network) for name, network in networks.items()}
+
+        def value(expression: Any) -> torch.Tensor:
+            if expression[0] == "field":
+                return given[expression[1]]
+            return networks[expression[1]](*map(value, expression[2]))
+
+        @torch.inference_mode()
+        def predict() -> Array:
+            found: Array = value(expression).numpy(force=True)
+            return found
+
+        return predict
+
+    def _value(
+        self, expression: Any, fields: Mapping[str, torch.Tensor], seen: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
         if expression[0] == "field":
-            value = torch.from_numpy(fields[expression[1]]).to(self.module.DEVICE)
-            return value.long() if value.dtype == torch.int32 else value
+            return fields[expression[1]]
         _, network, arguments = expression
         target = self.model if len(self.networks) == 1 else getattr(self.model, network)
         value = target(*(self._value(argument, fields, seen) for argument in arguments))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.bench.energy import Meter
 from harness.bench.ratio import LEAST, Ratio, ratio, settled
 
 BLOCK = 0.05
@@ -25,6 +26,8 @@ class Block:
     """A step, by the wall clock."""
     cpu: float
     """A step, of the processor, all threads together."""
+    joules: Mapping[str, float] = field(default_factory=dict)
+    """A step, by meter."""
 
 
 @dataclass
@@ -52,10 +55,18 @@ class Contestant:
         """Set the steps of a block, rounded up to whole calls."""
         self.steps = min(max(MOST // self.unit, 1), math.ceil(steps / self.unit)) * self.unit
 
-    def block(self) -> Block:
-        """Time one block."""
+    def block(self, meters: Sequence[Meter] = ()) -> Block:
+        """Time one block, and count its energy."""
+        before = [meter.read() for meter in meters]
         wall, cpu = self.run(self.steps)
-        return Block(wall / self.steps, cpu / self.steps)
+        joules = {m.name: (m.read() - was) / self.steps for m, was in zip(meters, before, strict=True)}
+        return Block(wall / self.steps, cpu / self.steps, joules)
+
+    @property
+    def joules(self) -> dict[str, float]:
+        """A step's, by meter, over all blocks: a counter moves more rarely than a block ends."""
+        names = dict.fromkeys(name for block in self.blocks for name in block.joules)
+        return {name: float(np.mean([block.joules[name] for block in self.blocks])) for name in names}
 
     @property
     def seconds(self) -> list[float]:
@@ -69,7 +80,7 @@ class Contestant:
         return {
             "name": self.name, "steps_a_block": self.steps, "warm_up": self.warm_up, "warm_after": self.warm,
             "seconds": times, "cpu_seconds": [block.cpu for block in self.blocks], "median": middle,
-            "quartiles": [low, high], "best": min(times, default=None),
+            "quartiles": [low, high], "best": min(times, default=None), "joules": self.joules,
         }  # fmt: skip
 
 
@@ -97,18 +108,19 @@ def warmed(contestant: Contestant, block: float | None = None, budget: float = 2
 
 def rounds(
     contestants: Sequence[Contestant], *, along: Sequence[Contestant] = (), most: int, width: float = 0.0, seed: int = 0, budget: float = float("inf"),
+    meters: Sequence[Meter] = (),
     listen: Callable[[int], None] = lambda _done: None,
 ) -> None:  # fmt: skip
     """Time all of them `most` times, or until every ratio's interval is narrower than `width`, or time is up.
 
-    `along`: what is timed in the same rounds, and is no contestant.
+    `along`: what is timed in the same rounds, and is no contestant. `meters`: of energy, read around every block.
     """
     rng = np.random.default_rng(seed)
     everybody = [*contestants, *along]
     until = time.perf_counter() + budget
     for number in range(most):
         for i in rng.permutation(len(everybody)):
-            everybody[i].blocks.append(everybody[i].block())
+            everybody[i].blocks.append(everybody[i].block(meters))
         listen(number + 1)
         enough = number + 1 >= LEAST
         if enough and width and all(r.width <= width for r in ratios(contestants).values()):

@@ -12,9 +12,10 @@ import psutil
 
 import harness
 from harness import spec
-from harness.bench.bench import ALLOCATOR, BenchOptions, contestant
+from harness.bench.options import BenchOptions
 from harness.bench.ratio import Ratio, ratio
 from harness.bench.rounds import Contestant, rounds, warmed
+from harness.bench.timing import ALLOCATOR, contestant
 from harness.check.live import LiveWorker, allowed_cores
 from harness.check.subject import Subject, open_program, prepare, workers
 from harness.environment import interpreters

@@ -102,7 +102,7 @@ class LiveWorker:
 @contextmanager
 def worker(
     backend: str, python: Interpreter, folder: Path, *, core: int, timeout: float = 600.0, name: str | None = None,
-    settings: Mapping[str, str] | None = None,
+    settings: Mapping[str, str] | None = None, device: str = "cpu",
 ) -> Iterator[LiveWorker]:  # fmt: skip
     """A live worker, pinned to one core; killed on the way out, whatever happened. Raises WorkerFailed.
 
@@ -126,7 +126,7 @@ def worker(
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(ask_read, answer_write),
                     start_new_session=True, cwd=folder,
                     # Inductor would find what it compiled last time, and a first call would cost nothing.
-                    env={**(settings or {}), **worker_environment("cpu", 1)} | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")},
+                    env={**(settings or {}), **worker_environment(device, 1)} | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")},
                 )  # fmt: skip
             except OSError as error:
                 raise WorkerFailed(f"{python.path} cannot be run: {error.strerror}") from None

@@ -205,11 +205,12 @@ def workers(
     *,
     core: int | None = None,
     settings: Mapping[str, str] | None = None,
+    device: str = "cpu",
 ) -> Iterator[tuple[dict[str, dict[str, LiveWorker]], dict[str, str]]]:
     """A live worker for each precision and backend, and the reasons of those that could not be started.
 
     `backends`: their names, or by the name that each goes by here, its backend. `core`: that all of them share, where
-    one is asked after the other; left out, they are spread over all there are. `settings`: see `worker`.
+    one is asked after the other; left out, they are spread over all there are. `settings`, `device`: see `worker`.
     """
     named = backends if isinstance(backends, Mapping) else dict.fromkeys(backends)
     cores = allowed_cores()
@@ -228,7 +229,14 @@ def workers(
                 number += 1
                 try:
                     made = worker(
-                        backend, pythons[backend], place, core=own, timeout=timeout, name=name, settings=settings
+                        backend,
+                        pythons[backend],
+                        place,
+                        core=own,
+                        timeout=timeout,
+                        name=name,
+                        settings=settings,
+                        device=device,
                     )
                     found[precision][name] = stack.enter_context(made)
                 except WorkerFailed as error:

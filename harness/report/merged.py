@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import altair as alt
-
+from harness.bench.record import SCHEMA
+from harness.bench.scaling import exponent
 from harness.errors import CallError
 from harness.report import charts, story
-from harness.report.charts import INK, PHONE, Drawing, Figure, Spec, colour
+from harness.report.charts import Drawing, Figure
 from harness.report.markdown import escape, table
 from harness.report.page import Drawn, drawn_for_page, style, template
-from harness.report.speed import spelled
+from harness.report.speed import size, spelled
 from harness.report.story import Table, title
 from harness.results import RunResult
 
 Record = Mapping[str, Any]
-STARTS = {"import": "import of the framework", "build": "building the model", "first_calls": "first two calls"}
-START_COLOURS = ("#4477aa", "#66ccee", "#ee6677")
+SCALING = "scaling"
+"""The section of charts that are of several benchmarks."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,17 @@ def read(paths: Sequence[Path]) -> Merged:
 
 def _is_bench(found: Record) -> bool:
     own = found.get("benchmarks")
-    return "schema" in found and isinstance(own, list) and all(isinstance(b, dict) and "lanes" in b for b in own)
+    return (
+        found.get("schema") == SCHEMA
+        and isinstance(own, list)
+        and all(isinstance(b, dict) and "lanes" in b for b in own)
+    )
 
 
 def write(merged: Merged, folder: Path) -> Path:
     """Write report.md, charts/ and report.html into a folder; returns the page's path."""
+    from harness.report.speed_charts import figures_of  # noqa: PLC0415 - it reads what is defined here
+
     figures = figures_of(merged)
     drawings = [charts.render(figure) for figure in figures]
     try:
@@ -111,19 +117,66 @@ def done_first(bench: Record, steps: int) -> dict[str, Record]:
 
 
 def start(lane: Record) -> float:
-    """Seconds until a lane's third step, the framework's import apart."""
-    return float(lane["phases"]["build"] + lane["phases"]["first_calls"])
+    """Seconds until a lane's third call, the framework's import apart; NaN where they were not measured."""
+    if not lane["alone"]:
+        return math.nan
+    return float(sum(seconds for phase, seconds in lane["alone"]["phases"].items() if phase != "import"))
+
+
+def named(bench: Record) -> str:
+    """The spec, and what was set in it."""
+    return ", ".join([str(bench["spec"]), *(f"{place}={value}" for place, value in bench["setting"].items())])
+
+
+@dataclass(frozen=True)
+class Series:
+    """The same spec with several values of one setting: median seconds of a step of each framework's fastest way."""
+
+    spec: str
+    place: str
+    points: Mapping[str, tuple[tuple[float, float], ...]]
+    """By backend: value, seconds."""
+
+
+def series(merged: Merged) -> list[Series]:
+    """Those that have at least two numbers."""
+    found: dict[tuple[str, ...], dict[str, dict[float, float]]] = {}
+    for bench in merged.benches:
+        for place, value in bench["setting"].items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                own = found.setdefault((bench["spec"], place, bench["precision"], bench["device"]), {})
+                for backend, lane in best_of(bench).items():
+                    own.setdefault(backend, {})[float(value)] = float(lane["median"])
+    return [
+        Series(spec, place, {b: tuple(sorted(points.items())) for b, points in own.items() if len(points) > 1})
+        for (spec, place, *_), own in found.items()
+        if any(len(points) > 1 for points in own.values())
+    ]
+
+
+def exponents(all_series: Sequence[Series]) -> Table | None:
+    """How a step's time grows with each setting."""
+    rows = []
+    for own in all_series:
+        for backend, points in own.points.items():
+            fitted = exponent(*zip(*points, strict=True))
+            half = "" if fitted.half_width is None else f" ± {fitted.half_width:.2g}"
+            rows.append((
+                f"{own.spec}, {own.place}", title(backend), f"{fitted.value:.2f}{half}",
+                ", ".join(f"{value:g}: {spelled(seconds)}" for value, seconds in points),
+            ))  # fmt: skip
+    return Table(("", "", "exponent", "steps"), tuple(rows)) if rows else None
 
 
 def by_length(bench: Record) -> list[tuple[int, str]]:
     """Which way is the first to have trained so many steps, everything but the import counted: (from so many on, its name).
 
-    >>> lane = lambda name, start, step: {"name": name, "median": step, "phases": {"build": 0, "first_calls": start}}
+    >>> lane = lambda name, start, step: {"name": name, "median": step, "alone": {"phases": {"build": start}}}
     >>> by_length({"lanes": [lane("slow to start", 10, 0.001), lane("slow", 0, 0.101)]})
     [(1, 'slow'), (101, 'slow to start')]
     """
     lanes = lanes_of(bench)
-    if not lanes:
+    if not lanes or any(math.isnan(start(lane)) for lane in lanes):
         return []
     found: list[tuple[int, str]] = []
     length = 1
@@ -143,7 +196,7 @@ def by_length(bench: Record) -> list[tuple[int, str]]:
 def conclusion(bench: Record) -> str:
     """What holds, and what would change it."""
     if bench["verdict"] == "failed":
-        return f"{bench['spec']}: not measured: {'; '.join(bench['failures'].values()) or 'see the notes'}."
+        return f"{named(bench)}: not measured: {'; '.join(bench['failures'].values()) or 'see the notes'}."
     lanes = lanes_of(bench)
     if not lanes:
         why = (
@@ -151,7 +204,7 @@ def conclusion(bench: Record) -> str:
             if bench["verdict"] == "void"
             else "the programs do not train identically"
         )
-        return f"{bench['spec']}: {why}, so none was timed."
+        return f"{named(bench)}: {why}, so none was timed."
     first = lanes[0]
     ties = [
         lane["name"]
@@ -168,7 +221,7 @@ def conclusion(bench: Record) -> str:
                 f"{spoken(name)} from {low:,} steps on" if not high else f"{spoken(name)} up to {high - 1:,} steps"
             )
         said += f"; the time to start counted: {', '.join(parts)}"
-    return f"{bench['spec']}: {said}."
+    return f"{named(bench)}: {said}."
 
 
 def spoken(name: str) -> str:
@@ -185,14 +238,18 @@ def choosing(merged: Merged) -> Table:
             r = lane["against_fastest"]
             even = bench["break_even"].get(lane["name"])
             rows.append((
-                f"{bench['spec']}, {title(backend)}",
+                f"{named(bench)}, {title(backend)}",
                 "yes" if bench["verdict"] == "same" else bench["verdict"],
                 lane["strategy"],
                 spelled(lane["median"]),
                 "fastest" if r is None else f"{r['value']:.3g} ({r['low']:.3g}–{r['high']:.3g}){'' if r['verdict'] != 'no difference' else ', a tie'}",
                 f"{lane['share_of_peak']:.0%}" if lane.get("share_of_peak") is not None else "",
-                spelled(start(lane)),
-                "at once" if even == 0 else f"{even:,} steps" if even else "never",
+                *(("", "", "") if not lane["alone"] else (
+                    spelled(start(lane)),
+                    "at once" if even == 0 else f"{even:,} steps" if even else "never",
+                    size(lane["alone"]["memory"]),
+                )),
+                str(lane["lines"]),
             ))  # fmt: skip
     head = (
         "",
@@ -203,6 +260,8 @@ def choosing(merged: Merged) -> Table:
         "of the peak",
         "to start",
         "pays after",
+        "memory",
+        "lines",
     )
     return Table(head, tuple(rows))
 
@@ -218,11 +277,50 @@ def everything(bench: Record) -> Table:
         rows.append((
             spoken(lane["name"]), lanes, spelled(lane["median"]), f"{spelled(low)} to {spelled(high)}",
             "1" if r is None else f"{r['value']:.3g}", "" if r is None else f"{r['low']:.3g} to {r['high']:.3g}",
-            spelled(lane["phases"]["import"]), spelled(start(lane)),
-            "" if lane["lane"] == "default" else "never" if even is None else f"{even:,}",
+            *(("", "", "", "") if not lane["alone"] else (
+                spelled(lane["alone"]["phases"]["import"]), spelled(start(lane)),
+                "" if lane["lane"] == "default" else "never" if even is None else f"{even:,}", size(lane["alone"]["memory"]),
+            )),
+            ", ".join(f"{joules:.3g} J ({meter})" for meter, joules in lane["joules"].items()),
+            "" if not lane["alone"] else ", ".join(f"{n} {what}" for what, n in lane["alone"]["compilations"].items() if n),
         ))  # fmt: skip
-    head = ("", "lanes", "step", "quartiles", "ratio", "99 % interval", "import", "to start", "pays after steps")
-    return Table(head, tuple(rows))
+    head = (
+        "", "lanes", "step", "quartiles", "ratio", "99 % interval", "import", "to start", "pays after steps", "memory", "energy",
+        "compiled",
+    )  # fmt: skip
+    return without_empty(Table(head, tuple(rows)))
+
+
+def without_empty(own: Table) -> Table:
+    """A table without the columns that have nothing in any row."""
+    keep = [i for i in range(len(own.head)) if i == 0 or any(row[i] for row in own.rows)]
+    return Table(tuple(own.head[i] for i in keep), tuple(tuple(row[i] for i in keep) for row in own.rows))
+
+
+def asked(bench: Record) -> Table | None:
+    """How the trained networks answer."""
+    evaluated = {own["backend"]: own for own in bench["evaluation"]}
+    rows = []
+    for own in sorted(bench["inference"], key=lambda one: -one["examples_a_second"]):
+        r, whole = own["against_fastest"], evaluated.pop(own["backend"], None)
+        rows.append((
+            spoken(f"{own['backend']} {own['way']}"), *(spelled(own["latency"][p]) for p in ("p50", "p95", "p99")),
+            f"{own['examples_a_second']:,.0f}", "1" if r is None else f"{r['value']:.3g} ({r['low']:.3g}–{r['high']:.3g})",
+            "" if whole is None else f"{spelled(sorted(whole['seconds'])[len(whole['seconds']) // 2])} for {whole['examples']:,}",
+        ))  # fmt: skip
+    head = ("", "p50 of one example", "p95", "p99", "examples a second", "ratio (99 %)", "evaluation")
+    return Table(head, tuple(rows)) if rows else None
+
+
+def reached(bench: Record) -> Table | None:
+    """Time to the target, where there was one."""
+    rows = [
+        (spoken(lane["name"]), "yes" if own["reached"] else "no", f"{own['steps']:,}", spelled(own["seconds"]),
+         spelled(start(lane) + own["seconds"]))
+        for lane in lanes_of(bench)
+        if lane["alone"] and (own := lane["alone"]["target"])
+    ]  # fmt: skip
+    return Table(("", "target reached", "steps", "training", "with its start"), tuple(rows)) if rows else None
 
 
 def rivals(bench: Record) -> Table | None:
@@ -272,129 +370,6 @@ def trained(merged: Merged) -> Table | None:
     return Table(("", "verdict", "", "last loss"), tuple(rows)) if rows else None
 
 
-# Charts -------------------------------------------------------------------------------------------------------
-
-
-def figures_of(merged: Merged) -> list[Figure]:
-    """Every chart that there is data for."""
-    found: list[Figure] = []
-    for number, bench in enumerate(merged.benches):
-        if bench["lanes"]:
-            found += [_steps(bench, number), _starts(bench, number)]
-            found += [_loss_by_time(bench, run, number) for run in merged.runs if run.spec == bench["spec"]][:1]
-    return found
-
-
-def _steps(bench: Record, number: int) -> Figure:
-    """Median and quartiles of a step, a row a way of running it, on a log scale."""
-    lanes = lanes_of(bench)
-    rows = [
-        {"name": spoken(lane["name"]), "backend": title(lane["backend"]), "median": lane["median"] * 1e6,
-         "low": lane["quartiles"][0] * 1e6, "high": lane["quartiles"][1] * 1e6, "label": spelled(lane["median"])}
-        for lane in lanes
-    ]  # fmt: skip
-    backends = list(dict.fromkeys(lane["backend"] for lane in lanes))
-
-    def draw(width: int) -> Spec:
-        y = alt.Y(
-            "name:N",
-            title=None,
-            sort=[str(row["name"]) for row in rows],
-            axis=alt.Axis(labelFontSize=12, labelLimit=220),
-        )
-        x = alt.Scale(type="log", nice=width > PHONE)
-        colours = alt.Color(
-            "backend:N",
-            legend=None,
-            scale=alt.Scale(domain=[title(b) for b in backends], range=[colour(b) for b in backends]),
-        )
-        base = alt.Chart(alt.NamedData(name="rows"))
-        bars = base.mark_rule(strokeWidth=5, opacity=0.35).encode(
-            x=alt.X("low:Q", scale=x, title="microseconds a step, log scale"), x2="high:Q", y=y, color=colours
-        )
-        dots = base.mark_point(filled=True, size=70, opacity=1).encode(x=alt.X("median:Q", scale=x), y=y, color=colours)
-        labels = base.mark_text(align="left", dx=8, dy=-8, color=INK).encode(
-            x=alt.X("median:Q", scale=x), y=y, text="label:N"
-        )
-        return charts.styled(alt.layer(bars, dots, labels), {"rows": rows}, width, 30 * len(rows))
-
-    caption = "The dot is the median step, the bar its quartiles, over rounds in which every way was timed once."
-    return Figure(f"steps-{number}-{bench['spec']}", f"{number}", f"{bench['spec']}: a training step", caption, draw)
-
-
-def _starts(bench: Record, number: int) -> Figure:
-    """Seconds before training is under way, a piece a phase."""
-    lanes = sorted(lanes_of(bench), key=lambda lane: sum(lane["phases"].values()))
-    rows = [
-        {"name": spoken(lane["name"]), "phase": STARTS[phase], "seconds": lane["phases"][phase], "place": place}
-        for lane in lanes
-        for place, phase in enumerate(STARTS)
-    ]
-    order = [spoken(lane["name"]) for lane in lanes]
-
-    def draw(width: int) -> Spec:
-        legend = alt.Legend(
-            orient="top", direction="horizontal", title=None, columns=1 if width < PHONE else 0, labelLimit=0
-        )
-        chart = (
-            alt.Chart(alt.NamedData(name="rows"))
-            .mark_bar(height=16)
-            .encode(
-                x=alt.X("seconds:Q", title="seconds", axis=alt.Axis(tickCount=6)),
-                y=alt.Y("name:N", title=None, sort=order, axis=alt.Axis(labelFontSize=12, labelLimit=220)),
-                color=alt.Color("phase:N", sort=list(STARTS.values()), legend=legend,
-                                scale=alt.Scale(domain=list(STARTS.values()), range=list(START_COLOURS))),
-                order=alt.Order("place:Q"),
-            )
-        )  # fmt: skip
-        return charts.styled(alt.layer(chart), {"rows": rows}, width, 26 * len(order))
-
-    caption = "Once, without any cache: what a training pays before its third step."
-    return Figure(
-        f"start-{number}-{bench['spec']}", f"{number}", f"{bench['spec']}: before training is under way", caption, draw
-    )
-
-
-def _loss_by_time(bench: Record, run: RunResult, number: int) -> Figure:
-    """The losses of a run over the time that each framework takes for those steps, by the way that is done first."""
-    best = done_first(
-        bench, max((len(series) for own in run.backends.values() for series in own.losses.values()), default=1)
-    )
-    rows: list[dict[str, Any]] = []
-    for name, own in run.backends.items():
-        if name in best and own.losses:
-            series = next(iter(own.losses.values()))
-            points = charts.thin(list(enumerate(series)), 600)
-            rows += [
-                {
-                    "backend": spoken(best[name]["name"]),
-                    "seconds": start(best[name]) + step * best[name]["median"],
-                    "loss": loss,
-                }
-                for step, loss in points
-            ]
-    backends = [name for name in run.backends if name in best]
-
-    def draw(width: int) -> Spec:
-        legend = alt.Legend(orient="top", direction="horizontal", title=None)
-        chart = (
-            alt.Chart(alt.NamedData(name="rows"))
-            .mark_line(strokeWidth=1.6)
-            .encode(
-                x=alt.X("seconds:Q", title="seconds since the framework was imported"),
-                y=alt.Y("loss:Q", title="loss", scale=alt.Scale(zero=False)),
-                color=alt.Color("backend:N", legend=legend,
-                                scale=alt.Scale(domain=[spoken(best[b]["name"]) for b in backends], range=[colour(b) for b in backends])),
-            )
-        )  # fmt: skip
-        return charts.styled(alt.layer(chart), {"rows": rows}, width, 260)
-
-    caption = "Each framework by the way of running it that is done first, the time to start included. The losses are the run's."
-    return Figure(
-        f"loss-by-time-{number}-{bench['spec']}", f"{number}", f"{bench['spec']}: loss against time", caption, draw
-    )
-
-
 # The two forms ------------------------------------------------------------------------------------------------
 
 
@@ -404,11 +379,16 @@ def markdown(merged: Merged, figures: Sequence[Figure]) -> str:
     parts += [f"- {escape(conclusion(bench))}" for bench in merged.benches]
     if merged.benches:
         parts.append(table(choosing(merged)))
+    parts += [f"![{escape(f.title)}](charts/{f.name}.svg)" for f in figures if f.section == SCALING]
+    if (grown := exponents(series(merged))) is not None:
+        parts.append(table(grown))
     for number, bench in enumerate(merged.benches):
-        parts += [f"## {escape(bench['spec'])}", escape(_about(bench))]
+        parts += [f"## {escape(named(bench))}", escape(_about(bench))]
         parts += [f"![{escape(f.title)}](charts/{f.name}.svg)" for f in figures if f.section == str(number)]
         parts += [
-            table(own) for own in (everything(bench), rivals(bench), ledger(bench)) if own is not None and own.rows
+            table(own)
+            for own in (everything(bench), asked(bench), reached(bench), rivals(bench), ledger(bench))
+            if own is not None and own.rows
         ]
         parts += [f"- {escape(note)}" for note in bench["notes"]]
     for heading, own in (("Runs", trained(merged)), ("Suites", suite(merged))):
@@ -419,9 +399,12 @@ def markdown(merged: Merged, figures: Sequence[Figure]) -> str:
 
 def _about(bench: Record) -> str:
     machine = bench["machine"]
+    cpu = f"{machine['processor']}, one core of {machine['cores']}"
+    devices = set(map(str, bench["ledger"]["entries"].get("device", {}).values()))
+    where = cpu if bench["device"] == "cpu" else f"{', '.join(sorted(devices))}; {machine['processor']}"
     return (
         f"{bench['precision']}, batch {bench['batch']}, {bench['flops'] / 1e6:.3g} million floating-point operations in the matrix "
-        f"products of a step; {machine['processor']}, one core of {machine['cores']}."
+        f"products of a step; {where}."
     )
 
 
@@ -431,13 +414,14 @@ def page(merged: Merged, drawings: Sequence[Drawing]) -> str:
     for drawing in drawings:
         drawn.setdefault(drawing.figure.section, []).append(drawn_for_page(drawing))
     benches = [
-        {"spec": bench["spec"], "about": _about(bench), "drawn": drawn.get(str(number), []), "notes": bench["notes"],
-         "everything": everything(bench), "rivals": rivals(bench), "ledger": ledger(bench)}
+        {"spec": named(bench), "about": _about(bench), "drawn": drawn.get(str(number), []), "notes": bench["notes"],
+         "everything": everything(bench), "asked": asked(bench), "reached": reached(bench), "rivals": rivals(bench), "ledger": ledger(bench)}
         for number, bench in enumerate(merged.benches)
     ]  # fmt: skip
     return template("merged.html").render(
         conclusions=[conclusion(bench) for bench in merged.benches],
         choosing=choosing(merged) if merged.benches else None,
+        scaling=drawn.get(SCALING, []), exponents=exponents(series(merged)),
         benches=benches, runs=trained(merged), suites=suite(merged),
         style=style(),
     )  # fmt: skip

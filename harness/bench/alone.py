@@ -1,0 +1,100 @@
+"""A way of running a program in a process of its own: what it costs to start, in time and in memory, without any cache."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.check.live import worker
+from harness.check.subject import Subject, open_program
+from harness.environment import Interpreter
+from harness.lanes import Strategy
+from harness.programs import emitted
+
+WINDOW = 10
+"""Losses whose mean is to reach a target, where there are as many."""
+PHASES = ("import", "build", "first_call", "second_call")
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What one of them cost."""
+
+    phases: Mapping[str, float]
+    """Seconds by PHASES: the process's start and the framework's import; the program's import and its model; the first two
+    calls, with all that they trace and compile (some compile in the second, when all that an optimizer keeps exists)."""
+    memory: Mapping[str, int | None]
+    """Bytes: `imported`, resident before the program is imported; `peak`, at most from then on; `device_peak`, of arrays on
+    a GPU."""
+    compilations: Mapping[str, int]
+    """By what the framework counts, in the two calls and all before them."""
+    later: Mapping[str, int]
+    """The same, in the third call: nothing, if all is well."""
+    target: Mapping[str, Any] = field(default_factory=dict)
+    """Where one was given: `reached`, after how many `steps`, and in how many `seconds` of training."""
+
+    @property
+    def start(self) -> float:
+        """Seconds until the third call, the import apart, which all ways of one framework share."""
+        return sum(self.phases[phase] for phase in PHASES[1:])
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented JSON object."""
+        return {
+            "phases": dict(self.phases), "memory": dict(self.memory), "compilations": dict(self.compilations),
+            "compilations_later": dict(self.later), "target": dict(self.target),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the process is given."""
+
+    pythons: Mapping[str, Interpreter]
+    core: int
+    timeout: float
+    settings: Mapping[str, str]
+    device: str
+    unit: int
+    """Steps of a call."""
+    batches: int
+    target: float | None = None
+
+
+def alone(subject: Subject, strategy: Strategy, folder: Path, given: Conditions) -> Alone:
+    """Start it, run three calls, and train to the target where there is one. Raises WorkerFailed."""
+    source = emitted(subject.program, strategy.backend, subject.precision, strategy=strategy.name)
+    with worker(
+        strategy.backend, given.pythons[strategy.backend], folder, core=given.core, timeout=given.timeout,
+        settings=given.settings, device=given.device,
+    ) as live:  # fmt: skip
+        before = live.ask("memory", reset=True)["resident"]
+        began = time.perf_counter()
+        open_program(subject, live, strategy.name, source, observe=False, strategy=strategy.name)
+        built = time.perf_counter() - began
+
+        def call() -> float:
+            said = live.ask(
+                "clock", name=strategy.name, steps=given.unit, batches=given.batches,
+                stack=given.unit if strategy.many else None,
+            )  # fmt: skip
+            return float(said["seconds"])
+
+        def counted() -> dict[str, int]:
+            return dict(live.ask("compilations", name=strategy.name)["compilations"])
+
+        first, second = call(), call()
+        compiled = counted()
+        call()
+        later = {name: count - compiled[name] for name, count in counted().items()}
+        memory = live.ask("memory")
+        target = {}
+        if given.target is not None:
+            target = live.ask(
+                "reach", name=strategy.name, target=given.target, window=min(WINDOW, subject.program.steps), most=subject.program.steps,
+                stack=given.unit if strategy.many else None, arrays=subject.position("start", subject.start),
+            )  # fmt: skip
+        phases = dict(zip(PHASES, (live.seconds, built, first, second), strict=True))
+        peaks = {"imported": before, "peak": memory["peak"], "device_peak": memory["device_peak"]}
+        return Alone(phases, peaks, compiled, later, target)

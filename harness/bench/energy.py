@@ -1,0 +1,67 @@
+"""Joules, where the machine counts them: the processor package's counter (Linux's powercap) and NVIDIA's of a GPU.
+
+Both count the whole chip, whatever runs on it: on a shared machine that is everybody's energy, and the ledger says so.
+"""
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+POWERCAP = Path("/sys/class/powercap")
+NVML = "libnvidia-ml.so.1"
+
+
+@dataclass
+class Meter:
+    """Something that counts energy: `read()` says how many joules so far."""
+
+    name: str
+    read: Callable[[], float]
+
+
+def meters(device: str, powercap: Path = POWERCAP) -> list[Meter]:
+    """Those that can be read here: of each processor package, and of the first GPU where that is the device."""
+    found = [_package(path) for path in sorted(powercap.glob("intel-rapl:*")) if path.name.count(":") == 1]
+    own = [meter for meter in found if meter is not None]
+    gpu = _gpu() if device == "gpu" else None
+    return [*own, gpu] if gpu else own
+
+
+def _package(path: Path) -> Meter | None:
+    """A package's counter, in microjoules; it starts anew at a limit. None where it may not be read, as often by anybody but root."""
+    try:
+        limit = int((path / "max_energy_range_uj").read_text())
+        last = int((path / "energy_uj").read_text())
+        name = (path / "name").read_text().strip()
+    except (OSError, ValueError):
+        return None
+    total = 0
+
+    def read() -> float:
+        nonlocal last, total
+        now = int((path / "energy_uj").read_text())
+        total += (now - last) % (limit + 1)
+        last = now
+        return total / 1e6
+
+    return Meter(name, read)
+
+
+def _gpu() -> Meter | None:
+    """The first GPU's counter, in millijoules (NVML's nvmlDeviceGetTotalEnergyConsumption, since Volta)."""
+    try:
+        nvml = ctypes.CDLL(NVML)
+    except OSError:
+        return None
+    handle, used = ctypes.c_void_p(), ctypes.c_ulonglong()
+    calls = (nvml.nvmlInit_v2(), nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(handle)))
+    if any(calls) or nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(used)):
+        return None
+
+    def read() -> float:
+        if nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(used)):
+            raise OSError("the GPU's energy counter cannot be read any more")
+        return used.value / 1e3
+
+    return Meter("gpu", read)

@@ -1,0 +1,310 @@
+"""The times: every way of running a program warmed up, tried, and timed in interleaved rounds; then started alone, and asked."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness import flops
+from harness.bench import peers
+from harness.bench.alone import Alone, Conditions, alone
+from harness.bench.energy import meters
+from harness.bench.inference import Evaluation, Inference, inference
+from harness.bench.options import BenchOptions
+from harness.bench.peers import EVERYDAY, Peer
+from harness.bench.ratio import LEAST
+from harness.bench.record import Lane, Ledger, Roof
+from harness.bench.rounds import BLOCK, Contestant, rounds, table, warmed
+from harness.check.live import LiveWorker
+from harness.check.subject import Subject, each, open_program
+from harness.environment import Interpreter
+from harness.errors import WorkerFailed
+from harness.lanes import Strategy, room
+from harness.programs import emitted
+
+Listener = Callable[[str, Mapping[str, Any]], None]
+BATCHES = 8
+"""Different batches, made before the clock starts; steps take them in turn."""
+WIDTH = 0.01
+"""The relative half-width of an interval that is narrow enough to stop."""
+SIZE = {"cpu": 1024, "gpu": 8192}
+"""Of the square matrices whose product shows what the device can do."""
+COPIED = {"cpu": 64 * 2**20, "gpu": 2**30}
+"""Bytes of the array that is read and written to show what its memory can do: more than caches hold."""
+ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+"""How glibc allocates in every process that is timed (man 3 mallopt): it keeps freed memory.
+
+As it comes it gives large arrays back to the system, whose pages then cost a fault each in the next step: a tax on large
+activations, paid by whichever framework has no allocator of its own.
+"""
+WARM_UP = 5.0
+"""Seconds that a warm-up may take; one that has not settled by then is said to be none."""
+TRIAL = 60.0
+"""Seconds that the trial of all strategies may take beyond the rounds that it needs."""
+FIT = 0.5
+"""Seconds that a block of Keras's `fit` lasts at least: each call of it sets a training up anew."""
+
+
+@dataclass
+class Timed:
+    """All that was timed of one spec."""
+
+    lanes: tuple[Lane, ...] = ()
+    beside: tuple[Peer, ...] = ()
+    asked: tuple[Inference, ...] = ()
+    evaluated: tuple[Evaluation, ...] = ()
+    roof: Roof | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how processes of one benchmark are started."""
+
+    folder: Path
+    pythons: Mapping[str, Interpreter]
+    core: int
+    started: Mapping[str, LiveWorker]
+    """All that are alive, by name."""
+
+
+def timed(
+    subject: Subject, runners: Mapping[str, Strategy], losses: Mapping[str, Mapping[str, list[float]]], place: Place,
+    options: BenchOptions, listen: Listener,
+) -> Timed:  # fmt: skip
+    """Open and warm up all, find the best of each backend in a short trial, and run the rounds of those that are in a lane.
+
+    `losses`: what the programs' first steps gave, by backend, which hand-written programs are held against.
+    """
+    name, found = subject.program.name, Timed()
+    contestants = _opened(subject, runners, listen)
+    if not contestants:
+        return found
+    rivals = _peers(subject, losses, place.started, options, found.notes, listen)
+    listen(name, {"phase": "trial"})
+    rounds([*contestants.values(), *rivals.values()], most=LEAST, budget=TRIAL)
+    trial = {own: float(np.median(one.seconds)) for own, one in contestants.items()}
+    entered = _entered(contestants, runners, trial, options)
+    machine = _machine(subject, list(dict.fromkeys(runners[n].backend for n in contestants)), options.device)
+    chosen = {own: contestants[own] for own in dict.fromkeys(own for _, own in entered)}
+    # Of the peers the everyday one, and of the others whichever was the fastest in the trial.
+    raced = {key: own for key, own in rivals.items() if key[1] == EVERYDAY}
+    for backend in options.backends:
+        fast = [key for key in rivals if key[0] == backend and key[1] != EVERYDAY]
+        raced |= {key: rivals[key] for key in sorted(fast, key=lambda k: float(np.median(rivals[k].seconds)))[:1]}
+    for one in (*chosen.values(), *raced.values()):
+        one.blocks.clear()
+    listen(name, {"phase": "rounds", "total": options.rounds})
+    competing, compiled = list(chosen.values()), _compilations(subject, chosen, runners)
+    rounds(
+        competing, along=[*machine, *raced.values()], most=options.rounds, width=WIDTH, meters=meters(options.device),
+        listen=lambda n: listen(name, {"step": n, "losses": {}}),
+    )  # fmt: skip
+    found.notes += _recompiled(compiled, _compilations(subject, chosen, runners))
+    products, copies = (
+        [float(np.median(one.seconds)) for one in machine if one.name.endswith(what)] for what in (PRODUCT, COPY)
+    )
+    # Of a noisy machine the median is what it did; the roofs are of the framework that was the fastest.
+    found.roof = Roof(2 * SIZE[options.device] ** 3 / min(products), 2 * COPIED[options.device] / min(copies))
+    starts = _starts(subject, {own: runners[own] for own in chosen}, place, options, listen)
+    against = table(competing)
+    found.lanes = tuple(
+        Lane(
+            name, runners[own].backend, lane, runners[own].name, chosen[own], against[own], starts.get(own),
+            {n: t for n, t in trial.items() if runners[n].backend == runners[own].backend} if lane == "best" else {},
+            flops.step(subject.program) / float(np.median(chosen[own].seconds)) / found.roof.flops,
+            _lines(emitted(subject.program, runners[own].backend, subject.precision, strategy=runners[own].name)),
+        )
+        for lane, own in entered
+    )  # fmt: skip
+    found.beside = peers.judged(raced, {lane.backend: lane.contestant for lane in found.lanes if lane.lane == "best"})
+    if "inference" in options.parts:
+        listen(name, {"phase": "inference", "total": 0})
+        found.asked, found.evaluated = inference(subject)
+    return found
+
+
+def _opened(subject: Subject, runners: Mapping[str, Strategy], listen: Listener) -> dict[str, Contestant]:
+    """Every way of running the program that can, warm; who cannot goes into `subject.failures`."""
+    found: dict[str, Contestant] = {}
+    for own, strategy in runners.items():
+        live = subject.workers[strategy.backend]
+        if own in subject.failures or live.name in subject.failures:
+            continue
+        listen(subject.program.name, {"phase": f"{own}: warm-up"})
+        try:
+            live.ask("close", name=strategy.name)
+            source = emitted(subject.program, strategy.backend, subject.precision, strategy=strategy.name)
+            open_program(subject, live, strategy.name, source, observe=False, strategy=strategy.name)
+            one = contestant(subject, live, own, strategy)
+            warmed(one, budget=WARM_UP)
+        except WorkerFailed as error:
+            subject.failures[own] = str(error).splitlines()[0]
+            continue
+        found[own] = one
+    return found
+
+
+def _entered(
+    contestants: Mapping[str, Contestant], runners: Mapping[str, Strategy], trial: Mapping[str, float], options: BenchOptions
+) -> list[tuple[str, str]]:  # fmt: skip
+    """Lanes and who is in them: of the lane `best` each backend's fastest in the trial."""
+    found: list[tuple[str, str]] = []
+    for lane in options.lanes:
+        for backend in options.backends:
+            able = [n for n in contestants if runners[n].backend == backend and lane in runners[n].lanes]
+            found += (
+                [(lane, min(able, key=trial.__getitem__))] if lane == "best" and able else [(lane, n) for n in able]
+            )
+    return found
+
+
+def _lines(source: str) -> int:
+    """Lines of a program that are not empty."""
+    return sum(bool(line.strip()) for line in source.splitlines())
+
+
+Counts = dict[str, dict[str, int]]
+
+
+def _compilations(subject: Subject, chosen: Mapping[str, Contestant], runners: Mapping[str, Strategy]) -> Counts:
+    """By contestant, how much its framework has traced and compiled for it so far, as far as it tells them apart."""
+    return {
+        own: subject.workers[runners[own].backend].ask("compilations", name=runners[own].name)["compilations"]
+        for own in chosen
+    }
+
+
+def _recompiled(before: Counts, after: Counts) -> list[str]:
+    """What was compiled while it was timed: nothing, if all is well."""
+    more = {own: {w: n - before[own][w] for w, n in counts.items() if n > before[own][w]} for own, counts in after.items()}  # fmt: skip
+    return [
+        f"While {own} was timed: {', '.join(f'{n} more {what}' for what, n in counts.items())}."
+        for own, counts in more.items()
+        if counts
+    ]
+
+
+def _starts(
+    subject: Subject, runners: Mapping[str, Strategy], place: Place, options: BenchOptions, listen: Listener
+) -> dict[str, Alone]:
+    """Each way of running it in a process of its own."""
+    if "start" not in options.parts:
+        return {}
+    found: dict[str, Alone] = {}
+    for number, (own, strategy) in enumerate(runners.items()):
+        listen(subject.program.name, {"phase": f"{own}: start"})
+        given = Conditions(
+            place.pythons, place.core, options.timeout, ALLOCATOR, options.device, unit(subject, strategy),
+            min(BATCHES, subject.program.steps), options.target,
+        )  # fmt: skip
+        try:
+            found[own] = alone(subject, strategy, place.folder / f"alone-{number}", given)
+        except WorkerFailed as error:
+            subject.failures[f"{own} alone"] = str(error).splitlines()[0]
+    return found
+
+
+PRODUCT, COPY = "matrix product", "copy"
+
+
+def _machine(subject: Subject, backends: list[str], device: str) -> list[Contestant]:
+    """What the frameworks' own product of matrices and copy of an array show of the device, warm."""
+    found = []
+    for backend in backends:
+        live = subject.workers[backend]
+        for what, do, size in ((PRODUCT, "peak", SIZE[device]), (COPY, "bandwidth", COPIED[device])):
+
+            def run(steps: int, live: LiveWorker = live, do: str = do, size: int = size) -> tuple[float, float]:
+                said = live.ask(do, size=size, steps=steps)
+                return said["seconds"], said["cpu"]
+
+            one = Contestant(f"{backend} {what}", run)
+            warmed(one, budget=WARM_UP)
+            found.append(one)
+    return found
+
+
+def beside(backend: str) -> str:
+    """The name of the worker that runs a backend's peers."""
+    return f"{backend}-peers"  # no space: it is in the path of what a compiler is given
+
+
+def _peers(
+    subject: Subject, losses: Mapping[str, Mapping[str, list[float]]], started: Mapping[str, LiveWorker], options: BenchOptions,
+    notes: list[str], listen: Listener,
+) -> dict[tuple[str, str], Contestant]:  # fmt: skip
+    """By backend and strategy, what somebody has written by hand, warm."""
+    found: dict[tuple[str, str], Contestant] = {}
+    for backend, file in peers.files(options.peers, options.backends).items():
+        if beside(backend) in started and backend in losses:
+            listen(subject.program.name, {"phase": f"{backend}: peers"})
+            own = peers.opened(subject, started[beside(backend)], file, losses[backend], notes)
+            for strategy, one in own.items():
+                warmed(one, budget=WARM_UP)
+                found[backend, strategy] = one
+    return found
+
+
+def contestant(
+    subject: Subject, live: LiveWorker, name: str, strategy: Strategy | None = None, *, slower: float = 0.0
+) -> Contestant:
+    """The training steps of an opened program, each block from the start of training."""
+    return Contestant(
+        name,
+        lambda steps: _clocked(subject, live, strategy, steps, slower=slower),
+        unit(subject, strategy),
+        block_seconds=FIT if strategy and strategy.name == "fit" else BLOCK,
+    )
+
+
+def unit(subject: Subject, strategy: Strategy | None) -> int:
+    """The steps of one call. Keras's `fit` goes through any number of batches; other calls are compiled for so many."""
+    if strategy is None or not strategy.many:
+        return 1
+    return min(BATCHES, subject.program.steps) if strategy.name == "fit" else room(subject.program, subject.precision)
+
+
+def _clocked(
+    subject: Subject,
+    live: LiveWorker,
+    strategy: Strategy | None,
+    steps: int,
+    *,
+    restart: bool = True,
+    slower: float = 0.0,
+) -> tuple[float, float]:
+    """Wall and processor seconds of so many steps."""
+    said = live.ask(
+        "clock",
+        name=strategy.name if strategy else "timed",
+        steps=steps,
+        batches=min(BATCHES, subject.program.steps),
+        stack=unit(subject, strategy) if strategy and strategy.many else None,
+        arrays=subject.position("start", subject.start) if restart else None,
+        slower=slower,
+    )
+    return said["seconds"], said["cpu"]
+
+
+def ledger(subject: Subject, device: str) -> Ledger:
+    """What each process says and shows of how it computes."""
+    said = each(subject, lambda live: live.ask("ledger")["ledger"])
+    names = dict.fromkeys(key for own in said.values() for key in own)
+    found = {name: {backend: own[name] for backend, own in said.items() if name in own} for name in names}
+    counters = ", ".join(meter.name for meter in meters(device)) or "none that can be read"
+    return Ledger({**found, **COMMON, "energy counters": {"all": counters}})
+
+
+COMMON: Mapping[str, Mapping[str, Any]] = {
+    name: {"all": value}
+    for name, value in {
+        "data": f"{BATCHES} different batches, made and put on the device before the clock starts",
+        "clock": "from the first call until the loss of every step is on the host, wall time",
+        "garbage collection": "before every block, off during it",
+        "blocks": "start from the same parameters, in an order drawn anew every round",
+    }.items()
+}
+"""Entries that are the same for all by construction."""

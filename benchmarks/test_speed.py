@@ -21,16 +21,17 @@ import pytest
 
 from harness import flops, initial, reference, spec
 from harness.backend import BACKENDS, Arrays, Session
-from harness.bench.bench import BATCHES
+from harness.bench.inference import MANY, ONE
+from harness.bench.timing import BATCHES
 from harness.data.inputs import cast, prepare
 from harness.graph import Program
-from harness.lanes import PLAIN, STRATEGIES, Strategy, applies, room
+from harness.lanes import INFERENCE, PLAIN, STRATEGIES, Strategy, applies, room
 from harness.programs import emitted
 from harness.questions import arrays as asked_of
 from harness.questions import questions
 from harness.resolve import compile_spec
 from harness.runs import describe
-from harness.worker import load_program
+from harness.worker import CHUNK, load_program
 
 BACKEND = os.environ.get("HARNESS_BENCH_BACKEND", "")
 SPECS = [
@@ -51,6 +52,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("name", SPECS, ids=[Path(name).stem for name in SPECS])
     if "strategy" in metafunc.fixturenames:
         metafunc.parametrize("strategy", own, ids=[s.name for s in own])
+    if "way" in metafunc.fixturenames:
+        metafunc.parametrize("way", INFERENCE.get(BACKEND, ()))
+        metafunc.parametrize("rows", [ONE, MANY])
 
 
 @dataclass
@@ -161,13 +165,38 @@ def test_first_calls(benchmark: Any, name: str, strategy: Strategy) -> None:  # 
     benchmark.pedantic(start, rounds=1, iterations=1)
 
 
-def test_inference(benchmark: Any, name: str) -> None:  # noqa: ANN401
-    """One example through the network in evaluation mode, from the host and back."""
-    strategy = STRATEGIES[BACKEND, PLAIN[BACKEND]]
-    own, session = checked(name, strategy)
-    asked = [q.request() for q in questions(own.program, held_out=own.held_out).values()]
-    wanted = next(request for request in asked if request["expression"][0] == "call")
-    fields = {field: own.inputs[key][:1] for field, key in wanted["fields"].items()}
-    session.evaluate(wanted["expression"], fields)
-    told(benchmark, own, strategy, "inference", examples=1)
-    benchmark(lambda: session.evaluate(wanted["expression"], fields))
+def asked(own: Ready) -> tuple[list[Any], dict[str, np.ndarray[Any, Any]]]:
+    """A network in evaluation mode, and all the examples that it is asked about."""
+    every = [q.request() for q in questions(own.program, held_out=own.held_out).values()]
+    wanted = next(request for request in every if request["expression"][0] == "call")
+    return wanted["expression"], {field: own.inputs[key] for field, key in wanted["fields"].items()}
+
+
+def test_inference(benchmark: Any, name: str, way: str, rows: int) -> None:  # noqa: ANN401
+    """Examples through the network in evaluation mode, from the device to the host; checked beside the plain evaluation."""
+    plain = STRATEGIES[BACKEND, PLAIN[BACKEND]]
+    own, session = checked(name, plain)
+    expression, every = asked(own)
+    fields = {field: array[np.arange(rows) % len(array)] for field, array in every.items()}
+    predict = session.predictor(way, expression, fields)
+    np.testing.assert_allclose(
+        predict(), session.evaluate(expression, fields), rtol=CLOSE["first"], atol=CLOSE["first"]
+    )
+    told(benchmark, own, STRATEGIES.get((BACKEND, way), plain), f"inference of {rows}", examples=rows, way=way)
+    benchmark(predict)
+
+
+def test_evaluation(benchmark: Any, name: str) -> None:  # noqa: ANN401
+    """All examples through the network in evaluation mode, from the host and back, as `harness run` does it at its end."""
+    plain = STRATEGIES[BACKEND, PLAIN[BACKEND]]
+    own, session = checked(name, plain)
+    expression, every = asked(own)
+    count = len(next(iter(every.values())))
+
+    def evaluate() -> None:
+        for start in range(0, count, CHUNK):
+            session.evaluate(expression, {n: a[start : start + CHUNK] for n, a in every.items()})
+
+    evaluate()
+    told(benchmark, own, plain, "evaluation", examples=count)
+    benchmark(evaluate)

@@ -354,7 +354,7 @@ def suite(merged: Merged) -> Table | None:
         extra, stats = one["extra_info"], one["stats"]
         steps = extra.get("steps_a_round", 1)
         rows.append((
-            f"{extra['spec']}, {extra['phase']}", spoken(f"{extra['backend']} {extra['strategy']}"),
+            f"{extra['spec']}, {extra['phase']}", spoken(f"{extra['backend']} {extra.get('way', extra['strategy'])}"),
             spelled(stats["median"] / steps), spelled(stats["min"] / steps), f"{stats['rounds']}", str(one["machine"]),
         ))  # fmt: skip
     return Table(("", "", "median", "least", "rounds", "machine"), tuple(rows)) if rows else None

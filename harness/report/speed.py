@@ -34,7 +34,7 @@ def _print_one(result: BenchResult, console: Console) -> None:
         for lane in sorted(result.lanes, key=lambda one: float(np.median(one.contestant.seconds))):
             grid.add_row(*_row(lane, even[lane.name]))
         console.print(grid)
-        said = "peak: share of a plain product's speed; start: building and two calls, with all that they compile; pays: steps after which that is ahead of lane default; memory: beyond the framework's own"
+        said = "peak: share of a plain product's speed; start: building and two calls, with all that they compile; pays: steps after which that is ahead of lane default; MB: of memory at most, beyond the framework's own"
         console.print(Text(said, style="dim"))
     _print_asked(result, console)
     for lane in {own.name: own for own in result.lanes}.values():
@@ -61,7 +61,7 @@ def _print_one(result: BenchResult, console: Console) -> None:
         console.print(Text(f"{backend} failed: {why}", style="red"))
 
 
-COLUMNS = ("lane", "strategy", "step", "ratio (99 %)", "peak", "start", "pays", "memory")
+COLUMNS = ("lane", "strategy", "step", "ratio (99 %)", "peak", "start", "pays", "MB")
 
 
 def _row(lane: Lane, even: int | None) -> list[str]:
@@ -73,7 +73,7 @@ def _row(lane: Lane, even: int | None) -> list[str]:
     if lane.alone is None:
         return [*own, against, share, "", "", ""]
     pays = "" if lane.lane == "default" else "never" if even is None else f"{even:,}"
-    return [*own, against, share, spelled(lane.alone.start), pays, size(lane.alone.memory)]
+    return [*own, against, share, spelled(lane.alone.start), pays, size(lane.alone.memory).removesuffix(" MB")]
 
 
 def size(memory: Mapping[str, int | None]) -> str:

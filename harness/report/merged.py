@@ -253,10 +253,10 @@ def choosing(merged: Merged) -> Table:
             ))  # fmt: skip
     head = (
         "",
-        "trains identically",
+        "equal",
         "fastest way",
         "step",
-        "times the fastest (99 %)",
+        "ratio (99 %)",
         "of the peak",
         "to start",
         "pays after",

@@ -1,7 +1,6 @@
 """A benchmark's result for a terminal: a table a spec, the fastest first, then what differs between the settings."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 from rich.console import Console
@@ -9,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.bench.inference import MANY
+from harness.bench.ratio import Ratio
 from harness.bench.record import BenchResult, Lane
 
 
@@ -26,16 +26,12 @@ def _print_one(result: BenchResult, console: Console) -> None:
     )
     console.print(Text.assemble((result.title, "bold"), f"  {about}"))
     if result.lanes:
-        grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-        for name in COLUMNS:
-            justify: Literal["left", "right"] = "left" if name in ("lane", "strategy") else "right"
-            grid.add_column(name, justify=justify, no_wrap=True)
-        even = result.break_even()
+        grid = _grid(COLUMNS, ("lane", "strategy"))
         for lane in sorted(result.lanes, key=lambda one: float(np.median(one.contestant.seconds))):
-            grid.add_row(*_row(lane, even[lane.name]))
+            grid.add_row(*_row(lane))
         console.print(grid)
-        said = "peak: share of a plain product's speed; start: building and two calls, with all that they compile; pays: steps after which that is ahead of lane default; MB: of memory at most, beyond the framework's own"
-        console.print(Text(said, style="dim"))
+        console.print(Text("peak: share of a plain product's speed", style="dim"))
+    _print_starts(result, console)
     _print_asked(result, console)
     for lane in {own.name: own for own in result.lanes}.values():
         if lane.alone and (target := lane.alone.target):
@@ -61,19 +57,42 @@ def _print_one(result: BenchResult, console: Console) -> None:
         console.print(Text(f"{backend} failed: {why}", style="red"))
 
 
-COLUMNS = ("lane", "strategy", "step", "ratio (99 %)", "peak", "start", "pays", "MB")
+COLUMNS = ("lane", "strategy", "step", "ratio (99 %)", "peak")
 
 
-def _row(lane: Lane, even: int | None) -> list[str]:
-    own = [lane.lane, lane.name, spelled(float(np.median(lane.contestant.seconds)))]
+def _row(lane: Lane) -> list[str]:
     r = lane.ratio
-    against = "fastest" if r is None else f"{times(r.value)} ({times(r.low)}–{times(r.high)})"
-    against = f"tie {against}" if r and not r.different else against
     share = "" if lane.share is None else f"{lane.share:.0%}"
-    if lane.alone is None:
-        return [*own, against, share, "", "", ""]
-    pays = "" if lane.lane == "default" else "never" if even is None else f"{even:,}"
-    return [*own, against, share, spelled(lane.alone.start), pays, size(lane.alone.memory).removesuffix(" MB")]
+    return [lane.lane, lane.name, spelled(float(np.median(lane.contestant.seconds))), _against(r), share]
+
+
+def _against(r: Ratio | None) -> str:
+    if r is None:
+        return "fastest"
+    told = f"{times(r.value)} ({times(r.low)}–{times(r.high)})"
+    return told if r.different else f"tie {told}"
+
+
+def _grid(names: Sequence[str], left: Sequence[str]) -> Table:
+    grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for name in names:
+        grid.add_column(name, justify="left" if name in left else "right", no_wrap=True)
+    return grid
+
+
+def _print_starts(result: BenchResult, console: Console) -> None:
+    """What each way costs before it is under way."""
+    alone = {lane.name: lane.alone for lane in result.lanes if lane.alone is not None}
+    if not alone:
+        return
+    grid = _grid(("start", "import", "build", "1st call", "2nd call", "pays", "memory"), ("start",))
+    even, default = result.break_even(), {lane.name for lane in result.lanes if lane.lane == "default"}
+    for name, own in sorted(alone.items(), key=lambda item: item[1].start):
+        pays = "" if name in default else "never" if even[name] is None else f"{even[name]:,}"
+        grid.add_row(name, *(spelled(seconds) for seconds in own.phases.values()), pays, size(own.memory))
+    console.print(grid)
+    said = "in a process of its own, nothing cached; pays: steps after which it is ahead of lane default; memory: beyond the framework's own"
+    console.print(Text(said, style="dim"))
 
 
 def size(memory: Mapping[str, int | None]) -> str:
@@ -90,21 +109,18 @@ def _print_asked(result: BenchResult, console: Console) -> None:
     """How long the trained networks take to answer."""
     if not result.inference:
         return
-    grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for name in ("inference", "p50", "p95", "p99", "a second", "ratio (99 %)", "evaluation"):
-        grid.add_column(name, justify="left" if name == "inference" else "right", no_wrap=True)
-    evaluated = {own.backend: own for own in result.evaluation}
+    grid = _grid(("inference", "p50", "p95", "p99", "a second", "ratio (99 %)"), ("inference",))
     for own in sorted(result.inference, key=lambda one: -one.examples):
-        r = own.ratio
-        against = "fastest" if r is None else f"{times(r.value)} ({times(r.low)}–{times(r.high)})"
-        whole = evaluated.pop(own.backend, None)
         grid.add_row(
-            f"{own.backend} {own.way}", *(spelled(own.latency[p]) for p in ("p50", "p95", "p99")), f"{own.examples:,.0f}", against,
-            "" if whole is None else spelled(float(np.median(whole.seconds))),
+            f"{own.backend} {own.way}", *(spelled(own.latency[p]) for p in ("p50", "p95", "p99")), f"{own.examples:,.0f}",
+            _against(own.ratio),
         )  # fmt: skip
     console.print(grid)
-    said = f"p50, p95, p99: of a call with one example; a second: examples, {MANY} a call; evaluation: of all held-out ones"
+    said = f"p50, p95, p99: of a call with one example; a second: examples, {MANY} a call"
     console.print(Text(said, style="dim"))
+    told = ", ".join(f"{own.backend} {spelled(float(np.median(own.seconds)))}" for own in result.evaluation)
+    if result.evaluation:
+        console.print(Text(f"evaluation of {result.evaluation[0].examples:,} examples: {told}"))
 
 
 def times(value: float) -> str:

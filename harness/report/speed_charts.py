@@ -258,7 +258,11 @@ def _roof(chip: str, precision: str, benches: list[Record], number: int) -> Figu
         x = alt.X("intensity:Q", title="floating-point operations a byte, log scale", scale=alt.Scale(type="log", nice=False), axis=alt.Axis(tickCount=5))  # fmt: skip
         y = alt.Y("gflops:Q", title="billions a second, log scale", scale=alt.Scale(type="log"), axis=alt.Axis(tickCount=5))  # fmt: skip
         line = alt.Chart(alt.NamedData(name="roof")).mark_line(strokeWidth=2, color="#8a8f98").encode(x=x, y=y)
-        columns = 1 if width < PHONE else 0
+        narrow = width < PHONE
+        shapes = alt.Legend(
+            orient="bottom" if narrow else "top", title=None, direction="vertical" if narrow else "horizontal", labelLimit=0,
+            columns=1 if narrow else 0, symbolFillColor=INK, symbolStrokeColor=INK,
+        )  # fmt: skip
         dots = (
             alt.Chart(alt.NamedData(name="rows"))
             .mark_point(filled=True, size=80, opacity=0.9)
@@ -266,7 +270,7 @@ def _roof(chip: str, precision: str, benches: list[Record], number: int) -> Figu
                 x=x, y=y,
                 color=alt.Color("backend:N", scale=_colours(backends), legend=alt.Legend(orient="top", title=None, direction="horizontal")),
                 shape=alt.Shape("spec:N", sort=specs, scale=alt.Scale(domain=specs, range=[SHAPES[i % len(SHAPES)] for i in range(len(specs))]),
-                                legend=alt.Legend(orient="top", title=None, direction="horizontal", columns=columns, labelLimit=0)),
+                                legend=shapes),
             )
         )  # fmt: skip
         return charts.styled(alt.layer(line, dots), {"rows": rows, "roof": roof}, width, 300)

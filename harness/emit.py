@@ -187,7 +187,8 @@ def table(name: str, rows: Mapping[str, Slot], comment: str) -> str:
 
 def split_tables(program: Program, slots: Mapping[str, Slot]) -> tuple[dict[str, Slot], dict[str, Slot]]:
     """Learned parameters and running statistics apart."""
-    learned = {name: slot for name, slot in slots.items() if program.parameters[name].learned}
+    parameters = program.parameters
+    learned = {name: slot for name, slot in slots.items() if parameters[name].learned}
     return learned, {name: slot for name, slot in slots.items() if name not in learned}
 
 

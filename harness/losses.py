@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import numpy as np
-from scipy.special import log_softmax
 
+from harness import special
 from harness.expressions import Value
 from harness.ops.base import Array, Fraction, Shape, need, spell
 from harness.record import Kind, OneOf
@@ -76,7 +76,7 @@ class SoftmaxCrossEntropy(Loss):
         classes = outputs.shape[-1]
         q = np.eye(classes)[targets.astype(int)]
         q = (1 - self.label_smoothing) * q + self.label_smoothing / classes
-        return float(-np.mean(np.sum(q * log_softmax(outputs, axis=-1), axis=-1)))
+        return float(-np.mean(np.sum(q * special.log_softmax(outputs, axis=-1), axis=-1)))
 
 
 class SigmoidCrossEntropy(Loss):

@@ -3,8 +3,8 @@
 from typing import Annotated, ClassVar
 
 import numpy as np
-from scipy.special import log_softmax
 
+from harness import special
 from harness.expressions import Value
 from harness.ops.base import Array, Count, Shape, need, spell
 from harness.record import Kind, OneOf
@@ -79,7 +79,7 @@ class CrossEntropy(OfClasses):
     better = "lower"
 
     def compute(self, outputs: Array, targets: Array) -> float:
-        likelihood = log_softmax(outputs.astype(np.float64), axis=-1)
+        likelihood = special.log_softmax(outputs.astype(np.float64), axis=-1)
         return float(-np.mean(np.take_along_axis(likelihood, targets.astype(int)[..., None], axis=-1)))
 
 

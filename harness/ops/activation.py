@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
-from scipy import special
 
+from harness import special
 from harness.ops.base import Array, Mode, NotNegative, Op, Positive
 
 

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.special import softmax
 
+from harness import special
 from harness.initializers import GlorotUniform, Initializer, Zeros
 from harness.ops.base import Array, Count, Flag, Mode, Op, Parameter, Products, Rate, Shape, need, need_rank
 
@@ -66,7 +66,7 @@ class Attention(Op):
         scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
         if self.causal:
             scores = np.where(np.tril(np.ones(scores.shape[-2:], dtype=bool)), scores, -np.inf)
-        weights = softmax(scores, axis=-1)
+        weights = special.softmax(scores, axis=-1)
         if mode.training and mode.mask is not None:
             weights = weights * mode.mask
         y = (weights @ v).swapaxes(1, 2)

@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 from pydantic import InstanceOf
-from scipy.special import expit
 
+from harness import special
 from harness.initializers import GlorotUniform, Initializer, InitializerKind, Orthogonal, Zeros
 from harness.ops.base import Array, Count, Mode, Op, Parameter, Products, Rate, Shape, need_rank
 
@@ -86,8 +86,8 @@ class Lstm(Recurrent):
             kept = h * mode.mask if mode.training and mode.mask is not None else h
             gates = x[:, t] @ parameters["kernel"] + kept @ parameters["recurrent"] + parameters["bias"]
             i, f, g, o = np.split(gates, 4, axis=-1)
-            c = expit(f) * c + expit(i) * np.tanh(g)
-            h = expit(o) * np.tanh(c)
+            c = special.expit(f) * c + special.expit(i) * np.tanh(g)
+            h = special.expit(o) * np.tanh(c)
             states.append(h)
         return h if self.returns == "last" else np.stack(states, axis=1)
 
@@ -115,7 +115,7 @@ class Gru(Recurrent):
             kept = h * mode.mask if mode.training and mode.mask is not None else h
             xr, xz, xn = np.split(x[:, t] @ parameters["kernel"] + parameters["bias"], 3, axis=-1)
             hr, hz, hn = np.split(kept @ parameters["recurrent"], 3, axis=-1)
-            z = expit(xz + hz)
-            h = (1 - z) * np.tanh(xn + expit(xr + hr) * hn) + z * kept
+            z = special.expit(xz + hz)
+            h = (1 - z) * np.tanh(xn + special.expit(xr + hr) * hn) + z * kept
             states.append(h)
         return h if self.returns == "last" else np.stack(states, axis=1)

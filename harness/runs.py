@@ -9,12 +9,15 @@ import os
 import selectors
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -98,10 +101,12 @@ def run_spec(loaded: spec.Spec, text: Source, options: Options, listen: Listener
     inputs = prepared(program, text)
     directory = make_directory(program, options)
     write_inputs(directory, program, inputs, text, options, checkpoint)
-    results = {}
-    for name in options.backends:
-        request = write_request(directory, program, inputs, text, name, options, checkpoint, given)
-        results[name] = train(directory, name, request, pythons[name], options, listen)
+
+    def work(name: str, own: Sequence[int], tell: Listener) -> BackendResult:
+        request = write_request(directory, program, inputs, text, name, options, checkpoint, given, own)
+        return train(directory, name, request, pythons[name], options, tell)
+
+    results = side_by_side(work, options, listen)
     done = 0 if checkpoint is None else checkpoint.step
     result = replace(judge(program, inputs, directory, results, options, done), started=started)
     if checkpoint is not None and checkpoint.origin.steps != program.steps and _spans(program):
@@ -274,9 +279,9 @@ def write_inputs(
 
 def write_request(
     directory: Path, program: Program, inputs: Inputs, text: Source, backend: str, options: Options,
-    checkpoint: Checkpoint | None = None, given: Mapping[str, Written] | None = None,
+    checkpoint: Checkpoint | None = None, given: Mapping[str, Written] | None = None, own: Sequence[int] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """A backend's folder: the emitted program and what the worker is asked."""
+    """A backend's folder: the emitted program and what the worker is asked. `own`: its cores; left out, the idlest."""
     folder = directory / backend
     folder.mkdir()
     name = f"{program.name}_{backend}.py"
@@ -299,7 +304,7 @@ def write_request(
         "precision": options.precision,
         "threads": options.threads,
         "device": options.device,
-        "cores": cores(options.threads) if options.device == "cpu" else [],
+        "cores": list(own or cores(options.threads)) if options.device == "cpu" else [],
         "record_states": states,
         "record_gradients": gradients,
         "evaluate": {name: q.request() for name, q in asked.items()},
@@ -351,6 +356,67 @@ def _text_request(program: Program) -> dict[str, Any] | None:
         "length": sample.length,
         "window": data.length,
     }
+
+
+def side_by_side(
+    work: Callable[[str, Sequence[int], Listener], BackendResult], options: Options, listen: Listener
+) -> dict[str, BackendResult]:
+    """Each backend's work, as many at once as there are cores for; on a GPU one after the other.
+
+    `work` is given a backend, the cores that are its own, and a listener that only one thread calls at a time. Ctrl-C, a
+    termination or an error of one ends the workers of all.
+    """
+    idle = cores(options.threads * len(options.backends)) if options.device == "cpu" else []
+    count = max(1, len(idle) // options.threads)
+    places: SimpleQueue[Sequence[int]] = SimpleQueue()
+    for i in range(count):
+        places.put(idle[i * options.threads : (i + 1) * options.threads])
+    talking, stopped = threading.Lock(), threading.Event()
+
+    def tell(backend: str, event: Mapping[str, Any]) -> None:
+        if stopped.is_set():
+            raise Stopped
+        with talking:
+            listen(backend, event)
+
+    def one(backend: str) -> BackendResult:
+        place = places.get()
+        try:
+            return work(backend, place, tell)
+        finally:
+            places.put(place)
+
+    with ending_as_interrupted(), ThreadPoolExecutor(count) as pool:
+        found = {backend: pool.submit(one, backend) for backend in options.backends}
+        try:
+            for future in as_completed(found.values()):
+                future.result()
+        except BaseException:
+            stopped.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return {backend: future.result() for backend, future in found.items()}
+
+
+class Stopped(Exception):  # noqa: N818 - nothing went wrong here
+    """Another worker's failure, or Ctrl-C, ends this one."""
+
+
+@contextmanager
+def ending_as_interrupted() -> Iterator[None]:
+    """A termination ends like Ctrl-C, so that workers are stopped on the way out."""
+
+    def stop(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's business
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def train(
@@ -419,6 +485,8 @@ def _supervise(
                         listen(backend, json.loads(line))
                 elif process.poll() is not None:
                     break  # the worker has ended; a stray child of it may hold the pipe
+                else:
+                    listen(backend, {})  # which is told where all are to stop
                 if time.monotonic() - heard > options.timeout:
                     kill(process)
                     return process.wait(), f"gave no sign of life for {options.timeout:g} seconds and was stopped"
@@ -431,23 +499,12 @@ def _supervise(
 
 @contextmanager
 def _killed_at_exit(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """No worker outlives its parent's interest: not an error, not Ctrl-C, not a termination."""
-
-    def stop(_signal: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = None
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:
-        before = None  # not the main thread: signals are its business
+    """No worker outlives its parent's interest: not an error, not Ctrl-C."""
     try:
         yield
     finally:
         kill(process)
         process.wait()
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
 
 
 def kill(process: "subprocess.Popen[bytes]") -> None:

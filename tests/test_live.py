@@ -121,7 +121,7 @@ def test_a_framework_that_is_not_installed_says_what_to_install(
 
 def test_questions_are_public_methods_alone() -> None:
     server = Server.__new__(Server)
-    server.opened, server.series, server.inputs, server.ready = {}, {}, {}, {}
+    server.opened, server.series, server.inputs, server.ready, server.predictors = {}, {}, {}, {}, {}
     server.backend, server.closed = "torch", 0
     assert _question(server, "close")({"name": "nobody"}) == {}
     for name in ("_inputs", "_given", "__init__", "__class__", "opened", "backend", "fish", ""):

@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -19,7 +21,7 @@ from cases import CASES, spec_of
 from harness import runs, spec
 from harness.environment import backends, interpreters
 from harness.errors import CallError
-from harness.results import RunResult
+from harness.results import BackendResult, RunResult
 from harness.runs import Options
 
 NAP = f"1000.{os.getpid()}"
@@ -222,3 +224,65 @@ def test_a_broken_result_is_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(CallError):
         RunResult.read(tmp_path)
+
+
+# ---- Side by side
+
+
+def told(_backend: str, _event: object) -> None:
+    """A listener that says nothing."""
+
+
+def test_workers_run_side_by_side_on_cores_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "cores", lambda _count: [2, 5])
+    both, seen = threading.Barrier(2), {}
+
+    def work(backend: str, own: Sequence[int], _tell: runs.Listener) -> BackendResult:
+        if backend != "jax":
+            both.wait(timeout=20)  # one after the other would never meet
+        seen[backend] = tuple(own)
+        return BackendResult(backend, "ok")
+
+    found = runs.side_by_side(work, Options(), told)
+    assert list(found) == ["torch", "tensorflow", "jax"]
+    assert {seen["torch"], seen["tensorflow"]} == {(2,), (5,)}
+    assert seen["jax"] in {(2,), (5,)}
+
+
+@pytest.mark.parametrize("options", [Options(device="gpu"), Options(threads=2)])
+def test_without_room_they_run_one_after_the_other(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "cores", lambda _count: [0, 1])
+    at_once, most = 0, 0
+
+    def work(backend: str, _own: Sequence[int], _tell: runs.Listener) -> BackendResult:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.05)
+        at_once -= 1
+        return BackendResult(backend, "ok")
+
+    runs.side_by_side(work, options, told)
+    assert most == 1
+
+
+def test_an_error_in_one_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "cores", lambda _count: [0, 1])
+    begun: list[str] = []
+    ended: list[str] = []
+
+    def work(backend: str, _own: Sequence[int], tell: runs.Listener) -> BackendResult:
+        if backend == "tensorflow":
+            raise OSError("no space left")
+        begun.append(backend)
+        try:
+            while True:
+                tell(backend, {})
+                time.sleep(0.01)
+        finally:
+            ended.append(backend)
+
+    with pytest.raises(OSError, match="no space left"):
+        runs.side_by_side(work, Options(), told)
+    assert sorted(ended) == sorted(begun)
+    assert "torch" in ended

@@ -4,7 +4,6 @@
 """
 
 import math
-import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,7 @@ from harness.graph import Program
 from harness.nullspace import zero_gradient
 from harness.programs import Written, sources
 from harness.questions import Question, questions
-from harness.runs import Options, describe, kill, write_inputs
+from harness.runs import Options, describe, ending_as_interrupted, kill, write_inputs
 from harness.source import Source
 
 ROWS = 64  # examples of the comparison in evaluation mode
@@ -217,7 +216,7 @@ def workers(
     found: dict[str, dict[str, LiveWorker]] = {precision: {} for precision in precisions}
     failures: dict[str, str] = {}
     with ExitStack() as stack:
-        stack.enter_context(_ending_as_interrupted())
+        stack.enter_context(ending_as_interrupted())
         number = 0
         for precision in precisions:
             for name, known in named.items():
@@ -242,23 +241,6 @@ def workers(
                 except WorkerFailed as error:
                     failures[name] = str(error)
         yield found, failures
-
-
-@contextmanager
-def _ending_as_interrupted() -> Iterator[None]:
-    """A termination ends like Ctrl-C, so that workers are stopped on the way out."""
-
-    def stop(_signal: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's business
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def each(subject: Subject, ask: Callable[[LiveWorker], T]) -> dict[str, T]:

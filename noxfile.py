@@ -20,6 +20,16 @@ def install(session: nox.Session, *extras: str) -> None:
     session.install("-e", f".[{','.join(extras)}]")
 
 
+def two_at_once(session: nox.Session, *arguments: str) -> None:
+    """pytest in two processes, a file in one of them."""
+    session.install("pytest-xdist>=3.6")
+    # Both must number the tests alike, and pytest-benchmark would warn that it is idle then.
+    session.run(
+        "pytest", *arguments, "-n", "2", "--dist", "loadfile", "-p", "no:benchmark", *session.posargs,
+        env=ONE_THREAD | {"PYTHONHASHSEED": "0"},
+    )  # fmt: skip
+
+
 @nox.session
 def compare(session: nox.Session) -> None:
     """Train the default spec on all three backends and report (or: -- SPEC [OPTIONS])."""
@@ -32,19 +42,14 @@ def compare(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The whole suite, with all three frameworks."""
     install(session, "all", "test")
-    session.run("pytest", *session.posargs, env=ONE_THREAD)
+    two_at_once(session)
 
 
 @nox.session
 def tests_host(session: nox.Session) -> None:
     """The part of the suite that needs no framework, in an environment without one: under a minute."""
     install(session, "test")
-    session.install("pytest-xdist>=3.6")
-    # Two processes at once; both must number the tests alike, and pytest-benchmark would warn that it is idle then.
-    session.run(
-        "pytest", "-m", "not frameworks", "-n", "2", "--dist", "loadfile", "-p", "no:benchmark", *session.posargs,
-        env=ONE_THREAD | {"PYTHONHASHSEED": "0"},
-    )  # fmt: skip
+    two_at_once(session, "-m", "not frameworks")
 
 
 @nox.session

@@ -119,14 +119,21 @@ def cores(threads: int) -> list[int]:
     return sorted(sorted(allowed, key=lambda core: (load[core], -core))[:threads])
 
 
+VECTORS = {"avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "avx_vnni"}
+"""Of a processor's flags, those that decide which kernels a library takes."""
+
+
 def machine() -> dict[str, Any]:
-    """What this machine is: operating system, processor, cores, memory."""
-    model = platform.processor() or platform.machine()
+    """What this machine is: operating system, processor and what it can do, cores, memory."""
+    model, flags = platform.processor() or platform.machine(), set()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        names = re.findall(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(errors="replace"), re.MULTILINE)
+        text = cpuinfo.read_text(errors="replace")
+        names = re.findall(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
         model = names[0] if names else model
+        flags = set(" ".join(re.findall(r"^flags\s*:\s*(.+)$", text, re.MULTILINE)[:1]).split())
     return {
+        "flags": sorted(flags & VECTORS),
         "system": f"{platform.system()} {platform.release()}",
         "processor": model,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

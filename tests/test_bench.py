@@ -490,6 +490,14 @@ def test_a_counter_of_energy_goes_on_where_it_starts_anew(tmp_path: Path) -> Non
     assert energy.meters("cpu", tmp_path / "none") == []
 
 
+def test_without_nvidias_library_there_is_no_meter_and_no_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(energy, "NVML", "libno-such-library.so.1")
+    assert energy.driver() is None
+    assert energy.meters("gpu", tmp_path) == []
+
+
 def test_a_blocks_energy_is_a_steps() -> None:
     used = iter([10.0, 16.0, 20.0, 24.0])
     own = Contestant("a", lambda _steps: (0.1, 0.1), steps=2)

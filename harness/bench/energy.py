@@ -48,6 +48,18 @@ def _package(path: Path) -> Meter | None:
     return Meter(name, read)
 
 
+def driver() -> str | None:
+    """The version of NVIDIA's driver; None where it is not told."""
+    text = ctypes.create_string_buffer(96)
+    try:
+        nvml = ctypes.CDLL(NVML)
+    except OSError:
+        return None
+    if nvml.nvmlInit_v2() or nvml.nvmlSystemGetDriverVersion(text, len(text)):
+        return None
+    return text.value.decode()
+
+
 def _gpu() -> Meter | None:
     """The first GPU's counter, in millijoules (NVML's nvmlDeviceGetTotalEnergyConsumption, since Volta)."""
     try:

@@ -10,7 +10,7 @@ import numpy as np
 from harness import flops
 from harness.bench import peers
 from harness.bench.alone import Alone, Conditions, alone
-from harness.bench.energy import meters
+from harness.bench.energy import driver, meters
 from harness.bench.inference import Evaluation, Inference, inference
 from harness.bench.options import BenchOptions
 from harness.bench.peers import EVERYDAY, Peer
@@ -19,7 +19,7 @@ from harness.bench.record import Lane, Ledger, Roof
 from harness.bench.rounds import BLOCK, Contestant, rounds, table, warmed
 from harness.check.live import LiveWorker
 from harness.check.subject import Subject, each, open_program
-from harness.environment import Interpreter
+from harness.environment import Interpreter, machine
 from harness.errors import WorkerFailed
 from harness.lanes import Strategy, room
 from harness.programs import emitted
@@ -87,7 +87,7 @@ def timed(
     rounds([*contestants.values(), *rivals.values()], most=LEAST, budget=TRIAL)
     trial = {own: float(np.median(one.seconds)) for own, one in contestants.items()}
     entered = _entered(contestants, runners, trial, options)
-    machine = _machine(subject, list(dict.fromkeys(runners[n].backend for n in contestants)), options.device)
+    shown = _machine(subject, list(dict.fromkeys(runners[n].backend for n in contestants)), options.device)
     chosen = {own: contestants[own] for own in dict.fromkeys(own for _, own in entered)}
     # Of the peers the everyday one, and of the others whichever was the fastest in the trial.
     raced = {key: own for key, own in rivals.items() if key[1] == EVERYDAY}
@@ -99,12 +99,12 @@ def timed(
     listen(name, {"phase": "rounds", "total": options.rounds})
     competing, compiled = list(chosen.values()), _compilations(subject, chosen, runners)
     rounds(
-        competing, along=[*machine, *raced.values()], most=options.rounds, width=WIDTH, meters=meters(options.device),
+        competing, along=[*shown, *raced.values()], most=options.rounds, width=WIDTH, meters=meters(options.device),
         listen=lambda n: listen(name, {"step": n, "losses": {}}),
     )  # fmt: skip
     found.notes += _recompiled(compiled, _compilations(subject, chosen, runners))
     products, copies = (
-        [float(np.median(one.seconds)) for one in machine if one.name.endswith(what)] for what in (PRODUCT, COPY)
+        [float(np.median(one.seconds)) for one in shown if one.name.endswith(what)] for what in (PRODUCT, COPY)
     )
     # Of a noisy machine the median is what it did; the roofs are of the framework that was the fastest.
     found.roof = Roof(2 * SIZE[options.device] ** 3 / min(products), 2 * COPIED[options.device] / min(copies))
@@ -295,7 +295,10 @@ def ledger(subject: Subject, device: str) -> Ledger:
     names = dict.fromkeys(key for own in said.values() for key in own)
     found = {name: {backend: own[name] for backend, own in said.items() if name in own} for name in names}
     counters = ", ".join(meter.name for meter in meters(device)) or "none that can be read"
-    return Ledger({**found, **COMMON, "energy counters": {"all": counters}})
+    chip = {"processor": f"{(own := machine())['processor']}: {' '.join(own['flags'])}", "energy counters": counters}
+    if device == "gpu":
+        chip["driver"] = driver() or "not told"
+    return Ledger({**found, **COMMON, **{name: {"all": value} for name, value in chip.items()}})
 
 
 COMMON: Mapping[str, Mapping[str, Any]] = {

@@ -104,7 +104,7 @@ def worker(
     backend: str, python: Interpreter, folder: Path, *, core: int, timeout: float = 600.0, name: str | None = None,
     settings: Mapping[str, str] | None = None, device: str = "cpu",
 ) -> Iterator[LiveWorker]:  # fmt: skip
-    """A live worker, pinned to one core; killed on the way out, whatever happened. Raises WorkerFailed.
+    """A live worker, pinned to one core (where the device is a GPU, to none); killed on the way out, whatever happened. Raises WorkerFailed.
 
     `settings`: more environment variables, where this process has not set them.
     """
@@ -137,7 +137,7 @@ def worker(
         stack.callback(kill, process)
         live = LiveWorker(backend, name or backend, folder, process, ask_write, answer_read, timeout, core)
         began = time.perf_counter()
-        live._send({"backend": backend, "threads": 1, "cores": [core]})  # noqa: SLF001 - the first line is the request
+        live._send({"backend": backend, "threads": 1, "cores": [core] if device == "cpu" else []})  # noqa: SLF001 - the first line is the request
         live.seconds = time.perf_counter() - began
         yield live
 

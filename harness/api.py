@@ -10,6 +10,7 @@ from harness import lanes, runs, spec
 from harness.backend import BACKENDS
 from harness.errors import CallError
 from harness.graph import Program
+from harness.precision import named
 from harness.programs import emitted
 from harness.resolve import compile_spec
 from harness.results import RunResult
@@ -48,6 +49,7 @@ class Experiment:
         """
         if backend not in BACKENDS:
             raise CallError(f"unknown backend '{backend}' (backends: {', '.join(BACKENDS)})")
+        named(precision)
         program = self.compile(steps, seed)
         lanes.require(program, backend, strategy, observe=observe)
         return emitted(program, backend, precision, threads, observe=observe, strategy=strategy)

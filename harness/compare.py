@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from harness.errors import HarnessError
+from harness.precision import PRECISIONS
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -43,6 +44,7 @@ class Derived(Tolerance):
 
 
 FLOAT64 = 1e-10
+BFLOAT16, TF32 = PRECISIONS["bfloat16"].roundoff, PRECISIONS["tf32"].roundoff
 TOLERANCES: dict[str, dict[str, Tolerance]] = {
     # The proof: nothing semantic hides below this; agreement near 1e-15 is what is measured.
     "float64": {what: Tolerance(FLOAT64) for what in ("forward", "gradients", "loss", "state", "outputs")},
@@ -53,6 +55,24 @@ TOLERANCES: dict[str, dict[str, Tolerance]] = {
         "loss": Tolerance(1e-5, floor=0.0),
         "state": Tolerance(1e-2),
         "outputs": Tolerance(1e-2),
+    },
+    # In units of bfloat16's roundoff. The reference rounds the same products, so what is left before training is values
+    # that lay so near the middle between two bfloat16 numbers that the order of a sum decided: 2 units each at most. In
+    # a loss, a mean over examples, most of it averages out.
+    "bfloat16": {
+        "forward": Tolerance(4 * BFLOAT16),
+        "gradients": Tolerance(8 * BFLOAT16, floor=1e-2),
+        "loss": Tolerance(BFLOAT16 / 2, floor=0.0),
+        "state": Tolerance(32 * BFLOAT16),
+        "outputs": Tolerance(32 * BFLOAT16),
+    },
+    # GPUs alone round to it, each in its own way: the reference does not, so more is allowed than a flip. Not measured.
+    "tf32": {
+        "forward": Tolerance(16 * TF32),
+        "gradients": Tolerance(32 * TF32, floor=1e-2),
+        "loss": Tolerance(16 * TF32, floor=0.0),
+        "state": Tolerance(64 * TF32),
+        "outputs": Tolerance(64 * TF32),
     },
 }
 

@@ -80,6 +80,30 @@ def observed(node: Node, variable: str, value: str, call: str) -> list[str]:
     return [f"{variable} = {call}", f'values["{node.name}"] = {value}']
 
 
+def in_mixed_precision(texts: Iterable[str], replaced: Mapping[str, str], helpers: Mapping[str, str]) -> list[str]:
+    """Classes and helpers with their products said as in mixed precision, behind the helpers that these need.
+
+    `replaced`: by what a text says, what it says instead; `helpers` by name, in an order in which they can stand.
+    """
+    found = []
+    for text in texts:
+        said = text
+        for plain, mixed in replaced.items():
+            said = said.replace(plain, mixed)
+        found.append(said)
+    needed: set[str] = set()
+    wanted = set().union(*(_names(text) for text in found))
+    while new := wanted & helpers.keys() - needed:
+        needed |= new
+        wanted = set().union(*(_names(helpers[name]) for name in new))
+    return [*(text for name, text in helpers.items() if name in needed), *found]
+
+
+def _names(text: str) -> set[str]:
+    """The names that a text of module-level statements reads by themselves, not as attributes."""
+    return {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+
+
 def masked(graph: Graph) -> bool:
     """Whether a graph's forward pass takes dropout masks."""
     return bool(graph.masks)

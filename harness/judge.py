@@ -18,6 +18,8 @@ from harness.environment import machine
 from harness.graph import Program
 from harness.metrics import Metric
 from harness.nullspace import zero_gradient
+from harness.ops.base import to_bfloat16
+from harness.precision import PRECISIONS
 from harness.questions import questions
 from harness.results import BackendResult, RunResult
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = dict[str, Array]
 DIGESTED = {"parameters": "parameters", "optimizer": "optimizer state", "batches": "batches", "masks": "masks"}
+MOVES = 1 / 4  # of the first step's move that two backends may lie apart: gradients near 0 may have another sign
+VISIBLE = 1e-5  # of the outputs: what rounding to bfloat16 makes of them at least, where it shows
 ROWS = 256  # examples of the forward comparison, as many as a worker evaluates before training
 
 
@@ -40,8 +44,16 @@ def judge(
     backends = {name: finish(program, inputs, directory, result) for name, result in results.items()}
     ok = {name: result for name, result in backends.items() if result.status == "ok"}
     apart = zero_gradient(program)
-    comparisons = against_reference(program, directory, ok, tolerances, start)
-    began = all(c.same for c in comparisons)
+    mixed = PRECISIONS[options.precision].factors == "bfloat16"
+    comparisons = against_reference(program, directory, ok, tolerances, start, mixed=mixed)
+    wrong: list[str] = []
+    if mixed:
+        wrong = [
+            *unrounded(program, directory, ok),
+            *narrow(program, ok),
+            *moved_apart(program, directory, ok, apart, start),
+        ]
+    began = all(c.same for c in comparisons) and not wrong
     series: dict[str, dict[str, Any]] = {}
     drift: dict[str, float] = {}
     for a, b in combinations(ok.values(), 2):
@@ -50,7 +62,8 @@ def judge(
         series[f"{a.backend}~{b.backend}"] = both.series
         drift = {name: max(value, drift.get(name, 0.0)) for name, value in both.drift.items()}
         began = began and both.began
-    same = all(c.same for c in comparisons)
+    notes += wrong
+    same = all(c.same for c in comparisons) and not wrong
     for what, name in DIGESTED.items():
         if len({result.digests[what] for result in ok.values()}) > 1:
             same = False
@@ -103,26 +116,20 @@ def finish(program: Program, inputs: Inputs, directory: Path, result: BackendRes
 
 def against_reference(
     program: Program, directory: Path, results: Mapping[str, BackendResult], tolerances: Mapping[str, Tolerance],
-    start: int = 0,
+    start: int = 0, *, mixed: bool = False,
 ) -> list[Comparison]:  # fmt: skip
-    """Outputs before training, and the loss of the first step, against float64 NumPy."""
+    """Outputs before training, and the loss of the first step, against float64 NumPy.
+
+    `mixed`: with products rounded as in mixed precision.
+    """
     if not results:
         return []
-    folder = directory / "inputs"
-    parameters = _wide(load_file(folder / "parameters.safetensors"))
-    data, batches = _wide(load_file(folder / "data.safetensors")), _wide(load_file(folder / "batches.safetensors"))
-    asked = questions(program, held_out=any(name.startswith("test.") for name in data))
-    forward = {
-        name: reference.evaluate(
-            program, question.expression, parameters, {f: data[key][:ROWS] for f, key in question.fields.items()}
-        )
-        for name, question in asked.items()
-    }
+    forward, (parameters, data, batches) = expected(program, directory, mixed=mixed), given(directory)
     batch, masks = first_batch(program, data, batches, start)
-    loss = reference.loss(program, program.updates[0], parameters, batch, masks)
+    loss = reference.loss(program, program.updates[0], parameters, batch, masks, mixed=mixed)
     found = []
     for backend, result in results.items():
-        said = {name.removeprefix("initial/"): a for name, a in result.outputs().items() if name.startswith("initial/")}
+        said = _part(result.outputs(), "initial/")
         found.append(compare("forward", ("reference", backend), forward, said, tolerances["forward"]))
         # Later updates of a step see what the earlier ones moved: the reference knows the first alone.
         first = program.updates[0].name
@@ -130,6 +137,88 @@ def against_reference(
         theirs = {first: np.array(result.losses[first][0])}
         found.append(compare("loss", ("reference", backend), mine, theirs, tolerances["loss"], step=start + 1))
     return found
+
+
+def given(directory: Path) -> tuple[Arrays, Arrays, Arrays]:
+    """The parameters, data and batches that a run's workers were given, as the reference reads them."""
+    parameters, data, batches = (
+        _wide(load_file(directory / "inputs" / f"{name}.safetensors")) for name in ("parameters", "data", "batches")
+    )
+    return parameters, data, batches
+
+
+def expected(program: Program, directory: Path, *, mixed: bool) -> Arrays:
+    """What the reference says before training."""
+    parameters, data, _ = given(directory)
+    asked = questions(program, held_out=any(name.startswith("test.") for name in data))
+    return {
+        name: reference.evaluate(
+            program, question.expression, parameters,
+            {f: data[key][:ROWS] for f, key in question.fields.items()}, mixed=mixed,
+        )
+        for name, question in asked.items()
+    }  # fmt: skip
+
+
+def unrounded(program: Program, directory: Path, results: Mapping[str, BackendResult]) -> list[str]:
+    """Notes on programs whose products are more exact than bfloat16 allows: no tolerance would show it."""
+    exact, rounded = (expected(program, directory, mixed=mixed) for mixed in (False, True))
+    made = _distance(rounded, exact)
+    if made <= VISIBLE * _distance(exact, {name: np.zeros(()) for name in exact}):
+        return []  # As at parameters that are zero: nothing that rounding could change.
+    notes = []
+    for backend, result in results.items():
+        own = _distance(_part(result.outputs(), "initial/"), exact)
+        if own < made / 4:
+            notes.append(
+                f"The products of {backend} are not of bfloat16 values: its outputs before training are {own:.1e} from "
+                f"the exact ones (root of the sum of squares), where rounding makes {made:.1e}."
+            )
+    return notes
+
+
+def narrow(program: Program, results: Mapping[str, BackendResult]) -> list[str]:
+    """Notes on trainings whose parameters are not kept in float32: after training all of them are bfloat16 numbers."""
+    learned = [name for name, parameter in program.parameters.items() if parameter.learned]
+    notes = []
+    for backend, result in results.items():
+        after = _wide(_part(result.outputs(), "state/"))
+        if all(np.array_equal(after[name], to_bfloat16(after[name])) for name in learned):
+            notes.append(f"The parameters of {backend} are not kept in float32: all of them are bfloat16 numbers.")
+    return notes
+
+
+def moved_apart(
+    program: Program, directory: Path, results: Mapping[str, BackendResult], apart: Mapping[str, str], start: int
+) -> list[str]:
+    """Notes on pairs whose first step moved the parameters otherwise: what is too small beside the parameters to be seen.
+
+    A gradient that was scaled and not scaled back, say: from the second step on it would pass for rounding that grew.
+    """
+    before = given(directory)[0]
+    learned = [name for name, parameter in program.parameters.items() if parameter.learned and name not in apart]
+    moves = {
+        backend: {name: result.state(start)[name].astype(np.float64) - before[name] for name in learned}
+        for backend, result in results.items()
+        if start in result.recorded
+    }
+    notes = []
+    zero = {name: np.zeros(()) for name in learned}
+    # What float32 parameters can say of a move: half a unit in the last place each.
+    least = 2.0**-24 * _distance({name: before[name] for name in learned}, zero)
+    for a, b in combinations(moves, 2):
+        gap, size = _distance(moves[a], moves[b]), max(_distance(moves[n], zero) for n in (a, b))
+        if gap > MOVES * size + 2 * least:
+            notes.append(
+                f"The first step of {a} and {b} moves the parameters otherwise: by {size:.1e} (root of the sum of "
+                f"squares), and {gap:.1e} apart."
+            )
+    return notes
+
+
+def _distance(a: Mapping[str, Array], b: Mapping[str, Array]) -> float:
+    """The root of the sum of squared differences of all tensors together."""
+    return float(np.sqrt(sum(float(np.sum(np.square(a[name].astype(np.float64) - b[name]))) for name in b)))
 
 
 def first_batch(

@@ -15,6 +15,7 @@ from harness.emit import formatted
 from harness.errors import CallError
 from harness.graph import Program
 from harness.lanes import PLAIN
+from harness.precision import NAMES
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def written(
     bases = [
         (emitted(program, backend, precision, number), program)
         for program in programs
-        for precision in ("float32", "float64")
+        for precision in NAMES
         for number in threads
     ]
     lines = text.splitlines()

@@ -18,11 +18,12 @@ Observer = Callable[[str, Array], Array | None]
 
 def forward(
     graph: Graph, inputs: tuple[Array, ...], parameters: Mapping[str, Array], *, training: bool = False,
-    masks: Mapping[str, Array] | None = None, observe: Observer | None = None,
+    masks: Mapping[str, Array] | None = None, observe: Observer | None = None, mixed: bool = False,
 ) -> tuple[Array, Arrays]:  # fmt: skip
     """A network's value on a batch, and its new running statistics (training only).
 
-    `parameters` by the graph's own canonical names; `masks` by layer; `observe` sees every node's value by name.
+    `parameters` by the graph's own canonical names; `masks` by layer; `observe` sees every node's value by name;
+    `mixed`: with products rounded as in mixed precision, everything else in float64.
     """
     values = dict(zip(graph.inputs, inputs, strict=True))
     statistics: Arrays = {}
@@ -32,12 +33,14 @@ def forward(
         if isinstance(node.op, BlockOp):
             inner = _below(masks, node.name) if masks else None
             see = None if observe is None else _prefixed(observe, node.name)
-            values[node.name], new = forward(node.op.graph, given, own, training=training, masks=inner, observe=see)
+            values[node.name], new = forward(
+                node.op.graph, given, own, training=training, masks=inner, observe=see, mixed=mixed
+            )
             statistics |= {f"{node.name}.{name}": value for name, value in new.items()}
         else:
             if isinstance(node.op, Unembed):
                 own = _below(parameters, node.op.embedding)
-            mode = Mode(training, masks.get(node.name) if masks else None)
+            mode = Mode(training, masks.get(node.name) if masks else None, mixed=mixed)
             values[node.name] = node.op.reference(given, own, mode)
             statistics |= {f"{node.name}.{name}": value for name, value in mode.statistics.items()}
         if observe is not None and (other := observe(node.name, values[node.name])) is not None:
@@ -47,15 +50,15 @@ def forward(
 
 def loss(
     program: Program, update: Update, parameters: Mapping[str, Array], batch: Mapping[str, Array],
-    masks: Mapping[str, Mapping[str, Array]] | None = None, observe: Observer | None = None,
+    masks: Mapping[str, Mapping[str, Array]] | None = None, observe: Observer | None = None, *, mixed: bool = False,
 ) -> float:  # fmt: skip
     """An update's loss in training mode. `batch` by field; `masks` by call and layer."""
-    return train(program, update, parameters, batch, masks, observe)[0]
+    return train(program, update, parameters, batch, masks, observe, mixed=mixed)[0]
 
 
 def train(
     program: Program, update: Update, parameters: Mapping[str, Array], batch: Mapping[str, Array],
-    masks: Mapping[str, Mapping[str, Array]] | None = None, observe: Observer | None = None,
+    masks: Mapping[str, Mapping[str, Array]] | None = None, observe: Observer | None = None, *, mixed: bool = False,
 ) -> tuple[float, Arrays]:  # fmt: skip
     """An update's loss in training mode, and the running statistics that its calls leave, by canonical name."""
     values: Arrays = {}
@@ -72,7 +75,7 @@ def train(
         see = None if observe is None else _prefixed(observe, site.variable)
         values[site.variable], statistics = forward(
             program.networks[site.network], tuple(get(a) for a in site.arguments), own, training=True,
-            masks=(masks or {}).get(site.scope), observe=see,
+            masks=(masks or {}).get(site.scope), observe=see, mixed=mixed,
         )  # fmt: skip
         prefix = "" if len(program.networks) == 1 else f"{site.network}."
         changed |= {f"{prefix}{name}": value for name, value in statistics.items()}
@@ -123,7 +126,7 @@ def apply_update(
 
 def evaluate(
     program: Program, expression: Expression, parameters: Mapping[str, Array], fields: Mapping[str, Array],
-    observe: Observer | None = None,
+    observe: Observer | None = None, *, mixed: bool = False,
 ) -> Array:  # fmt: skip
     """An expression in evaluation mode. `observe` sees every node's value, named by its call: `classifier(image).conv1`."""
     match expression:
@@ -132,10 +135,10 @@ def evaluate(
         case Number(value):
             return np.asarray(value)
         case Call(network, arguments):
-            given = tuple(evaluate(program, argument, parameters, fields, observe) for argument in arguments)
+            given = tuple(evaluate(program, a, parameters, fields, observe, mixed=mixed) for a in arguments)
             own = network_parameters(program, network, parameters)
             see = None if observe is None else _prefixed(observe, str(expression))
-            return forward(program.networks[network], given, own, observe=see)[0]
+            return forward(program.networks[network], given, own, observe=see, mixed=mixed)[0]
 
 
 def network_parameters(program: Program, network: str, parameters: Mapping[str, Array]) -> Mapping[str, Array]:

@@ -133,7 +133,7 @@ class RunResult:
         return EXITS[self.verdict]
 
     def with_evidence(self, exact: "RunResult") -> "RunResult":
-        """This float32 run judged in the light of the same run in float64."""
+        """This run in less than float64, judged in the light of the same run in float64."""
         evidence = {"verdict": exact.verdict, "directory": exact.directory.name, "comparisons": exact.comparisons}
         if not self.began:
             note = "They differ from the first step on, before rounding can grow: float64 does not excuse that."
@@ -145,7 +145,7 @@ class RunResult:
             (c["worst"]["difference"] for c in exact.comparisons if c["what"] == "loss" and c["worst"]), default=0.0
         )
         note = (
-            f"In float32 {self._parting()}; the same programs in float64 agree at every step (losses within "
+            f"In {self.precision} {self._parting()}; the same programs in float64 agree at every step (losses within "
             f"{worst:.1e}): it is rounding that grew, not a difference in meaning."
         )
         return replace(

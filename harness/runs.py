@@ -34,6 +34,7 @@ from harness.errors import CallError, DataError, SpecError
 from harness.graph import Program
 from harness.judge import judge
 from harness.optimizers import Cosine
+from harness.precision import on_device
 from harness.programs import Written, emitted
 from harness.programs import read as read_programs
 from harness.record import plain
@@ -49,7 +50,7 @@ Listener = Callable[[str, Mapping[str, Any]], None]
 """Told of a backend's events: {"phase": ...}, {"step": n, "losses": {...}}, {"exit": status}."""
 
 BUDGET = 300_000_000  # bytes of recorded states a backend: beyond it they are recorded at fewer steps
-PROOF = 200  # steps at which gradients are recorded in float64; in float32, at six of them
+PROOF = 200  # steps at which gradients are recorded in float64; in less, at six of them
 EVIDENCE = "float64-evidence"
 
 
@@ -72,7 +73,7 @@ class Options:
     until: int | None = None
     """How many of the training's steps are done when it stops; None: all."""
     evidence: bool = True
-    """Whether a float32 run that parts is run again in float64, to tell rounding from meaning."""
+    """Whether a run in less than float64 that parts is run again in it, to tell rounding from meaning."""
     record: bool = True
     """Whether states and gradients are recorded at steps; without them losses and outputs alone are compared."""
     plant: Callable[[str, Program], str] | None = None
@@ -116,7 +117,7 @@ def run_spec(loaded: spec.Spec, text: Source, options: Options, listen: Listener
         )
         result = replace(result, notes=[*result.notes, note])
     parted = any(not comparison["same"] for comparison in result.comparisons)
-    if options.evidence and options.precision == "float32" and parted:
+    if options.evidence and options.precision != "float64" and parted:
         finished = tuple(name for name, record in results.items() if record.status == "ok")
         exact = replace(options, backends=finished, precision="float64", out=directory / EVIDENCE, evidence=False)
         result = result.with_evidence(run_spec(loaded, text, exact, listen))
@@ -147,10 +148,9 @@ def check(options: Options) -> None:
     ):
         if value is not None and value < least:
             raise CallError(f"{name} is at least {least}, got {value}")
-    if options.precision not in ("float32", "float64"):
-        raise CallError(f"--precision is float32 or float64, got '{options.precision}'")
     if options.device not in ("cpu", "gpu"):
         raise CallError(f"--device is cpu or gpu, got '{options.device}'")
+    on_device(options.precision, options.device)
     if options.timeout <= 0:
         raise CallError(f"--timeout is above 0 seconds, got {options.timeout:g}")
     have = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

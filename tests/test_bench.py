@@ -165,7 +165,8 @@ def test_times_have_the_unit_that_suits_them(seconds: float, said: str) -> None:
     ("options", "expected"),
     [
         (BenchOptions(rounds=5), "--rounds is at least 6"), (BenchOptions(device="tpu"), "--device is cpu or gpu"),
-        (BenchOptions(precision="float16"), "--precision is float32 or float64"), (BenchOptions(core=4096), "--core 4096"),
+        (BenchOptions(precision="float16"), "--precision is float64, float32, tf32 or bfloat16"),
+        (BenchOptions(precision="tf32"), "TF32 products exist on GPUs alone"), (BenchOptions(core=4096), "--core 4096"),
     ],
 )  # fmt: skip
 def test_a_wrong_call_is_a_sentence(options: BenchOptions, expected: str) -> None:

@@ -116,7 +116,7 @@ def test_a_run_directory_is_never_overwritten(spec_file: Path, tmp_path: Path) -
     [
         (Options(threads=0), "--threads is at least 1"), (Options(threads=10_000), "this machine gives"),
         (Options(steps=0), "--steps is at least 1"), (Options(seed=-1), "--seed is at least 0"),
-        (Options(precision="float16"), "--precision is float32 or float64"), (Options(device="tpu"), "--device is cpu or gpu"),
+        (Options(precision="float16"), "--precision is float64, float32, tf32 or bfloat16"), (Options(device="tpu"), "--device is cpu or gpu"),
         (Options(timeout=0), "--timeout is above 0"), (Options(pythons=("torch",)), "--python takes BACKEND=PATH"),
         (Options(pythons=("tf=/bin/sh",)), "unknown backend 'tf'"), (Options(pythons=("torch=/no/such",)), "does not exist"),
     ],

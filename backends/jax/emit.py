@@ -1,9 +1,10 @@
 """Program -> one JAX file: Flax NNX modules, Optax updates. Imports no framework: it runs, and is tested, without JAX."""
 
-from backends.jax import lanes, layers, training
+from backends.jax import bfloat16, lanes, layers, training
 from harness import emit as shared
 from harness.emit import Code, Slot, graphs, indented, masked
 from harness.graph import Graph, Program, Update
+from harness.precision import PRECISIONS, Precision
 
 FRAMEWORK = "JAX (Flax NNX and Optax)"
 HELPERS = layers.HELPERS | training.HELPERS
@@ -25,22 +26,28 @@ def emit(
         helpers += used
     functions, used = step(program, observe=observe, strategy=strategy)
     helpers += used
+    definitions = [*(HELPERS[name] for name in dict.fromkeys(helpers)), *classes]
+    own = PRECISIONS[precision]
+    if own.factors == "bfloat16":
+        definitions = shared.in_mixed_precision(definitions, bfloat16.REPLACED, bfloat16.HELPERS)
     parts = [
-        header(program, precision),
-        *(HELPERS[name] for name in dict.fromkeys(helpers)),
-        *classes,
+        header(program, own),
+        *definitions,
         *([networks(program)] if len(program.networks) > 1 else []),
         functions,
         tables(program),
-        shared.masks_text(program, precision) if program.masks else "",
+        shared.masks_text(program, own.dtype) if program.masks else "",
         running(program, precision, threads, observe=observe, strategy=strategy),
     ]
     return shared.formatted("\n\n".join(parts))
 
 
-def header(program: Program, precision: str) -> str:
+def header(program: Program, precision: Precision) -> str:
     """Docstring, imports, and what changes numbers for the whole program."""
-    double = 'jax.config.update("jax_enable_x64", True)\n' if precision == "float64" else ""
+    double = 'jax.config.update("jax_enable_x64", True)\n' if precision.dtype == "float64" else ""
+    about = "Full float32 products on GPUs and TPUs too: JAX uses TF32 or bfloat16 unless told not to."
+    about = "TF32 products and convolutions on GPUs that have them." if precision.factors == "tf32" else about
+    level = "tensorfloat32" if precision.factors == "tf32" else "highest"
     return f"""{shared.docstring(program, FRAMEWORK, "jax")}
 
 import math
@@ -60,8 +67,8 @@ from flax.traverse_util import unflatten_dict
 from jax import Array
 from safetensors.numpy import load_file
 
-{double}# Full float32 products on GPUs and TPUs too: JAX uses TF32 or bfloat16 unless told not to.
-jax.config.update("jax_default_matmul_precision", "highest")
+{double}# {about}
+jax.config.update("jax_default_matmul_precision", "{level}")
 """
 
 

@@ -1,9 +1,10 @@
 """Program -> one file of Keras on TensorFlow. Imports no framework: it runs, and is tested, without either."""
 
-from backends.tensorflow import lanes, layers, training
+from backends.tensorflow import bfloat16, lanes, layers, training
 from harness import emit as shared
 from harness.emit import Code, Slot, graphs, indented, masked
 from harness.graph import BlockOp, Graph, Program, Update
+from harness.precision import PRECISIONS, Precision
 
 FRAMEWORK = "Keras on TensorFlow"
 HELPERS = layers.HELPERS | training.HELPERS
@@ -28,25 +29,32 @@ def emit(
     functions, used = step(program, observe=observe, strategy=strategy)
     helpers += used
     if strategy in ("loop", "loop_xla"):
-        functions += lanes.train_steps(program, precision, xla=strategy == "loop_xla")
+        functions += lanes.train_steps(program, PRECISIONS[precision].dtype, xla=strategy == "loop_xla")
     elif strategy == "fit":
         functions += lanes.trainer(program)
+    definitions = [*(HELPERS[name] for name in dict.fromkeys(helpers)), *classes]
+    own = PRECISIONS[precision]
+    if own.factors == "bfloat16":
+        definitions = shared.in_mixed_precision(definitions, bfloat16.REPLACED, bfloat16.HELPERS)
     parts = [
-        header(program, precision),
-        *(HELPERS[name] for name in dict.fromkeys(helpers)),
-        *classes,
+        header(program, own),
+        *definitions,
         *([networks(program)] if len(program.networks) > 1 else []),
         functions,
         tables(program),
-        shared.masks_text(program, precision) if program.masks else "",
+        shared.masks_text(program, own.dtype) if program.masks else "",
         running(program, precision, threads, observe=observe, strategy=strategy),
     ]
     return shared.formatted("\n\n".join(parts))
 
 
-def header(program: Program, precision: str) -> str:
+def header(program: Program, precision: Precision) -> str:
     """Docstring, imports, and what changes numbers for the whole program."""
-    double = 'keras.config.set_floatx("float64")\n' if precision == "float64" else ""
+    double = 'keras.config.set_floatx("float64")\n' if precision.dtype == "float64" else ""
+    about = "Full float32 products on GPUs too: TensorFlow uses TF32 unless told not to."
+    about = "TF32 products and convolutions on GPUs that have them." if precision.factors == "tf32" else about
+    mixed = precision.factors == "bfloat16"
+    flags = bfloat16.XLA_FLAGS if mixed else ""
     return f"""{shared.docstring(program, FRAMEWORK, "tensorflow")}
 
 import math
@@ -55,15 +63,15 @@ import sys
 from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras reads it when it is imported.
-
+{flags}
 import keras
 import numpy as np
 import tensorflow as tf
 from safetensors.numpy import load_file
 
-{double}# Full float32 products on GPUs too: TensorFlow uses TF32 unless told not to.
-tf.config.experimental.enable_tensor_float_32_execution(False)
-"""
+{double}# {about}
+tf.config.experimental.enable_tensor_float_32_execution({precision.factors == "tf32"})
+{bfloat16.HEADER if mixed else ""}"""
 
 
 def module(graph: Graph, base: str, *, observe: bool = False) -> tuple[str, list[str]]:

@@ -2,11 +2,12 @@
 
 import re
 
-from backends.torch import lanes, layers, training
+from backends.torch import bfloat16, lanes, layers, training
 from backends.torch.layers import ANY, FIRST, LAST
 from harness import emit as shared
 from harness.emit import Code, Slot, graphs, indented, masked
 from harness.graph import BlockOp, Graph, Program, Update
+from harness.precision import PRECISIONS, Precision
 
 FRAMEWORK = "PyTorch"
 HELPERS = layers.HELPERS | training.HELPERS | lanes.HELPERS
@@ -28,22 +29,29 @@ def emit(
         helpers += used
     functions, used = step(program, observe=observe, strategy=strategy)
     helpers += used
+    definitions = [*(HELPERS[name] for name in dict.fromkeys(helpers)), *classes]
+    own = PRECISIONS[precision]
+    if own.factors == "bfloat16":
+        definitions = shared.in_mixed_precision(definitions, bfloat16.REPLACED, bfloat16.HELPERS)
     parts = [
-        header(program, precision, lanes.IMPORTS if strategy == "whole" else ""),
-        *(HELPERS[name] for name in dict.fromkeys(helpers)),
-        *classes,
+        header(program, own, strategy),
+        *definitions,
         *([networks(program)] if len(program.networks) > 1 else []),
         functions,
         tables(program),
-        shared.masks_text(program, precision) if program.masks else "",
+        shared.masks_text(program, own.dtype) if program.masks else "",
         running(program, threads, observe=observe, whole=strategy == "whole"),
     ]
     return shared.formatted("\n\n".join(parts))
 
 
-def header(program: Program, precision: str, imports: str = "") -> str:
+def header(program: Program, precision: Precision, strategy: str) -> str:
     """Docstring, imports, and what changes numbers for the whole program."""
-    double = "torch.set_default_dtype(torch.float64)\n" if precision == "float64" else ""
+    imports = lanes.IMPORTS if strategy == "whole" else ""
+    double = "torch.set_default_dtype(torch.float64)\n" if precision.dtype == "float64" else ""
+    about = "Full float32 products on GPUs too: cuDNN's convolutions use TF32 unless told not to."
+    about = "TF32 products and convolutions on GPUs that have them." if precision.factors == "tf32" else about
+    mixed = bfloat16.header(strategy) if precision.factors == "bfloat16" else ""
     return f"""{shared.docstring(program, FRAMEWORK, "torch")}
 
 import math
@@ -57,10 +65,10 @@ import torch.nn.functional as F
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 {imports}
-{double}# Full float32 products on GPUs too: cuDNN's convolutions use TF32 unless told not to.
-torch.backends.cudnn.allow_tf32 = False
-torch.backends.cuda.matmul.allow_tf32 = False
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+{double}# {about}
+torch.backends.cudnn.allow_tf32 = {precision.factors == "tf32"}
+torch.backends.cuda.matmul.allow_tf32 = {precision.factors == "tf32"}
+{mixed}DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 """
 
 

@@ -23,6 +23,7 @@ from harness.data.inputs import Inputs, cast
 from harness.environment import interpreters
 from harness.errors import CallError
 from harness.graph import Program
+from harness.precision import proving
 from harness.resolve import compile_spec
 from harness.results import clean
 from harness.runs import Options
@@ -168,6 +169,7 @@ def explain(
     `options.steps` left out: the spec's own, STEPS at most. `options.out` keeps the programs and their runs.
     """
     runs.check(options)
+    proving([options.precision], "what a default does is measured")
     started = time.perf_counter()
     steps = options.steps or min(loaded.training.steps, STEPS)
     program = compile_spec(loaded, text, steps, options.seed)

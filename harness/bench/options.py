@@ -8,6 +8,7 @@ from harness.bench.ratio import LEAST
 from harness.check.live import allowed_cores
 from harness.errors import CallError
 from harness.lanes import LANES
+from harness.precision import on_device
 from harness.vary import Variation
 
 PARTS = ("start", "inference")
@@ -61,10 +62,9 @@ def validate(options: BenchOptions) -> None:
     """Raise CallError where a value makes no sense."""
     if options.rounds < LEAST:
         raise CallError(f"--rounds is at least {LEAST}, got {options.rounds}")
-    if options.precision not in ("float32", "float64"):
-        raise CallError(f"--precision is float32 or float64, got '{options.precision}'")
     if options.device not in ("cpu", "gpu"):
         raise CallError(f"--device is cpu or gpu, got '{options.device}'")
+    on_device(options.precision, options.device)
     if options.core is not None and options.core not in allowed_cores():
         raise CallError(f"--core {options.core}: this process may use {', '.join(map(str, allowed_cores()))}")
     if options.target is not None and "start" not in options.parts:

@@ -27,6 +27,7 @@ from harness.environment import interpreters
 from harness.errors import CallError
 from harness.graph import Program
 from harness.nullspace import zero_gradient
+from harness.precision import on_device, proving
 from harness.programs import Written
 from harness.resolve import compile_spec
 from harness.runs import own_programs, prepared
@@ -136,6 +137,7 @@ def _planted(
     """Do something with every subject there is, each with workers of its own. Returns failures and seconds."""
     options, listen = options or CheckOptions(), listen or (lambda _backend, _event: None)
     _validate(options)
+    proving(options.precisions, "--power plants its faults")
     known = [mutant.name for mutant in MUTANTS]
     for name in mutants:
         if name not in known:
@@ -210,8 +212,7 @@ def _validate(options: CheckOptions) -> None:
         if value is not None and value < least:
             raise CallError(f"{name} is at least {least}, got {value}")
     for precision in options.precisions:
-        if precision not in ("float32", "float64"):
-            raise CallError(f"--precision is float32, float64 or both, got '{precision}'")
+        on_device(precision, "cpu")
     if options.timeout <= 0:
         raise CallError(f"--timeout is above 0 seconds, got {options.timeout:g}")
 

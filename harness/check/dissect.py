@@ -410,7 +410,8 @@ def _difference(
     if expected.shape != said.shape:
         return Difference(plain(name), taken.step + 1, float("nan"), 0.0, (), float(expected.size), float(said.size))
     size = max(float(np.max(np.abs(a), initial=0.0)) for a in (expected, said) if np.isfinite(a).all() or a is expected)
-    bound = 0.0 if name.endswith("/count") else room * subject.unit * size + ROOM * taken.moves.get(name, 0.0)
+    share = room * subject.unit + subject.rounding(name)
+    bound = 0.0 if name.endswith("/count") else share * size + ROOM * taken.moves.get(name, 0.0)
     return measure(plain(name), np.asarray(expected), np.asarray(said), Derived(0.0, absolute=bound), taken.step + 1)
 
 

@@ -114,7 +114,7 @@ def allowances(subject: Subject, evidence: Mapping[str, Evidence]) -> dict[str, 
             # Rounding noise: as large as rounding in its neighbours, whatever its own size.
             layer = n.rpartition(".")[0]
             scale = max(s for other, s in sizes.items() if other.rpartition(".")[0] == layer)
-        bound = FLOOR * subject.unit * scale + ROOM * moves.get(n, 0.0)
+        bound = (FLOOR * subject.unit + subject.rounding(n)) * scale + ROOM * moves.get(n, 0.0)
         if subject.precision == "float64":
             bound = min(bound, FLOAT64 * max(1.0, scale))
         found[n] = Derived(0.0, absolute=bound)
@@ -139,7 +139,9 @@ def evaluated(subject: Subject, fed: Mapping[str, Array] | None = None) -> Array
     parameters = wide(part(subject.start, "state/"))
     for question in subject.questions.values():
         fields = {name: subject.data[key][:ROWS] for name, key in question.fields.items()}
-        reference.evaluate(subject.program, question.expression, parameters, fields, partial(_note, found, fed))
+        reference.evaluate(
+            subject.program, question.expression, parameters, fields, partial(_note, found, fed), mixed=subject.mixed
+        )
     return found
 
 
@@ -197,7 +199,9 @@ def _forward(
     if cached and fed is None and (known := subject.memory.get(*key)) is not None:
         return known  # type: ignore[no-any-return]
     values: Arrays = {}
-    loss, statistics = reference.train(subject.program, update, parameters, *given, partial(_note, values, fed))
+    loss, statistics = reference.train(
+        subject.program, update, parameters, *given, partial(_note, values, fed), mixed=subject.mixed
+    )
     if cached and fed is None:
         subject.memory.keep((values, loss, statistics), *key)
     return values, loss, statistics
@@ -226,7 +230,7 @@ def differentiated(
             ask = partial(_shifted, subject, update, (parameters, batch, masks), parameter, direction)
             found = _slope(ask, direction, width=1e-6)
             return found.slope, found.error
-        _, statistics = reference.train(subject.program, update, parameters, batch, masks)
+        _, statistics = reference.train(subject.program, update, parameters, batch, masks, mixed=subject.mixed)
         slots = wide(part(position, f"optimizer/{update.name}/"))
         del slots["count"]
         gradients = wide(part(seen, f"gradients/{update.name}/"))

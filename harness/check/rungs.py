@@ -1,5 +1,6 @@
 """Rungs one to three, judged from evidence alone: the same judgement whether the programs are honest or not."""
 
+import math
 from collections.abc import Mapping
 from itertools import combinations
 
@@ -110,6 +111,8 @@ def along(subject: Subject, backend: str, own: Evidence, slopes: Mapping[str, Sl
         moves = [abs(float(np.sum(t.gradients[name] * slope.direction)) - at) for t in own.twins]
         size = float(np.linalg.norm(gradient) * np.linalg.norm(slope.direction))
         bound = said.FLOOR * subject.unit * size + said.ROOM * max(moves, default=0.0)
+        # Roundings to bfloat16 fall anywhere: their sum along a direction is that of a random walk.
+        bound += said.FLOOR * subject.rounding("gradients/") * size / math.sqrt(gradient.size)
         bounds[name] = Derived(0.0, absolute=bound + KINKS * slope.error + CANCELLED * max(1.0, abs(slope.slope)))
     return compare("gradients", ("reference", backend), expected, found, bounds, step=1)
 
@@ -226,6 +229,6 @@ def _null(subject: Subject, evidence: Mapping[str, Evidence]) -> list[Comparison
                 beside = [a for n, a in own.look.gradients.items() if n.rpartition(".")[0] == layer]
                 size = max(float(np.max(np.abs(a), initial=0.0)) for a in beside)
                 zero[name], mine[name] = np.zeros_like(gradient), gradient
-                bounds[name] = Derived(0.0, absolute=NULL_ROOM * subject.unit * size)
+                bounds[name] = Derived(0.0, absolute=(NULL_ROOM * subject.unit + subject.rounding("gradients/")) * size)
         found.append(compare("gradients", ("zero", backend), zero, mine, bounds, step=1))
     return found

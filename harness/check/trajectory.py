@@ -57,7 +57,7 @@ def trajectory(subject: Subject, trainings: Mapping[str, Training], twins: "Drif
     found = judged("trajectory", subject.precision, comparisons, void=void)
     if found.status != "failed" or void or subject.precision == "float64":
         return found
-    # Float32 shows practice: what parts there is judged by how a framework parts from its own twin, or by float64.
+    # Less than float64 shows practice: what parts there is judged by how a framework parts from its own twin, or by float64.
     if twins is not None and twins.worst <= TIMES:
         why = f"within rounding: at most {twins.worst:.2g} times as far apart as twins of one framework"
     elif twins is None and exact is not None and exact.status == "passed":
@@ -65,7 +65,12 @@ def trajectory(subject: Subject, trainings: Mapping[str, Training], twins: "Drif
     else:
         return found
     return Rung(
-        found.name, found.precision, "passed", why, found.comparisons, (*found.notes, f"in float32: {found.sentence}")
+        found.name,
+        found.precision,
+        "passed",
+        why,
+        found.comparisons,
+        (*found.notes, f"in {found.precision}: {found.sentence}"),
     )
 
 
@@ -305,7 +310,7 @@ def relay(subject: Subject, trainings: Mapping[str, Training], steps: int) -> Ru
 def _arrival(
     subject: Subject, trainings: Mapping[str, Training], names: tuple[str, str], end: Arrays, own: Arrays
 ) -> Comparison:
-    """The end of a relay beside an unbroken end: float64 to 1e-10, float32 as far as unbroken trainings part."""
+    """The end of a relay beside an unbroken end: float64 to 1e-10, less as far as unbroken trainings part."""
     left, right = ({n: a for n, a in arrays.items() if not _judged_apart(subject, n)} for arrays in (end, own))
     if subject.precision == "float64":
         return compare("relay", names, left, right, Tolerance(FLOAT64))

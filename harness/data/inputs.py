@@ -9,6 +9,7 @@ from harness import initial
 from harness.data.datasets import DataSet
 from harness.errors import DataError
 from harness.graph import Program
+from harness.precision import PRECISIONS
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = dict[str, Array]
@@ -97,5 +98,6 @@ def normalise(spec: DataSet, train: Arrays, test: Arrays) -> tuple[Arrays, Array
 
 
 def cast(arrays: Arrays, precision: str) -> Arrays:
-    """Floats in the run's precision, integers as int32."""
-    return {n: a.astype(precision if a.dtype.kind == "f" else np.int32, order="C") for n, a in arrays.items()}
+    """Floats in the dtype of a run's precision, integers as int32."""
+    dtype = PRECISIONS[precision].dtype
+    return {n: a.astype(dtype if a.dtype.kind == "f" else np.int32, order="C") for n, a in arrays.items()}

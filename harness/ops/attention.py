@@ -55,19 +55,22 @@ class Attention(Op):
         return Products(into, queries * channels**2, 2 * queries * keys * channels)
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
+        def multiply(a: Array, b: Array) -> Array:
+            return mode.result(mode.factor(a) @ mode.factor(b))
+
         def project(x: Array, part: str) -> Array:
-            return x @ parameters[f"{part}_kernel"] + parameters.get(f"{part}_bias", 0.0)
+            return multiply(x, parameters[f"{part}_kernel"]) + parameters.get(f"{part}_bias", 0.0)
 
         def split(x: Array) -> Array:  # N T C -> N heads T C/heads
             return x.reshape(*x.shape[:2], self.heads, -1).swapaxes(1, 2)
 
         q, k, v = (split(project(x, part)) for x, part in
                    ((inputs[0], "query"), (inputs[-1], "key"), (inputs[-1], "value")))  # fmt: skip
-        scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
+        scores = multiply(q, k.swapaxes(-1, -2)) / math.sqrt(q.shape[-1])
         if self.causal:
             scores = np.where(np.tril(np.ones(scores.shape[-2:], dtype=bool)), scores, -np.inf)
         weights = special.softmax(scores, axis=-1)
         if mode.training and mode.mask is not None:
             weights = weights * mode.mask
-        y = (weights @ v).swapaxes(1, 2)
+        y = multiply(weights, v).swapaxes(1, 2)
         return project(y.reshape(*y.shape[:2], -1), "out")

@@ -45,11 +45,34 @@ class Parameter:
 
 @dataclass
 class Mode:
-    """How a reference is evaluated: training or not, with which dropout multiplier, noting new statistics."""
+    """How a reference is evaluated: training or not, with which dropout multiplier, noting new statistics.
+
+    `mixed`: in mixed precision, where an op rounds the factors of its products (`factor`) and their results (`result`).
+    """
 
     training: bool = False
     mask: Array | None = None
     statistics: dict[str, Array] = field(default_factory=dict)
+    mixed: bool = False
+
+    def factor(self, x: Array) -> Array:
+        """What a product takes."""
+        return to_bfloat16(x) if self.mixed else x
+
+    def result(self, y: Array) -> Array:
+        """What a product gives."""
+        return to_bfloat16(y) if self.mixed else y
+
+
+def to_bfloat16(x: Array) -> Array:
+    """The nearest values with 8 significant bits, the even one of two that are as near; still float64.
+
+    >>> to_bfloat16(np.array([1.0, 1 + 2.0**-8, 1 + 3 * 2.0**-8, -1 / 3])).tolist()
+    [1.0, 1.0, 1.015625, -0.333984375]
+    """
+    fraction, exponent = np.frexp(x)
+    rounded: Array = np.ldexp(np.rint(fraction * 2.0**8), exponent - 8)
+    return rounded
 
 
 class Products(NamedTuple):

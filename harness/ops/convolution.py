@@ -75,15 +75,17 @@ class Convolution(Op):
         return Products(taps * math.prod(self.output(*inputs)))
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
-        view = windows(inputs[0], self.kernel, self.stride, self.pads, self.dilation)
+        view = windows(mode.factor(inputs[0]), self.kernel, self.stride, self.pads, self.dilation)
         spatial = "hw"[: len(self.kernel)]
         taps = "ij"[: len(self.kernel)]
         # Group g sees the g-th slice of the input channels and makes the g-th slice of the output's.
         parts = zip(
-            np.split(view, self.groups, axis=-1), np.split(parameters["kernel"], self.groups, axis=-1), strict=True
+            np.split(view, self.groups, axis=-1),
+            np.split(mode.factor(parameters["kernel"]), self.groups, axis=-1),
+            strict=True,
         )
         rule = f"n{spatial}{taps}c,{taps}co->n{spatial}o"
-        y = np.concatenate([np.einsum(rule, x, k, optimize=True) for x, k in parts], axis=-1)
+        y = mode.result(np.concatenate([np.einsum(rule, x, k, optimize=True) for x, k in parts], axis=-1))
         return y + parameters["bias"] if self.bias else y
 
 
@@ -161,7 +163,7 @@ class ConvTranspose2d(Op):
         return Products(math.prod(self.kernel) * self.channels * math.prod(inputs[0]))
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
-        (x,), kernel = inputs, parameters["kernel"]
+        x, kernel = mode.factor(inputs[0]), mode.factor(parameters["kernel"])
         (kh, kw), (sh, sw) = self.kernel, self.stride
         n, height, width, _ = x.shape
         full = np.zeros((n, (height - 1) * sh + kh, (width - 1) * sw + kw, self.channels))
@@ -171,7 +173,7 @@ class ConvTranspose2d(Op):
                 stamp = np.einsum("nc,hwoc->nhwo", x[:, i, j], kernel)
                 full[:, i * sh : i * sh + kh, j * sw : j * sw + kw] += stamp
         (top, bottom), (left, right) = self.crop
-        y = full[:, top : full.shape[1] - bottom, left : full.shape[2] - right]
+        y = mode.result(full)[:, top : full.shape[1] - bottom, left : full.shape[2] - right]
         return y + parameters["bias"] if self.bias else y
 
 

@@ -35,7 +35,7 @@ class Dense(Op):
         return Products(math.prod(inputs[0]) * self.units)
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
-        y = inputs[0] @ parameters["kernel"]
+        y = mode.result(mode.factor(inputs[0]) @ mode.factor(parameters["kernel"]))
         return y + parameters["bias"] if self.bias else y
 
 
@@ -98,7 +98,7 @@ class Unembed(Op):
         return Products(math.prod(inputs[0]) * (self.vocabulary or 0))
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
-        return inputs[0] @ parameters["embedding"].T
+        return mode.result(mode.factor(inputs[0]) @ mode.factor(parameters["embedding"]).T)
 
 
 class Flatten(Op):

@@ -79,12 +79,12 @@ class Lstm(Recurrent):
         return kernel, recurrent, replace(bias, init=ForgetBias(bias=self.bias_init, value=self.forget_bias))
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
-        x = inputs[0]
+        x, kernel, recurrent = map(mode.factor, (inputs[0], parameters["kernel"], parameters["recurrent"]))
         h = c = np.zeros((len(x), self.units))
         states = []
         for t in range(x.shape[1]):
             kept = h * mode.mask if mode.training and mode.mask is not None else h
-            gates = x[:, t] @ parameters["kernel"] + kept @ parameters["recurrent"] + parameters["bias"]
+            gates = mode.result(x[:, t] @ kernel) + mode.result(mode.factor(kept) @ recurrent) + parameters["bias"]
             i, f, g, o = np.split(gates, 4, axis=-1)
             c = special.expit(f) * c + special.expit(i) * np.tanh(g)
             h = special.expit(o) * np.tanh(c)
@@ -108,13 +108,13 @@ class Gru(Recurrent):
         return self._gates(inputs[0][-1], 3)
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
-        x = inputs[0]
+        x, kernel, recurrent = map(mode.factor, (inputs[0], parameters["kernel"], parameters["recurrent"]))
         h = np.zeros((len(x), self.units))
         states = []
         for t in range(x.shape[1]):
             kept = h * mode.mask if mode.training and mode.mask is not None else h
-            xr, xz, xn = np.split(x[:, t] @ parameters["kernel"] + parameters["bias"], 3, axis=-1)
-            hr, hz, hn = np.split(kept @ parameters["recurrent"], 3, axis=-1)
+            xr, xz, xn = np.split(mode.result(x[:, t] @ kernel) + parameters["bias"], 3, axis=-1)
+            hr, hz, hn = np.split(mode.result(mode.factor(kept) @ recurrent), 3, axis=-1)
             z = special.expit(xz + hz)
             h = (1 - z) * np.tanh(xn + special.expit(xr + hr) * hn) + z * kept
             states.append(h)

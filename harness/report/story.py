@@ -49,9 +49,7 @@ REST = (
 
 OVERRIDES = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 """Characters that turn the writing's direction: text that shows another order than it has."""
-ROUNDING = (
-    "Rounding: it differs by more than is allowed in float32, and agrees in float64, so it is rounding that grew."
-)
+ROUNDING = "Rounding: it differs by more than is allowed in the run's precision, and agrees in float64, so it is rounding that grew."
 
 
 @dataclass(frozen=True)

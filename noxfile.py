@@ -21,7 +21,7 @@ def install(session: nox.Session, *extras: str) -> None:
 
 
 def two_at_once(session: nox.Session, *arguments: str) -> None:
-    """pytest in two processes, a file in one of them."""
+    """The tests in two processes, a file in one of them."""
     session.install("pytest-xdist>=3.6")
     # Both must number the tests alike, and pytest-benchmark would warn that it is idle then.
     session.run(

@@ -8,8 +8,9 @@ import math
 from dataclasses import dataclass
 
 from harness import flops
+from harness.emit import graphs
 from harness.errors import CallError
-from harness.graph import Program
+from harness.graph import Graph, Program
 
 LANES = ("default", "step", "best")
 BYTES = 16 * 2**20
@@ -18,6 +19,9 @@ MOST = 1000
 """Steps that one call takes at most."""
 WORK = 5e9
 """Floating-point operations that one call does at most, where a step does fewer: a tenth of a second, or a few."""
+
+TINY = 3e4
+"""Floating-point operations of a step at most where `unrolled` is tried: more take longer than a call of them costs."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,10 @@ STRATEGIES = {
     for backend, name, lanes, about, many in (
         ("torch", "eager", ("default",), "eager, the optimizer as it comes", False),
         ("torch", "fused", ("step", "best"), "eager, the optimizer's fused kernel", False),
+        ("torch", "late_relu", ("best",), "eager, fused kernel, ReLU after max pooling", False),
         ("torch", "compiled", ("step", "best"), "torch.compile of the loss, the optimizer's fused kernel", False),
         ("torch", "whole", ("best",), "forward, backward and optimizer captured and compiled as one function", False),
+        ("torch", "unrolled", ("best",), "many whole steps, of a tiny network, compiled as one function", True),
         ("tensorflow", "fit", ("default",), "Keras compile and fit", True),
         ("tensorflow", "function", ("step", "best"), "one tf.function call a step", False),
         ("tensorflow", "function_xla", ("step", "best"), "one tf.function call a step, compiled by XLA", False),
@@ -63,8 +69,31 @@ def strategies(program: Program, backend: str, lanes: tuple[str, ...] = LANES) -
 
 
 def applies(program: Program, strategy: Strategy) -> bool:
-    """Whether the program can be run so: batches of different sizes cannot be stacked, nor does `whole` look at sizes."""
-    return not ((strategy.many or strategy.name == "whole") and program.spec.data.last_batch == "keep")
+    """Whether the program can be run so, and is one that it is for."""
+    return why_not(program, strategy) is None
+
+
+def why_not(program: Program, strategy: Strategy) -> str | None:
+    """Why a program is not run so."""
+    if (strategy.many or strategy.name == "whole") and program.spec.data.last_batch == "keep":
+        return "needs batches of one size; with 'last_batch: keep' they differ"
+    if strategy.name == "unrolled" and flops.step(program) > TINY:
+        return f"is for steps of at most {TINY:g} floating-point operations; these have {flops.step(program):.3g}"
+    if strategy.name == "late_relu" and not any(early_relus(graph) for graph in graphs(program)):
+        return "is for networks where a maximum is taken of a ReLU"
+    return None
+
+
+def early_relus(graph: Graph) -> dict[str, str]:
+    """The ReLUs that nothing but a max pooling reads, each with that pooling: it may as well come first."""
+    found = {}
+    for node in graph.nodes:
+        users = graph.users(node.name)
+        if node.op.kind == "relu" and node.name != graph.output and len(users) == 1:
+            (user,) = users
+            if user.op.kind in ("max_pool1d", "max_pool2d"):
+                found[node.name] = user.name
+    return found
 
 
 def room(program: Program, precision: str) -> int:
@@ -89,7 +118,7 @@ def require(program: Program, backend: str, name: str | None, *, observe: bool) 
     if strategy is None:
         known = ", ".join(own for of, own in STRATEGIES if of == backend)
         raise CallError(f"unknown strategy '{name}' (of {backend}: {known})")
-    if not applies(program, strategy):
-        raise CallError(f"strategy '{name}' needs batches of one size; with 'last_batch: keep' they differ")
+    if why := why_not(program, strategy):
+        raise CallError(f"strategy '{name}' {why}")
     if observe and name != PLAIN[backend]:
         raise CallError(f"--observe goes with strategy '{PLAIN[backend]}' alone")

@@ -269,11 +269,13 @@ CLASSES = frozenset(
         "NesterovSGD",
         "Path",
         "Positions",
+        "Recurrence",
         "SGD",
         "SelfAttention",
         "State",
         "Tensor",
         "Trainer",
+        "UnrolledLSTM",
     ]
 )
 """Classes that emitted programs import or define: a network or block of that name gets `Network` after it."""

@@ -1,6 +1,7 @@
 """Program -> one PyTorch file. Imports no framework: it runs, and is tested, without torch."""
 
 import re
+from collections.abc import Callable
 
 from backends.torch import bfloat16, lanes, layers, training
 from backends.torch.layers import ANY, FIRST, LAST
@@ -22,15 +23,18 @@ def emit(
     `observe`: one that also returns every node's value and gradient. `strategy`: how its steps are run, a name of
     harness.lanes.
     """
+    own = PRECISIONS[precision]
+    # What lanes.LOWERINGS write by hand is in float32 alone.
+    lowered = "fused" if own.factors == "bfloat16" else strategy
     classes, helpers = [], []
     for graph in graphs(program):
-        text, used = module(graph, observe=observe)
+        graph = lanes.late_relu(graph) if strategy == "late_relu" else graph  # noqa: PLW2901
+        text, used = module(graph, observe=observe, strategy=lowered)
         classes.append(text)
         helpers += used
     functions, used = step(program, observe=observe, strategy=strategy)
     helpers += used
     definitions = [*(HELPERS[name] for name in dict.fromkeys(helpers)), *classes]
-    own = PRECISIONS[precision]
     if own.factors == "bfloat16":
         definitions = shared.in_mixed_precision(definitions, bfloat16.REPLACED, bfloat16.HELPERS)
     parts = [
@@ -40,14 +44,14 @@ def emit(
         functions,
         tables(program),
         shared.masks_text(program, own.dtype) if program.masks else "",
-        running(program, threads, observe=observe, whole=strategy == "whole"),
+        running(program, threads, observe=observe, strategy=strategy),
     ]
     return shared.formatted("\n\n".join(parts))
 
 
 def header(program: Program, precision: Precision, strategy: str) -> str:
     """Docstring, imports, and what changes numbers for the whole program."""
-    imports = lanes.IMPORTS if strategy == "whole" else ""
+    imports = lanes.IMPORTS if strategy in lanes.COMPILED else ""
     double = "torch.set_default_dtype(torch.float64)\n" if precision.dtype == "float64" else ""
     about = "Full float32 products on GPUs too: cuDNN's convolutions use TF32 unless told not to."
     about = "TF32 products and convolutions on GPUs that have them." if precision.factors == "tf32" else about
@@ -72,12 +76,12 @@ torch.backends.cuda.matmul.allow_tf32 = {precision.factors == "tf32"}
 """
 
 
-def module(graph: Graph, *, observe: bool = False) -> tuple[str, list[str]]:
+def module(graph: Graph, *, observe: bool = False, strategy: str = "fused") -> tuple[str, list[str]]:
     """A network or block as a class."""
     inits: list[str] = []
     lines: list[str] = []
     helpers: list[str] = []
-    for line, code, name in lower(graph, observe=observe):
+    for line, code, name in lower(graph, observe=observe, strategy=strategy):
         if code and code.init:
             inits += [f"self.{name} = {code.init}", *code.setup]
         helpers += code.helpers if code else []
@@ -97,20 +101,23 @@ def returned(kind: str, *, observe: bool) -> str:
     return f"tuple[{kind}, dict]" if observe else kind
 
 
-def lower(graph: Graph, *, observe: bool = False) -> list[tuple[str, Code | None, str]]:
+def lower(graph: Graph, *, observe: bool = False, strategy: str = "fused") -> list[tuple[str, Code | None, str]]:
     """The forward pass, a line a node, with each value's memory layout followed through."""
     names = shared.variables(graph)
     layout = dict.fromkeys(graph.inputs, LAST)
     shapes = dict(zip(graph.inputs, graph.input_shapes, strict=True))
     out: list[tuple[str, Code | None, str]] = []
+    other: dict[str, Callable[..., Code]] = lanes.LOWERINGS if strategy in lanes.COMPILED else {}
     for node in graph.nodes:
         wanted = layers.LAYOUTS.get(node.op.kind, LAST)
         if wanted == ANY:
             have = {layout[name] for name in node.inputs if len(shapes[name]) > 1}
             wanted = have.pop() if len(have) == 1 else LAST
         args = [convert(names[name], len(shapes[name]), layout[name], wanted) for name in node.inputs]
-        lowering = shared.block if isinstance(node.op, BlockOp) else getattr(layers, node.op.kind)
-        code: Code = lowering(node, *args)
+        kind = node.op.kind
+        lowering: Callable[..., Code] = shared.block if isinstance(node.op, BlockOp) else getattr(layers, kind)
+        lowering = other.get(kind, lowering)
+        code = lowering(node, *args)
         shapes[node.name] = node.shape
         layout[node.name] = wanted if len(node.shape) > 1 else LAST
         if observe:
@@ -161,7 +168,6 @@ def step(program: Program, *, observe: bool = False, strategy: str = "fused") ->
     helpers: list[str] = []
     decorator = "\n@torch.compile" if strategy == "compiled" else ""
     parts = [decorator + loss(program, update, observe=observe) for update in program.updates]
-    clips: dict[str, list[str]] = {}
     for update in program.updates:
         parts.append(f"""
 def {rate_name(program, update)}(step: int) -> float:
@@ -170,6 +176,10 @@ def {rate_name(program, update)}(step: int) -> float:
 """)
     made = optimizers(program)
     parts.append(made.replace(", fused=True", "") if strategy == "eager" else made)
+    if strategy in lanes.COMPILED:
+        losses = {u.name: shared.loss_name(program, u) for u in program.updates}
+        text, helpers = lanes.step(program, losses, {u.name: rate_name(program, u) for u in program.updates}, strategy)
+        return "\n\n".join([*parts, text]), helpers
     cls = shared.container(program)
     lines: list[str] = []
     for update in program.updates:
@@ -178,7 +188,6 @@ def {rate_name(program, update)}(step: int) -> float:
         result = "loss" if single else f'losses["{update.name}"]'
         clipping, used = training.clip(update, f"{target}.parameters()")
         helpers += used
-        clips[update.name] = clipping
         seen = []
         if observe:
             # Copies: clipping changes gradients in place.
@@ -221,12 +230,6 @@ def train_step({signature}:
     """{doc}"""
 {indented(lines, 4)}
 ''')
-    if strategy == "whole":
-        helpers += [lanes.rule_name(update) for update in program.updates]
-        losses = {u.name: shared.loss_name(program, u) for u in program.updates}
-        parts.append(
-            lanes.compile_step(program, losses, clips, {u.name: rate_name(program, u) for u in program.updates})
-        )
     return "\n\n".join(parts), helpers
 
 
@@ -304,7 +307,7 @@ def tables(program: Program) -> str:
     return text + shared.table("STATISTICS", running, "the same for running statistics")
 
 
-def running(program: Program, threads: int, *, observe: bool = False, whole: bool = False) -> str:
+def running(program: Program, threads: int, *, observe: bool = False, strategy: str = "fused") -> str:
     """Loading parameters and batches, and `main`."""
     cls, single = shared.container(program), len(program.updates) == 1
     rows_of, sources = shared.batch_sources(program)
@@ -354,7 +357,7 @@ def main(run: Path) -> None:
     model = {cls}().to(DEVICE)
     load_parameters(model, load_file(run / "inputs" / "parameters.safetensors"))
     {optimizer} = make_{optimizer}(model)
-{indented(lanes.running(program) if whole else loop, 4)}
+{indented(lanes.running(program, strategy) if strategy in lanes.COMPILED else loop, 4)}
 
 
 if __name__ == "__main__":

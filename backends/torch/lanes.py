@@ -1,16 +1,69 @@
-"""Other ways of running the same steps in PyTorch: the whole step compiled as one function. Imports no framework."""
+"""Other ways of running the same steps in PyTorch: whole steps compiled as one function. Imports no framework."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import replace
 
+from backends.torch import layers
 from harness import emit as shared
-from harness.emit import indented
-from harness.graph import Program, Update
-from harness.optimizers import AdamW, Sgd
+from harness.emit import Code, indented
+from harness.graph import Graph, Node, Program, Update
+from harness.lanes import early_relus
+from harness.ops.attention import Attention
+from harness.ops.recurrent import Recurrent
+from harness.optimizers import Adam, AdamW, ClipValue, Cosine, Sgd, Step
 
+COMPILED = ("whole", "unrolled")
+"""The strategies that compile the optimizer with the rest."""
+UNROLLED = 25
+"""Steps in one compiled function of `unrolled`: a call's cost is small beside theirs, and it compiles in seconds."""
 IMPORTS = """
-from torch._inductor.compile_fx import compile_fx
+from torch._inductor.compile_fx import compile_fx_inner
+from torch._inductor.decomposition import select_decomp_table
 from torch.fx.experimental.proxy_tensor import make_fx
 """
+
+
+def attention(node: Node, *args: str) -> Code:
+    """Self-attention whose three products of its input are one."""
+    op = node.op
+    assert isinstance(op, Attention)
+    if args[0] != args[-1] or op.mask(*node.input_shapes):
+        return layers.attention(node, *args)
+    given = f"{node.shape[-1]}, heads={op.heads}, causal={op.causal}, bias={op.bias}"
+    return Code(f"self.{node.name}({args[0]})", f"SelfAttention({given})", (), ("SelfAttention",))
+
+
+def lstm(node: Node, x: str) -> Code:
+    """An LSTM written out, where it has no dropout and so nn.LSTM's parameters."""
+    op, plain = node.op, layers.lstm(node, x)
+    assert isinstance(op, Recurrent)
+    if op.mask(*node.input_shapes) is not None:
+        return plain
+    last = "[:, -1]" if op.returns == "last" else ""
+    init = str(plain.init).replace("nn.LSTM", "UnrolledLSTM", 1)
+    return Code(f"self.{node.name}({x}){last}", init, plain.setup, ("Recurrence", "UnrolledLSTM"))
+
+
+def late_relu(graph: Graph) -> Graph:
+    """A graph whose max poolings come before the ReLUs that they read: the same, and the ReLU has fewer values to do."""
+    early = early_relus(graph)
+    nodes = {node.name: node for node in graph.nodes}
+    relu_of = {pool: relu for relu, pool in early.items()}
+    found: list[Node] = []
+    for node in graph.nodes:
+        if node.name in relu_of:
+            relu = nodes[relu_of[node.name]]
+            found.append(replace(node, name=relu.name, inputs=relu.inputs))
+            found.append(
+                replace(relu, name=node.name, inputs=(relu.name,), input_shapes=(node.shape,), shape=node.shape)
+            )
+        elif node.name not in early:
+            found.append(node)
+    return replace(graph, nodes=tuple(found))
+
+
+LOWERINGS: dict[str, Callable[..., Code]] = {"attention": attention, "lstm": lstm}
+"""What is written otherwise where the whole step is compiled."""
 
 
 def rule_name(update: Update) -> str:
@@ -20,107 +73,241 @@ def rule_name(update: Update) -> str:
     return "adamw" if isinstance(update.optimizer, AdamW) else "adam"
 
 
-def compile_step(
-    program: Program, losses: Mapping[str, str], clips: Mapping[str, list[str]], rates: Mapping[str, str]
-) -> str:
-    """The function that compiles a whole training step. By update: its loss, clipping and learning-rate functions."""
+def numbers(program: Program, update: Update, rate: str) -> dict[str, str]:
+    """What of an update changes from step to step: its name in `train_step`, and its value at a `step`."""
+    prefix = "" if len(program.updates) == 1 else f"{update.name}_"
+    rule = update.optimizer
+    if isinstance(rule, Sgd):
+        varies = update.schedule.warmup or isinstance(update.schedule, (Cosine, Step))
+        return {f"{prefix}rate": f"{rate}(step)"} if varies else {}
+    assert isinstance(rule, Adam)
+    found = {
+        f"{prefix}rate": f"{rate}(step) / (1 - {rule.beta1!r} ** (step + 1))",
+        f"{prefix}root": f"math.sqrt(1 - {rule.beta2!r} ** (step + 1))",
+    }
+    if isinstance(rule, AdamW):
+        found[f"{prefix}kept"] = f"1 - {rate}(step) * {rule.weight_decay!r}"
+    return found
+
+
+def step(program: Program, losses: dict[str, str], rates: dict[str, str], strategy: str) -> tuple[str, list[str]]:
+    """The training step and what compiles it, and the helpers they use. By update: its loss and learning rate functions."""
     cls, single = shared.container(program), len(program.updates) == 1
-    if single:
-        name, kind, result = "optimizer", "torch.optim.Optimizer", "Tensor"
-        held = "*(value for state in optimizer.state.values() for value in state.values())"
-        clear = ["optimizer.zero_grad()"]
-        (update,) = program.updates
-        fill = [f"rate.fill_({rates[update.name]}(step))"]
-        made, have = "rate = torch.zeros([], dtype=torch.float64, device=DEVICE)", "rate"
-    else:
-        name, kind, result = "optimizers", "dict[str, torch.optim.Optimizer]", "dict[str, Tensor]"
-        held = "*(value for o in optimizers.values() for state in o.state.values() for value in state.values())"
-        clear = ["for optimizer in optimizers.values():", "    optimizer.zero_grad()"]
-        fill = [f'rates["{u.name}"].fill_({rates[u.name]}(step))' for u in program.updates]
-        made = "rates = {name: torch.zeros([], dtype=torch.float64, device=DEVICE) for name in optimizers}"
-        have = "*rates.values()"
-    body: list[str] = [] if single else ["losses = {}"]
+    name, kind = _optimizers(program)
+    helpers = ["gradients_of", "pointwise" if strategy == "unrolled" else "decompositions", "compiled"]
+    helpers += ["remember"] if remembered(program) else []
+    varying: dict[str, str] = {}
+    body: list[str] = [] if single else ["losses = []"]
     for update in program.updates:
-        own, rate = ("optimizer", "rate") if single else (f'optimizers["{update.name}"]', f'rates["{update.name}"]')
-        counted = "" if isinstance(update.optimizer, Sgd) else ", count"
+        own = "optimizer" if single else f'optimizers["{update.name}"]'
+        changing = numbers(program, update, rates[update.name])
+        varying |= changing
+        helpers.append(rule_name(update))
+        clipping = []
+        if isinstance(update.clip, ClipValue):
+            limit = update.clip.limit
+            clipping = [f"gradients = {{p: g.clamp({-limit!r}, {limit!r}) for p, g in gradients.items()}}"]
+        elif update.clip:
+            helpers.append("scaled_to_norm")
+            clipping = [f"gradients = scaled_to_norm(gradients, {update.clip.limit!r})"]
+        given = ", ".join(changing) or f"{rates[update.name]}(0)"
         body += [
-            f"{own}.zero_grad()",
             f"loss = {losses[update.name]}(model, batch)",
-            "loss.backward()",
-            *clips[update.name],
-            f"{rule_name(update)}({own}, {rate}{counted})",
-            *([] if single else [f'losses["{update.name}"] = loss.detach()']),
+            f"gradients = gradients_of(loss, {own})",
+            *clipping,
+            f"{rule_name(update)}({own}, gradients, {given})",
+            *([] if single else ["losses.append(loss.detach())"]),
         ]
-    body.append("return [loss.detach()]" if single else "return list(losses.values())")
-    counts = any(not isinstance(update.optimizer, Sgd) for update in program.updates)
-    count = ["count = torch.zeros([], dtype=torch.float64, device=DEVICE)"] if counts else []
-    fill += ["count.fill_(step + 1)"] if counts else []
-    told = "result[0]" if single else f"dict(zip({[u.name for u in program.updates]!r}, result, strict=True))"
-    tensors = indented([f"{leaf}," for leaf in leaves(program)])
+    body.append("return loss.detach()" if single else "return torch.stack(losses)")
+    if varying:
+        body.insert(0, f"{', '.join(varying)}{',' if len(varying) == 1 else ''} = numbers.unbind()")
+    parts = [
+        f'''
+def step_numbers(step: int) -> list[float]:
+    """What changes from step to step."""
+    return [{", ".join(varying.values())}]
+'''
+        if varying
+        else "",
+        f'''
+def train_step(model: {cls}, {name}: {kind}, {"numbers: Tensor, " if varying else ""}batch: dict) -> Tensor:
+    """{"One update; returns the loss before it." if single else "One update after another; returns the losses before each."}"""
+{indented(body, 4)}
+''',
+        compile_step(program, varying=bool(varying)) if strategy == "whole" else compile_steps(program, varying=bool(varying)),
+    ]  # fmt: skip
+    return "\n\n".join(parts), helpers
+
+
+def _optimizers(program: Program) -> tuple[str, str]:
+    """The argument that has the optimizer, or one for each update, and its type."""
+    if len(program.updates) == 1:
+        return "optimizer", "torch.optim.Optimizer"
+    return "optimizers", "dict[str, torch.optim.Optimizer]"
+
+
+def remembered(program: Program) -> list[str]:
+    """Lines that make what the optimizers keep."""
+    single, lines = len(program.updates) == 1, []
+    for update in program.updates:
+        own = "optimizer" if single else f'optimizers["{update.name}"]'
+        if isinstance(update.optimizer, Adam):
+            lines.append(f'remember({own}, "exp_avg", "exp_avg_sq", count="step")')
+        elif isinstance(update.optimizer, Sgd) and update.optimizer.momentum:
+            lines.append(f'remember({own}, "momentum_buffer")')
+    return lines
+
+
+def held(program: Program) -> list[str]:
+    """Lines that list every tensor which steps read and change."""
+    states = "optimizer.state.values()" if len(program.updates) == 1 else "o.state.values()"
+    through = "" if len(program.updates) == 1 else "for o in optimizers.values() "
+    return [
+        "held = [",
+        "    *model.parameters(),",
+        "    *model.buffers(),",
+        *([f"    *(value {through}for state in {states} for value in state.values()),"] if remembered(program) else []),
+        "]",
+    ]
+
+
+def compile_step(program: Program, *, varying: bool) -> str:
+    """The function that compiles a training step."""
+    cls, single = shared.container(program), len(program.updates) == 1
+    name, kind = _optimizers(program)
+    result, losses = ("Tensor", "loss") if single else ("dict[str, Tensor]", "losses")
+    given = "numbers, " if varying else ""
+    lines = [
+        *remembered(program),
+        *(["numbers = torch.zeros(len(step_numbers(0)), device=DEVICE)"] if varying else []),
+        *held(program),
+        "",
+        "def one_step() -> Tensor:",
+        f"    return train_step(model, {name}, {given}batch)",
+        "",
+        f"call = compiled(one_step, [{given}*leaves(batch), *held])",
+        "held = [tensor.detach() for tensor in held]",
+        "",
+        f"def step_fn(step: int, batch: dict) -> {result}:",
+        *(["    numbers = torch.tensor(step_numbers(step), device=DEVICE)"] if varying else []),
+        f"    ({losses},) = call([{given}*leaves(batch), *held])",
+        f"    return {losses if single else 'dict(zip(optimizers, losses, strict=True))'}",
+        "",
+        "return step_fn",
+    ]
+    return f'''{leaves_function(program)}
+
+def compile_step(model: {cls}, {name}: {kind}, batch: dict) -> Callable[[int, dict], {result}]:
+    """`train_step`, optimizer included, as one compiled function of a step and its batch."""
+{indented(lines, 4)}
+'''
+
+
+def compile_steps(program: Program, *, varying: bool) -> str:
+    """The functions that stack batches and compile as many training steps."""
+    cls = shared.container(program)
+    name, kind = _optimizers(program)
+    given = "numbers, " if varying else ""
+    lines = [
+        *remembered(program),
+        "count = len(leaves(stacked)[0])",
+        *(["numbers = torch.zeros(count, len(step_numbers(0)), device=DEVICE)"] if varying else []),
+        *held(program),
+        "",
+        "def steps() -> Tensor:",
+        f"    losses = [train_step(model, {name}, {'numbers[i], ' if varying else ''}row(stacked, i)) for i in range(count)]",
+        "    return torch.stack(losses)",
+        "",
+        f"call = compiled(steps, [{given}*leaves(stacked), *held])",
+        "held = [tensor.detach() for tensor in held]",
+        "",
+        "def steps_fn(first: int, stacked: dict) -> Tensor:",
+        *(
+            [
+                "    numbers = [step_numbers(first + i) for i in range(count)]",
+                "    numbers = torch.tensor(numbers, device=DEVICE)",
+            ]
+            if varying
+            else []
+        ),
+        f"    (losses,) = call([{given}*leaves(stacked), *held])",
+        "    return losses",
+        "",
+        "return steps_fn",
+    ]
+    return f'''{leaves_function(program)}
+
+UNROLLED = {UNROLLED}  # steps of one compiled function
+
+
+def stack(batches: list[dict]) -> dict:
+    """Batches as one, whose tensors have an axis for them in front."""
+    found = {{}}
+    for name, value in batches[0].items():
+        join = stack if isinstance(value, dict) else torch.stack
+        found[name] = join([batch[name] for batch in batches])
+    return found
+
+
+def row(stacked: dict, i: int) -> dict:
+    """One batch of a stack."""
+    return {{
+        name: row(value, i) if isinstance(value, dict) else value[i] for name, value in stacked.items()
+    }}
+
+
+def compile_steps(model: {cls}, {name}: {kind}, stacked: dict) -> Callable[[int, dict], Tensor]:
+    """As many steps as a stack has batches as one compiled function.
+
+    Of the first step's number and such a stack; it returns all losses.
+    """
+{indented(lines, 4)}
+'''
+
+
+def leaves_function(program: Program) -> str:
+    """The function that lists a batch's tensors."""
     return f'''
 def leaves(batch: dict) -> list[Tensor]:
     """Every tensor of a batch, always in the same order."""
     return [
-{tensors}
+{indented([f"{leaf}," for leaf in leaves(program)])}
     ]
 
-
-def compile_step(model: {cls}, {name}: {kind}, batch: dict) -> Callable[[int, dict], {result}]:
-    """The whole of `train_step`, optimizer included, as one compiled function of a step and its batch.
-
-    What it reads and changes must exist: `train_step` has been called before.
-    """
-{indented([made, *count], 4)}
-    held = [
-        {have},
-        {"count," if counts else ""}
-        *model.parameters(),
-        *model.buffers(),
-        {held},
-    ]
-
-    def update(*_: Tensor) -> list[Tensor]:
-{indented(body)}
-
-    before = [tensor.detach().clone() for tensor in held]
-    graph = make_fx(update)(*held, *leaves(batch))
-{indented(clear, 4)}
-    held = [tensor.detach() for tensor in held]
-    for tensor, value in zip(held, before, strict=True):
-        tensor.copy_(value)  # Tracing has taken a step.
-    with torch.no_grad():
-        compiled = compile_fx(graph, [*held, *leaves(batch)])
-
-    def step_fn(step: int, batch: dict) -> {result}:
-{indented(fill)}
-        result = compiled(*held, *leaves(batch))
-        return {told}
-
-    return step_fn
 '''
 
 
 def leaves(program: Program) -> list[str]:
     """The tensors of a batch, as expressions."""
     found = [f'batch["{name}"]' for name in program.fields]
-    for call, layers in program.masks.items():
-        for path in layers:
+    for call, masks in program.masks.items():
+        for path in masks:
             steps = "".join(f'["{step}"]' for step in path.split("."))
             found.append(f'batch["masks"]["{call}"]{steps}')
     return found
 
 
-def running(program: Program) -> list[str]:
+def running(program: Program, strategy: str) -> list[str]:
     """The loop of `main`."""
     single = len(program.updates) == 1
     name, losses = ("optimizer", "loss") if single else ("optimizers", "losses")
+    if strategy == "unrolled":
+        show = "loss" if single else "*losses"
+        return [
+            'count = len(inputs["order"])',
+            "calls = {}  # by how many steps they take",
+            "for first in range(0, count, UNROLLED):",
+            "    batches = stack([load_batch(inputs, i) for i in range(first, min(first + UNROLLED, count))])",
+            "    size = len(leaves(batches)[0])",
+            "    if size not in calls:",
+            f"        calls[size] = compile_steps(model, {name}, batches)",
+            f"    for step, {losses} in enumerate(calls[size](first, batches).tolist(), first + 1):",
+            f"        print(step, {show})",
+        ]
     show = "loss.item()" if single else "*(loss.item() for loss in losses.values())"
     return [
-        f"{losses} = train_step(model, {name}, 0, load_batch(inputs, 0))",
-        f"print(1, {show})",
-        'if len(inputs["order"]) > 1:',
-        f"    step_fn = compile_step(model, {name}, load_batch(inputs, 1))",
-        'for step in range(1, len(inputs["order"])):',
+        f"step_fn = compile_step(model, {name}, load_batch(inputs, 0))",
+        'for step in range(len(inputs["order"])):',
         f"    {losses} = step_fn(step, load_batch(inputs, step))",
         f"    print(step + 1, {show})",
     ]
@@ -129,48 +316,182 @@ def running(program: Program) -> list[str]:
 # Products of a number and a tensor, never `add_(x, alpha=number)`: Inductor 2.13 loses an alpha where it fuses a matrix
 # product into the addition, and trains something else.
 HELPERS = {
+    "gradients_of": '''
+def gradients_of(loss: Tensor, optimizer: torch.optim.Optimizer) -> dict[Tensor, Tensor]:
+    """By parameter that the optimizer moves and that the loss reaches, the gradient."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}
+''',
+    "scaled_to_norm": '''
+def scaled_to_norm(gradients: dict[Tensor, Tensor], limit: float) -> dict[Tensor, Tensor]:
+    """Gradients times min(1, limit / norm); nn.utils.clip_grad_norm_ adds 1e-6 to the norm."""
+    scale = (limit / nn.utils.get_total_norm(gradients.values())).clamp(max=1.0)
+    return {p: g * scale for p, g in gradients.items()}
+''',
+    "remember": '''
+def remember(optimizer: torch.optim.Optimizer, *slots: str, count: str = "") -> None:
+    """Make what the optimizer keeps of each parameter; by itself it does so in its first step."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            for slot in slots:
+                optimizer.state[p].setdefault(slot, torch.zeros_like(p))
+            if count:
+                optimizer.state[p].setdefault(count, torch.zeros((), dtype=torch.float32, device=p.device))
+''',
+    "compiled": '''
+def compiled(function: Callable[[], Tensor], tensors: list[Tensor]) -> Callable:
+    """A function of those tensors, which it may change, as one compiled graph.
+
+    torch.compile would leave autograd outside of it, and its guards cost more than a small step.
+    """
+    before = [tensor.detach().clone() for tensor in tensors]
+    graph = make_fx(lambda *_: [function()])(*tensors)
+    with torch.no_grad():
+        for tensor, value in zip(tensors, before, strict=True):
+            tensor.copy_(value)  # Tracing has run it.
+    # Inductor takes graphs of its own set of operations, whose only changes are copies at the end.
+    graph = torch.func.functionalize(graph, remove="mutations")
+    graph = make_fx(graph, DECOMPOSITIONS)(*before)
+    return compile_fx_inner(graph, before)
+''',
     "sgd": '''
 @torch.no_grad()
-def sgd(optimizer: torch.optim.Optimizer, rate: Tensor) -> None:
+def sgd(
+    optimizer: torch.optim.Optimizer, gradients: dict[Tensor, Tensor], rate: Tensor | float
+) -> None:
     """`optimizer.step()` in operations that a compiler can see into; its fused kernel is none."""
     for group in optimizer.param_groups:
         for p in group["params"]:
-            if p.grad is not None:
-                p.sub_(rate * p.grad)
+            if p in gradients:
+                p.sub_(rate * gradients[p])
 ''',
     "momentum_sgd": '''
 @torch.no_grad()
-def momentum_sgd(optimizer: torch.optim.Optimizer, rate: Tensor) -> None:
+def momentum_sgd(
+    optimizer: torch.optim.Optimizer, gradients: dict[Tensor, Tensor], rate: Tensor | float
+) -> None:
     """`optimizer.step()` in operations that a compiler can see into; its fused kernel is none."""
     for group in optimizer.param_groups:
         for p in group["params"]:
-            if p.grad is not None:
+            if p in gradients:
                 velocity = optimizer.state[p]["momentum_buffer"]
-                velocity.mul_(group["momentum"]).add_(p.grad)
-                nesterov = p.grad + group["momentum"] * velocity
+                velocity.mul_(group["momentum"]).add_(gradients[p])
+                nesterov = gradients[p] + group["momentum"] * velocity
                 p.sub_(rate * (nesterov if group["nesterov"] else velocity))
 ''',
     "adam": '''
 @torch.no_grad()
-def adam(optimizer: torch.optim.Optimizer, rate: Tensor, count: Tensor) -> None:
-    """`optimizer.step()` in operations that a compiler can see into; its fused kernel is none."""
+def adam(
+    optimizer: torch.optim.Optimizer, gradients: dict[Tensor, Tensor], rate: Tensor, root: Tensor
+) -> None:
+    """`optimizer.step()` in operations that a compiler can see into; its fused kernel is none.
+
+    `rate`: the learning rate over the first bias correction; `root`: of the second.
+    """
     for group in optimizer.param_groups:
         beta1, beta2 = group["betas"]
-        rate1, root2 = rate / (1 - beta1**count), (1 - beta2**count).sqrt()
         for p in group["params"]:
-            if p.grad is not None:
-                state = optimizer.state[p]
+            if p in gradients:
+                g, state = gradients[p], optimizer.state[p]
                 m, v = state["exp_avg"], state["exp_avg_sq"]
                 state["step"] += 1
-                m.lerp_(p.grad, 1 - beta1)
-                v.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
-                p.sub_(rate1 * m / (v.sqrt() / root2 + group["eps"]))
+                m.lerp_(g, 1 - beta1)
+                v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+                p.sub_(rate * m / (v.sqrt() / root + group["eps"]))
 ''',
+    "pointwise": '''
+def mm(a: Tensor, b: Tensor) -> Tensor:
+    """A product of tiny matrices without BLAS, which costs more, and which Inductor cannot fuse."""
+    return (a[:, :, None] * b).sum(1)
+
+
+DECOMPOSITIONS = select_decomp_table() | {
+    torch.ops.aten.mm.default: mm,
+    torch.ops.aten.addmm.default: lambda c, a, b: c + mm(a, b),
 }
+''',
+    "decompositions": "DECOMPOSITIONS = select_decomp_table()\n",
+}
+HELPERS["SelfAttention"] = '''
+class SelfAttention(nn.Module):
+    """Multi-head scaled dot-product attention of a sequence to itself."""
+
+    def __init__(self, channels: int, *, heads: int, causal: bool, bias: bool) -> None:
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.query = nn.Linear(channels, channels, bias=bias)
+        self.key = nn.Linear(channels, channels, bias=bias)
+        self.value = nn.Linear(channels, channels, bias=bias)
+        self.out = nn.Linear(channels, channels, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # One wide product is faster than three narrow ones, by more than joining their weights costs.
+        parts = self.query, self.key, self.value
+        weight = torch.cat([part.weight for part in parts])
+        bias = None if self.out.bias is None else torch.cat([part.bias for part in parts])
+        qkv = F.linear(x, weight, bias).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # N, heads, T, C / heads
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        return self.out(y.transpose(1, 2).flatten(2))
+'''
+HELPERS["Recurrence"] = '''
+class Recurrence(torch.autograd.Function):
+    """An LSTM's states: its steps one by one, so that Inductor fuses what lies between the products.
+
+    Going back, each kernel's gradient is one product over all steps.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, kernel: Tensor, recurrent: Tensor, bias: Tensor) -> Tensor:
+        n, steps, _ = x.shape
+        x = x.transpose(0, 1).flatten(0, 1)
+        h = c = x.new_zeros(n, recurrent.shape[1])
+        states, saved = [h], []
+        for z in torch.addmm(bias, x, kernel.T).view(steps, n, -1):
+            i, f, g, o = (z + h @ recurrent.T).chunk(4, 1)
+            i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+            before, c = c, f * c + i * g
+            squashed = c.tanh()
+            h = o * squashed
+            saved += [i, f, g, o, before, squashed]
+            states.append(h)
+        ctx.save_for_backward(x, kernel, recurrent, torch.cat(states[:-1]), *saved)
+        return torch.stack(states[1:], 1)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, kernel, recurrent, states, *saved = ctx.saved_tensors
+        dh = dc = torch.zeros_like(gradient[:, 0])
+        rows = []
+        for step in reversed(range(gradient.shape[1])):
+            i, f, g, o, before, squashed = saved[6 * step : 6 * step + 6]
+            dh = dh + gradient[:, step]
+            dc = dc + dh * o * (1 - squashed * squashed)
+            di, df, dg = dc * g * i * (1 - i), dc * before * f * (1 - f), dc * i * (1 - g * g)
+            rows.append(torch.cat([di, df, dg, dh * squashed * o * (1 - o)], 1))
+            dh, dc = rows[-1] @ recurrent, dc * f
+        dz = torch.cat(rows[::-1])
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = (dz @ kernel).unflatten(0, (-1, len(gradient))).transpose(0, 1)
+        return dx, dz.T @ x, dz.T @ states, dz.sum(0)
+'''
+HELPERS["UnrolledLSTM"] = '''
+class UnrolledLSTM(nn.LSTM):
+    """nn.LSTM that returns its states alone, by operations that a compiler can see into."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0
+        return Recurrence.apply(x, *weights)
+'''
 HELPERS["adamw"] = (
     HELPERS["adam"]
     .replace("def adam(", "def adamw(")
+    .replace("root: Tensor\n", "root: Tensor, kept: Tensor\n")
+    .replace("of the second.\n", "of the second;\n    `kept`: what weight decay leaves of a parameter.\n")
     .replace(
-        "                m.lerp_", '                p.mul_(1 - rate * group["weight_decay"])\n                m.lerp_'
+        "                m.lerp_",
+        '                if group["weight_decay"]:\n                    p.mul_(kept)\n                m.lerp_',
     )
 )

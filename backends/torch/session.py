@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -280,21 +280,15 @@ class Session(StepByStep):
 
 
 class Whole(Session):
-    """A program whose whole step is one compiled function, once a first one has made what the optimizer keeps."""
+    """A program whose whole step is one compiled function, which holds what the optimizer keeps."""
 
-    compiled: Callable[[int, Any], Any] | None = None
+    compiled: Any = None
 
     def step(self, step: int, batch: Any) -> Any:
         if self.compiled is None:
-            if not any(optimizer.state for _, optimizer in self._optimizers()) and self._remembers():
-                return super().step(step, batch)
             self.compiled = self.module.compile_step(self.model, self.optimizers, batch)
         self.count += 1
         return self.compiled(step, batch)
-
-    def _remembers(self) -> bool:
-        """Whether any of the optimizers keeps something of its parameters."""
-        return any(_slots(optimizer) for _, optimizer in self._optimizers())
 
     def load_optimizer(self, arrays: Arrays) -> None:
         kept = {id(p): dict(optimizer.state[p]) for _, optimizer in self._optimizers() for p in optimizer.state}
@@ -311,7 +305,40 @@ class Whole(Session):
                         state["step"].fill_(self.count)
 
 
-SESSIONS = {"whole": Whole}
+class Unrolled(Whole):
+    """A program whose compiled functions take a stack of batches each, by how many there are."""
+
+    def stack(self, batches: Sequence[Any]) -> Any:
+        size = self.module.UNROLLED
+        stacks = [self.module.stack(batches[i : i + size]) for i in range(0, len(batches), size)]
+        return [(stack, len(self.module.leaves(stack)[0])) for stack in stacks]
+
+    def step(self, step: int, batch: Any) -> Any:
+        return self.steps(step, self.stack([batch]), 1)[0]
+
+    def steps(self, first: int, stack: Any, count: int) -> Any:
+        self.compiled = self.compiled or {}
+        results, step, end = [], first, first + count
+        while step < end:
+            for batches, size in stack:
+                if size not in self.compiled:
+                    self.compiled[size] = self.module.compile_steps(self.model, self.optimizers, batches)
+                results.append(self.compiled[size](step, batches))
+                step += size
+        self.count += count
+        return results
+
+    def wait(self, result: Any) -> dict[str, float]:
+        return {name: losses[0] for name, losses in self.losses([result]).items()}
+
+    def losses(self, result: Any) -> dict[str, list[float]]:
+        found = torch.cat(result)  # steps, and updates where there are several
+        if self.single:
+            return {self.updates[0]["name"]: found.tolist()}
+        return {update["name"]: found[:, i].tolist() for i, update in enumerate(self.updates)}
+
+
+SESSIONS = {"whole": Whole, "unrolled": Unrolled}
 """By strategy, where it is not the session above."""
 
 

@@ -174,6 +174,7 @@ def by_hand(program: Program, strategy: lanes.Strategy | None, backend: str, fol
 
 
 @pytest.mark.frameworks
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # Dynamo, where it breaks the graph at nn.LSTM
 @pytest.mark.parametrize("name", MINIS)
 @pytest.mark.parametrize("strategy", RUNNABLE)
 def test_every_strategy_trains_alike(strategy: lanes.Strategy, name: str, tmp_path: Path) -> None:
@@ -203,6 +204,8 @@ def same(one: Live, other: Live) -> None:
         a, b = (getattr(own.session, what)() for own in (one, other))
         assert a.keys() == b.keys()
         for name, array in a.items():
+            if name.endswith("key_bias"):
+                continue  # a softmax does not see it: its gradient is zero but for rounding, and Adam magnifies that
             np.testing.assert_allclose(b[name], array, rtol=1e-11, atol=1e-13, err_msg=name)
 
 

@@ -14,7 +14,7 @@ from harness.optimizers import Adam, AdamW, ClipValue, Cosine, Sgd, Step
 
 COMPILED = ("whole", "unrolled")
 """The strategies that compile the optimizer with the rest."""
-UNROLLED = 25
+UNROLLED = 50
 """Steps in one compiled function of `unrolled`: a call's cost is small beside theirs, and it compiles in seconds."""
 IMPORTS = """
 from torch._inductor.compile_fx import compile_fx_inner
@@ -94,7 +94,10 @@ def step(program: Program, losses: dict[str, str], rates: dict[str, str], strate
     """The training step and what compiles it, and the helpers they use. By update: its loss and learning rate functions."""
     cls, single = shared.container(program), len(program.updates) == 1
     name, kind = _optimizers(program)
-    helpers = ["gradients_of", "pointwise" if strategy == "unrolled" else "decompositions", "compiled"]
+    helpers = [
+        "gradients_of",
+        *(["pointwise", "compiled_tiny"] if strategy == "unrolled" else ["decompositions", "compiled"]),
+    ]
     helpers += ["remember"] if remembered(program) else []
     varying: dict[str, str] = {}
     body: list[str] = [] if single else ["losses = []"]
@@ -413,6 +416,11 @@ DECOMPOSITIONS = select_decomp_table() | {
 ''',
     "decompositions": "DECOMPOSITIONS = select_decomp_table()\n",
 }
+HELPERS["compiled_tiny"] = HELPERS["compiled"].replace(
+    "    return compile_fx_inner(graph, before)",
+    """    # In C++, what allocates memory between the kernels takes less than they do; in Python, ten times as long.
+    return compile_fx_inner(graph, before, cpp_wrapper=True)""",
+)
 HELPERS["SelfAttention"] = '''
 class SelfAttention(nn.Module):
     """Multi-head scaled dot-product attention of a sequence to itself."""

@@ -334,8 +334,8 @@ class Unrolled(Whole):
     def losses(self, result: Any) -> dict[str, list[float]]:
         found = torch.cat(result)  # steps, and updates where there are several
         if self.single:
-            return {self.updates[0]["name"]: found.tolist()}
-        return {update["name"]: found[:, i].tolist() for i, update in enumerate(self.updates)}
+            return {self.updates[0]["name"]: _numpy(found).tolist()}
+        return {update["name"]: _numpy(found[:, i]).tolist() for i, update in enumerate(self.updates)}
 
 
 SESSIONS = {"whole": Whole, "unrolled": Unrolled}

@@ -91,6 +91,7 @@ def early_relus(graph: Graph) -> dict[str, str]:
         users = graph.users(node.name)
         if node.op.kind == "relu" and node.name != graph.output and len(users) == 1:
             (user,) = users
+            # Every window sees more than padding, which is -inf: a pooling that does not is refused.
             if user.op.kind in ("max_pool1d", "max_pool2d"):
                 found[node.name] = user.name
     return found

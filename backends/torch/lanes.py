@@ -418,7 +418,7 @@ DECOMPOSITIONS = select_decomp_table() | {
 }
 HELPERS["compiled_tiny"] = HELPERS["compiled"].replace(
     "    return compile_fx_inner(graph, before)",
-    """    # In C++, what allocates memory between the kernels takes less than they do; in Python, ten times as long.
+    """    # What lies between the kernels is allocated in C++: in Python that doubles the time of a step.
     return compile_fx_inner(graph, before, cpp_wrapper=True)""",
 )
 HELPERS["SelfAttention"] = '''
@@ -445,7 +445,7 @@ class SelfAttention(nn.Module):
 '''
 HELPERS["Recurrence"] = '''
 class Recurrence(torch.autograd.Function):
-    """An LSTM's states: its steps one by one, so that Inductor fuses what lies between the products.
+    """An LSTM's states, step by step: Inductor fuses what lies between the products.
 
     Going back, each kernel's gradient is one product over all steps.
     """

@@ -56,8 +56,8 @@ class Session(Protocol):
         A program whose calls take a whole stack is given a multiple of its batches. Does not wait for them.
         """
 
-    def losses(self, result: Any) -> dict[str, list[float]]:  # noqa: ANN401
-        """The losses of every one of those steps by update, once they are there."""
+    def losses(self, result: Any) -> Arrays:  # noqa: ANN401
+        """The losses of every one of those steps by update, once they are there: on the host, a vector each."""
 
     def observed(self, result: Any) -> Arrays:  # noqa: ANN401
         """What a step of an observed program saw: `values/update/call.node` and `gradients/update/parameter`."""
@@ -106,10 +106,10 @@ class StepByStep:
         step, size = self.step, len(stack)  # type: ignore[attr-defined]
         return [step(first + i, stack[i % size]) for i in range(count)]
 
-    def losses(self, result: Any) -> dict[str, list[float]]:  # noqa: ANN401
+    def losses(self, result: Any) -> Arrays:  # noqa: ANN401
         """See Session."""
         each = [self.wait(one) for one in result]  # type: ignore[attr-defined]
-        return {name: [losses[name] for losses in each] for name in each[0]}
+        return {name: np.array([losses[name] for losses in each]) for name in each[0]}
 
 
 def spell(expression: Any) -> str:  # noqa: ANN401

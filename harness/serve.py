@@ -127,7 +127,7 @@ class Server:
             found = {name: value for name, value in found.items() if not name.startswith("values/")}
         found |= {f"loss/{name}": np.array(loss) for name, loss in losses.items()}
         _save(found | self._position(here.session), asked["into"])
-        return {"losses": losses}
+        return {"losses": {name: own.tolist() for name, own in losses.items()}}
 
     def _position(self, session: Session) -> Arrays:
         found = {f"state/{name}": value for name, value in session.state().items()}
@@ -199,7 +199,7 @@ class Server:
         stack = session.stack([session.batch(here.inputs, step) for step in range(count)])
         losses = session.losses(session.steps(0, stack, count))
         _save(self._position(session), asked["into"])
-        return {"losses": losses}
+        return {"losses": {name: own.tolist() for name, own in losses.items()}}
 
     def clock(self, asked: Question) -> dict[str, Any]:
         """The time of `steps` training steps, the losses of every one of them fetched, on batches that are ready.
@@ -228,7 +228,7 @@ class Server:
             wall, used = time.perf_counter() - began, time.process_time() - cpu
         finally:
             gc.enable()
-        return {"seconds": wall, "cpu": used, "losses": {name: own[-1] for name, own in losses.items()}}
+        return {"seconds": wall, "cpu": used, "losses": {name: float(own[-1]) for name, own in losses.items()}}
 
     def ledger(self, _asked: Question) -> dict[str, Any]:
         """How this process computes, as far as speed depends on it: what it says, and what a computation shows."""

@@ -151,11 +151,11 @@ class Session(StepByStep):
             return {self.updates[0]["name"]: float(result)}
         return {name: float(loss) for name, loss in result.items()}
 
-    def losses(self, result: Any) -> dict[str, list[float]]:
+    def losses(self, result: Any) -> Arrays:
         found = jax.device_get(result)
         if self.single:
-            return {self.updates[0]["name"]: [float(loss) for loss in found]}
-        return {name: [float(losses[name]) for losses in found] for name in found[0]}
+            return {self.updates[0]["name"]: np.array(found)}
+        return {name: np.array([losses[name] for losses in found]) for name in found[0]}
 
     def observed(self, result: Any) -> Arrays:
         found = {}
@@ -314,13 +314,13 @@ class Scan(Session):
         return results
 
     def wait(self, result: Any) -> dict[str, float]:
-        return {name: losses[0] for name, losses in self.losses([result]).items()}
+        return {name: float(losses[0]) for name, losses in self.losses([result]).items()}
 
-    def losses(self, result: Any) -> dict[str, list[float]]:
+    def losses(self, result: Any) -> Arrays:
         found = jax.device_get(result)
         if self.single:
-            return {self.updates[0]["name"]: np.concatenate(found).tolist()}
-        return {name: np.concatenate([losses[name] for losses in found]).tolist() for name in found[0]}
+            return {self.updates[0]["name"]: np.concatenate(found)}
+        return {name: np.concatenate([losses[name] for losses in found]) for name in found[0]}
 
 
 class Nnx(Session):

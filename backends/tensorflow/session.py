@@ -131,10 +131,10 @@ class Session(StepByStep):
             return {self.updates[0]["name"]: float(result)}
         return {name: float(loss) for name, loss in result.items()}
 
-    def losses(self, result: Any) -> dict[str, list[float]]:
+    def losses(self, result: Any) -> Arrays:
         if self.single:
-            return {self.updates[0]["name"]: tf.stack(result).numpy().tolist()}
-        return {name: tf.stack([losses[name] for losses in result]).numpy().tolist() for name in result[0]}
+            return {self.updates[0]["name"]: tf.stack(result).numpy()}
+        return {name: tf.stack([losses[name] for losses in result]).numpy() for name in result[0]}
 
     def observed(self, result: Any) -> Arrays:
         found = {}
@@ -278,12 +278,12 @@ class Loop(Session):
         return [self.module.train_steps(self.model, self.optimizers, stack) for _ in range(calls)]
 
     def wait(self, result: Any) -> dict[str, float]:
-        return {name: losses[0] for name, losses in self.losses([result]).items()}
+        return {name: float(losses[0]) for name, losses in self.losses([result]).items()}
 
-    def losses(self, result: Any) -> dict[str, list[float]]:
+    def losses(self, result: Any) -> Arrays:
         if self.single:
-            return {self.updates[0]["name"]: tf.concat(result, 0).numpy().tolist()}
-        return {name: tf.concat([losses[name] for losses in result], 0).numpy().tolist() for name in result[0]}
+            return {self.updates[0]["name"]: tf.concat(result, 0).numpy()}
+        return {name: tf.concat([losses[name] for losses in result], 0).numpy() for name in result[0]}
 
 
 class Fit(Session):
@@ -302,11 +302,11 @@ class Fit(Session):
         return self.module.fit(self.trainer, stack, count // len(tf.nest.flatten(stack)[0]))
 
     def wait(self, result: Any) -> dict[str, float]:
-        return {name: losses[0] for name, losses in self.losses([result]).items()}
+        return {name: float(losses[0]) for name, losses in self.losses([result]).items()}
 
-    def losses(self, result: Any) -> dict[str, list[float]]:
+    def losses(self, result: Any) -> Arrays:
         keys = {"loss": self.updates[0]["name"]} if self.single else {u["name"]: u["name"] for u in self.updates}
-        return {name: [float(losses[key]) for losses in result] for key, name in keys.items()}
+        return {name: np.array([losses[key] for losses in result]) for key, name in keys.items()}
 
 
 SESSIONS = {"loop": Loop, "loop_xla": Loop, "fit": Fit}

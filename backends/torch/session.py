@@ -138,10 +138,10 @@ class Session(StepByStep):
             return {self.updates[0]["name"]: result.item()}
         return {name: loss.item() for name, loss in result.items()}
 
-    def losses(self, result: Any) -> dict[str, list[float]]:
+    def losses(self, result: Any) -> Arrays:
         if self.single:
-            return {self.updates[0]["name"]: torch.stack(result).tolist()}
-        return {name: torch.stack([losses[name] for losses in result]).tolist() for name in result[0]}
+            return {self.updates[0]["name"]: _numpy(torch.stack(result))}
+        return {name: _numpy(torch.stack([losses[name] for losses in result])) for name in result[0]}
 
     def observed(self, result: Any) -> Arrays:
         found = {}

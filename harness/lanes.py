@@ -15,7 +15,7 @@ from harness.graph import Graph, Program
 LANES = ("default", "step", "best")
 BYTES = 16 * 2**20
 """What the batches of one call may hold at most."""
-MOST = 1000
+MOST = 4000
 """Steps that one call takes at most."""
 WORK = 5e9
 """Floating-point operations that one call does at most, where a step does fewer: a tenth of a second, or a few."""
@@ -50,11 +50,33 @@ STRATEGIES = {
         ("tensorflow", "function_xla", ("step", "best"), "one tf.function call a step, compiled by XLA", False),
         ("tensorflow", "loop", ("best",), "many steps in one tf.function call", True),
         ("tensorflow", "loop_xla", ("best",), "many steps in one tf.function call, compiled by XLA", True),
+        (
+            "tensorflow",
+            "tuned",
+            ("best",),
+            "many steps in one call, compiled by XLA, layers written for it on CPUs",
+            True,
+        ),
         ("jax", "nnx", ("default",), "nnx.jit on the model and its optimizer, one call a step", False),
         ("jax", "jit", ("step", "best"), "one donated jax.jit call a step", False),
         ("jax", "scan", ("best",), "many steps in one call by jax.lax.scan", True),
+        ("jax", "tuned", ("best",), "one donated jax.jit call a step, layers written for XLA on CPUs", False),
+        (
+            "jax",
+            "tuned_scan",
+            ("best",),
+            "many steps in one call by jax.lax.scan, layers written for XLA on CPUs",
+            True,
+        ),
     )
 }
+CONVOLUTIONS = {"conv1d", "conv2d", "conv_transpose2d"}
+TUNED = {
+    ("tensorflow", "tuned"): {"lstm"},
+    ("jax", "tuned"): {"attention", "conv2d", "layer_norm", "lstm", "max_pool2d"},
+    ("jax", "tuned_scan"): {"attention", "layer_norm", "lstm", "max_pool2d"},
+}
+"""The ops for which a strategy is there that has other layers than the others."""
 PLAIN = {"torch": "fused", "tensorflow": "function", "jax": "jit"}
 """The strategy of the program that `harness run` trains and `harness check` checks."""
 
@@ -81,6 +103,12 @@ def why_not(program: Program, strategy: Strategy) -> str | None:
         return f"is for steps of at most {TINY:g} floating-point operations; these have {flops.step(program):.3g}"
     if strategy.name == "late_relu" and not any(early_relus(graph) for graph in graphs(program)):
         return "is for networks where a maximum is taken of a ReLU"
+    if tuned := TUNED.get((strategy.backend, strategy.name)):
+        kinds = {node.op.kind for graph in graphs(program) for node in graph.nodes}
+        if not kinds & tuned:
+            return f"is for {', '.join(sorted(tuned))}, and there is none"
+        if strategy.many and kinds & CONVOLUTIONS:
+            return "takes many steps in one call: convolutions in it lose XLA's fast path on CPUs"
     return None
 
 

@@ -386,7 +386,8 @@ class Server:
         def call(first: int) -> list[float]:
             batches = [session.batch(here.inputs, first + i) for i in range(size)]
             if many:
-                return next(iter(session.losses(session.steps(first, session.stack(batches), size)).values()))
+                losses = session.losses(session.steps(first, session.stack(batches), size))
+                return next(iter(losses.values())).tolist()
             return [next(iter(session.wait(session.step(first, batches[0])).values()))]
 
         call(0)

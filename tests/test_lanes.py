@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from build import INSTALLED, Live, live, program_of
+from build import INSTALLED, Arrays, Live, live, program_of
+from cases import CASES, spec_of
 
 from harness import flops, lanes, spec
 from harness.errors import CallError
+from harness.expressions import Call, Name
 from harness.graph import Program
 from harness.programs import emitted
+from harness.questions import to_json
 from harness.resolve import compile_spec
 
 SPECS = ["linear_regression", "digits_mlp", "digits_cnn", "digits_lstm", "char_transformer", "digits_gan"]
@@ -92,8 +95,9 @@ def test_a_strategy_changes_how_steps_are_run_and_nothing_that_they_compute(
         for n in plain
         if n.endswith(("_loss", "loss_fn", "learning_rate", "LearningRate")) or n in ("load_batch", "dropout_masks")
     }
-    meaning |= {graph.class_name for net in program.networks.values() for graph in (*net.blocks, net)}
-    assert len(meaning) > 4
+    if (strategy.backend, strategy.name) not in lanes.TUNED:
+        meaning |= {graph.class_name for net in program.networks.values() for graph in (*net.blocks, net)}
+    assert len(meaning) > 2
     assert (strategy.name == "late_relu") <= (lanes.applies(program, strategy) == (plain != other))
     for own in meaning & plain.keys():
         text = other[own].removeprefix("@torch.compile\n")
@@ -101,7 +105,7 @@ def test_a_strategy_changes_how_steps_are_run_and_nothing_that_they_compute(
             assert sorted(text.splitlines()) == sorted(plain[own].splitlines())
             continue
         assert text == plain[own]
-    assert plain != other or strategy.name in ("eager", "late_relu")
+    assert plain != other or strategy.name in ("eager", "late_relu") or not lanes.applies(program, strategy)
 
 
 def test_a_plain_strategy_is_the_plain_program() -> None:
@@ -121,7 +125,8 @@ def test_every_lane_of_every_backend_has_a_strategy(backend: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("jax", "fused", False), r"unknown strategy 'fused' \(of jax: nnx, jit, scan\)"),
+        (("jax", "fused", False), r"unknown strategy 'fused' \(of jax: nnx, jit, scan, tuned, tuned_scan\)"),
+        (("jax", "tuned", False), "'tuned' is for attention, .* and there is none"),
         (("torch", "whole", True), "--observe goes with strategy 'fused' alone"),
         (("torch", "late_relu", False), "is for networks where a maximum is taken of a ReLU"),
         (("torch", "unrolled", False), "is for steps of at most 30000 floating-point operations"),
@@ -136,7 +141,9 @@ def test_a_strategy_that_cannot_be_is_refused(arguments: tuple[str, str, bool], 
 def test_batches_of_different_sizes_are_not_stacked() -> None:
     program = program_of(SINGLE | {"data": DATA | {"last_batch": "keep"}})
     left = {s.name for backend in lanes.PLAIN for s in lanes.strategies(program, backend)}
-    assert left == {"eager", "fused", "compiled", "function", "function_xla", "nnx", "jit"}
+    assert left == {"eager", "fused", "compiled", "function", "function_xla", "nnx", "jit"}, (
+        "nor is there anything to tune"
+    )
     for backend, name in (("jax", "scan"), ("torch", "whole")):
         with pytest.raises(CallError, match="needs batches of one size"):
             lanes.require(program, backend, name, observe=False)
@@ -202,6 +209,66 @@ def same(one: Live, other: Live) -> None:
             if name.endswith("key_bias"):
                 continue  # a softmax does not see it: its gradient is zero but for rounding, and Adam magnifies that
             np.testing.assert_allclose(b[name], array, rtol=1e-11, atol=1e-13, err_msg=name)
+
+
+OF_ITS_OWN = [
+    pytest.param(s, name, id=f"{s.backend}-{s.name}-{name}", marks=() if s.backend in INSTALLED else pytest.mark.skip(reason=f"{s.backend} is not installed"))
+    for s in STRATEGIES if s.name == "tuned"
+    for name, case in CASES.items() if lanes.applies(program_of(spec_of(case)), s)
+]  # fmt: skip
+
+
+def computed(backend: str, program: Program, folder: Path, strategy: str | None, text: str | None = None) -> Arrays:
+    """Outputs, loss, gradients of parameters and inputs, and the state after a step."""
+    folder.mkdir()
+    own = live(backend, program, folder, strategy=strategy, text=text)
+    session, batch = own.session, own.session.batch(own.inputs, 0)
+    found = {f"gradient of {name}": array for name, array in session.gradients(batch, inputs=True).items()}
+    found["outputs"] = session.evaluate(to_json(Call("net", (Name("x"),))), {"x": own.inputs["train.x"]})
+    found |= {f"loss {name}": np.array(loss) for name, loss in session.wait(session.step(0, batch)).items()}
+    return found | session.state()
+
+
+def alike(one: Arrays, other: Arrays) -> None:
+    assert one.keys() == other.keys()
+    for name, array in one.items():
+        np.testing.assert_allclose(other[name], array, rtol=1e-11, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize(("strategy", "name"), OF_ITS_OWN)
+def test_layers_of_its_own_compute_what_the_plain_ones_do(strategy: lanes.Strategy, name: str, tmp_path: Path) -> None:
+    program = program_of(spec_of(CASES[name]))
+    alike(*(computed(strategy.backend, program, tmp_path / str(own), own) for own in (None, strategy.name)))
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize(
+    ("backend", "case", "old", "new"),
+    [
+        ("jax", "max_pool2d ties", "values > highest", "values >= highest"),
+        (
+            "jax",
+            "conv2d same",
+            "for i in range(rows) for j in range(columns)",
+            "for j in range(columns) for i in range(rows)",
+        ),
+        ("jax", "lstm", "dc * f), dgates", "dc), dgates"),
+        ("tensorflow", "lstm", "dc * f, *write", "dc, *write"),
+        ("jax", "layer_norm", "self.epsilon", "0.1"),
+    ],
+)
+def test_layers_of_its_own_that_compute_otherwise_are_found(
+    backend: str, case: str, old: str, new: str, tmp_path: Path
+) -> None:
+    if backend not in INSTALLED:
+        pytest.skip(f"{backend} is not installed")
+    program = program_of(spec_of(CASES[case]))
+    text = emitted(program, backend, "float64", strategy="tuned")
+    assert old in text
+    plain = computed(backend, program, tmp_path / "plain", None)
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        alike(plain, computed(backend, program, tmp_path / "tuned", "tuned", text.replace(old, new)))
 
 
 @pytest.mark.frameworks

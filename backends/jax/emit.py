@@ -1,13 +1,13 @@
 """Program -> one JAX file: Flax NNX modules, Optax updates. Imports no framework: it runs, and is tested, without JAX."""
 
-from backends.jax import bfloat16, lanes, layers, training
+from backends.jax import bfloat16, lanes, layers, training, tuned
 from harness import emit as shared
 from harness.emit import Code, Slot, graphs, indented, masked
 from harness.graph import Graph, Program, Update
 from harness.precision import PRECISIONS, Precision
 
 FRAMEWORK = "JAX (Flax NNX and Optax)"
-HELPERS = layers.HELPERS | training.HELPERS
+HELPERS = layers.HELPERS | tuned.HELPERS | training.HELPERS
 OBSERVED = ", and every node's value and gradient"
 
 
@@ -20,14 +20,15 @@ def emit(
     harness.lanes.
     """
     classes, helpers = [], []
+    own = PRECISIONS[precision]
+    faster = strategy in lanes.TUNED and own.factors != "bfloat16"  # what is faster there is not known
     for graph in graphs(program):
-        text, used = module(graph, precision, observe=observe)
+        text, used = module(graph, precision, observe=observe, faster=faster)
         classes.append(text)
         helpers += used
     functions, used = step(program, observe=observe, strategy=strategy)
     helpers += used
     definitions = [*(HELPERS[name] for name in dict.fromkeys(helpers)), *classes]
-    own = PRECISIONS[precision]
     if own.factors == "bfloat16":
         definitions = shared.in_mixed_precision(definitions, bfloat16.REPLACED, bfloat16.HELPERS)
     parts = [
@@ -72,12 +73,12 @@ jax.config.update("jax_default_matmul_precision", "{level}")
 """
 
 
-def module(graph: Graph, precision: str, *, observe: bool = False) -> tuple[str, list[str]]:
+def module(graph: Graph, precision: str, *, observe: bool = False, faster: bool = False) -> tuple[str, list[str]]:
     """A network or block as a class."""
     inits: list[str] = []
     lines: list[str] = []
     helpers: list[str] = []
-    for line, code, name in lower(graph, observe=observe):
+    for line, code, name in lower(graph, observe=observe, faster=faster):
         if code and code.init:
             inits += [f"self.{name} = {code.init}", *code.setup]
         helpers += code.helpers if code else []
@@ -103,12 +104,14 @@ def returned(kind: str, *, observe: bool) -> str:
     return f"tuple[{kind}, dict]" if observe else kind
 
 
-def lower(graph: Graph, *, observe: bool = False) -> list[tuple[str, Code | None, str]]:
-    """The forward pass, a line a node."""
+def lower(graph: Graph, *, observe: bool = False, faster: bool = False) -> list[tuple[str, Code | None, str]]:
+    """The forward pass, a line a node; `faster`: with the ops of `tuned`."""
     names = shared.variables(graph)
     out: list[tuple[str, Code | None, str]] = []
     for node in graph.nodes:
-        code: Code = getattr(layers, node.op.kind)(node, *(names[name] for name in node.inputs))
+        plain = getattr(layers, node.op.kind)
+        lowering = getattr(tuned, node.op.kind, plain) if faster else plain
+        code: Code = lowering(node, *(names[name] for name in node.inputs))
         if observe:
             name = names[node.name]
             out.append(("\n".join(shared.observed(node, name, name, code.call)), code, node.name))
@@ -153,7 +156,7 @@ def {rate_name(program, update)}(step: Array) -> Array:
     if strategy == "nnx":
         return "\n\n".join([*parts, text, lanes.nnx_step(program)]), helpers
     parts += [text, state(program)]
-    after = [lanes.SCAN] if strategy == "scan" else []
+    after = [lanes.SCAN] if strategy in lanes.SCANS else []
     if len(program.updates) == 1:
         (update,) = program.updates
         kind = returned("Array", observe=observe)
@@ -310,11 +313,11 @@ def running(program: Program, precision: str, threads: int, *, observe: bool = F
         loading, body = lanes.nnx_loading(program), lanes.nnx_main(program, load)
     else:
         loading, body = load_parameters(program), [f"state = load_parameters({load})"]
-        body += lanes.blocks(program, precision) if strategy == "scan" else each_step(program, observe=observe)
+        body += lanes.blocks(program, precision) if strategy in lanes.SCANS else each_step(program, observe=observe)
     return f"""
 {loading}
 {batches(program)}
-{lanes.STACK if strategy == "scan" else ""}
+{lanes.STACK if strategy in lanes.SCANS else ""}
 
 def main(run: Path) -> None:
     if hasattr(os, "sched_setaffinity"):

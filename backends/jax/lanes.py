@@ -5,6 +5,10 @@ from harness.emit import indented
 from harness.graph import Program, Update
 from harness.lanes import steps_a_call
 
+TUNED = ("tuned", "tuned_scan")
+"""The strategies whose layers are those of `tuned`, where it has them."""
+SCANS = ("scan", "tuned_scan")
+"""The strategies that take many steps in one call."""
 SCAN = '''
 @partial(jax.jit, donate_argnames="state")
 def train_steps(state: State, batches: dict) -> tuple[State, Array]:
@@ -15,7 +19,8 @@ STACK = '''
 
 def stack(batches: list[dict]) -> dict:
     """Batches as one, along a new first axis."""
-    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *batches)
+    # jnp.stack would compile for each number of batches: half a minute for thousands.
+    return jax.device_put(jax.tree.map(lambda *arrays: np.stack(arrays), *batches))
 '''
 
 

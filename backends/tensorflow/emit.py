@@ -1,13 +1,13 @@
 """Program -> one file of Keras on TensorFlow. Imports no framework: it runs, and is tested, without either."""
 
-from backends.tensorflow import bfloat16, lanes, layers, training
+from backends.tensorflow import bfloat16, lanes, layers, training, tuned
 from harness import emit as shared
 from harness.emit import Code, Slot, graphs, indented, masked
 from harness.graph import BlockOp, Graph, Program, Update
 from harness.precision import PRECISIONS, Precision
 
 FRAMEWORK = "Keras on TensorFlow"
-HELPERS = layers.HELPERS | training.HELPERS
+HELPERS = layers.HELPERS | tuned.HELPERS | training.HELPERS
 OBSERVED = ", and every node's value and gradient"
 
 
@@ -21,19 +21,20 @@ def emit(
     """
     classes, helpers = [], []
     models = {graph.class_name for graph in program.networks.values()}
+    own = PRECISIONS[precision]
+    faster = strategy == "tuned" and own.factors != "bfloat16"  # what is faster there is not known
     for graph in graphs(program):
         base = "keras.Model" if graph.class_name in models else "keras.layers.Layer"
-        text, used = module(graph, base, observe=observe)
+        text, used = module(graph, base, observe=observe, faster=faster)
         classes.append(text)
         helpers += used
     functions, used = step(program, observe=observe, strategy=strategy)
     helpers += used
-    if strategy in ("loop", "loop_xla"):
-        functions += lanes.train_steps(program, PRECISIONS[precision].dtype, xla=strategy == "loop_xla")
+    if strategy in lanes.LOOPS:
+        functions += lanes.train_steps(program, PRECISIONS[precision].dtype, xla=strategy != "loop")
     elif strategy == "fit":
         functions += lanes.trainer(program)
     definitions = [*(HELPERS[name] for name in dict.fromkeys(helpers)), *classes]
-    own = PRECISIONS[precision]
     if own.factors == "bfloat16":
         definitions = shared.in_mixed_precision(definitions, bfloat16.REPLACED, bfloat16.HELPERS)
     parts = [
@@ -60,6 +61,7 @@ def header(program: Program, precision: Precision) -> str:
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras reads it when it is imported.
@@ -74,12 +76,12 @@ tf.config.experimental.enable_tensor_float_32_execution({precision.factors == "t
 {bfloat16.HEADER if mixed else ""}"""
 
 
-def module(graph: Graph, base: str, *, observe: bool = False) -> tuple[str, list[str]]:
+def module(graph: Graph, base: str, *, observe: bool = False, faster: bool = False) -> tuple[str, list[str]]:
     """A network or block as a class."""
     inits: list[str] = []
     lines: list[str] = []
     helpers: list[str] = []
-    for line, code, name in lower(graph, observe=observe):
+    for line, code, name in lower(graph, observe=observe, faster=faster):
         if code and code.init:
             inits += [f"self.{name} = {code.init}", *code.setup]
         helpers += code.helpers if code else []
@@ -104,13 +106,14 @@ def returned(kind: str, *, observe: bool) -> str:
     return f"tuple[{kind}, dict]" if observe else kind
 
 
-def lower(graph: Graph, *, observe: bool = False) -> list[tuple[str, Code | None, str]]:
-    """The forward pass, a line a node."""
+def lower(graph: Graph, *, observe: bool = False, faster: bool = False) -> list[tuple[str, Code | None, str]]:
+    """The forward pass, a line a node; `faster`: with the ops of `tuned`."""
     names = shared.variables(graph)
     out: list[tuple[str, Code | None, str]] = []
     for node in graph.nodes:
         args = [names[name] for name in node.inputs]
         lowering = layers.block if isinstance(node.op, BlockOp) else getattr(layers, node.op.kind)
+        lowering = getattr(tuned, node.op.kind, lowering) if faster else lowering
         code: Code = lowering(node, *args)
         if observe:
             name = names[node.name]
@@ -299,7 +302,7 @@ def running(
     show = "float(loss)" if single else "*map(float, losses.values())"
     if strategy == "fit":
         loop = lanes.fitting(program)
-    elif strategy in ("loop", "loop_xla"):
+    elif strategy in lanes.LOOPS:
         loop = lanes.blocks(program, precision)
     else:
         losses = f"{'loss' if single else 'losses'}{', _' if observe else ''}"
@@ -308,7 +311,7 @@ def running(
             f"    {losses} = train_step(model, {optimizer}, load_batch(inputs, step))",
             f"    print(step + 1, {show})",
         ]
-    stack = lanes.STACK if strategy in ("fit", "loop", "loop_xla") else ""
+    stack = lanes.STACK if strategy in ("fit", *lanes.LOOPS) else ""
     if len(program.networks) == 1:
         ((network, graph),) = program.networks.items()
         made = [f'model = {cls}(name="{network}")', "# Keras makes a layer's variables when it first sees an input.",

@@ -4,6 +4,8 @@ from harness import emit as shared
 from harness.graph import Program
 from harness.lanes import steps_a_call
 
+LOOPS = ("loop", "loop_xla", "tuned")
+"""The strategies that take many steps in one call; those after the first are compiled by XLA."""
 STACK = '''
 
 def stack(batches: list[dict]) -> dict:
@@ -22,15 +24,20 @@ def train_steps(program: Program, precision: str, *, xla: bool) -> str:
         each = "{" + ", ".join(f'"{update.name}": tf.{precision}' for update in program.updates) + "}"
     name = optimizer.partition(":")[0]
     return f'''
-@tf.function{"(jit_compile=True)" if xla else ""}
-def train_steps(model: {cls}, {optimizer}, batches: dict) -> {kind}:
-    """`train_step` for each batch of a stack, in one call; returns every loss."""
-    return tf.map_fn(
-        lambda batch: train_step(model, {name}, batch),
-        batches,
-        fn_output_signature={each},
-        parallel_iterations=1,
-    )
+def make_train_steps(model: {cls}, {optimizer}) -> Callable[[dict], {kind}]:
+    """A function of a stack of batches: `train_step` for each, in one call; it returns every loss."""
+
+    # Of tensors alone: TensorFlow looks through objects among the arguments anew at each call.
+    @tf.function{"(jit_compile=True)" if xla else ""}
+    def train_steps(batches: dict) -> {kind}:
+        return tf.map_fn(
+            lambda batch: train_step(model, {name}, batch),
+            batches,
+            fn_output_signature={each},
+            parallel_iterations=1,
+        )
+
+    return train_steps
 '''
 
 
@@ -41,11 +48,12 @@ def blocks(program: Program, precision: str) -> list[str]:
     name = "optimizer" if single else "optimizers"
     show = "float(losses[i])" if single else "*(float(loss[i]) for loss in losses.values())"
     return [
+        f"train_steps = make_train_steps(model, {name})",
         'count = len(inputs["order"])',
         f"for first in range(0, count, {size}):",
         f"    steps = range(first, min(first + {size}, count))",
         "    batches = stack([load_batch(inputs, step) for step in steps])",
-        f"    losses = tf.nest.map_structure(lambda loss: loss.numpy(), train_steps(model, {name}, batches))",
+        "    losses = tf.nest.map_structure(lambda loss: loss.numpy(), train_steps(batches))",
         "    for i, step in enumerate(steps):",
         f"        print(step + 1, {show})",
     ]

@@ -267,6 +267,10 @@ class Session(StepByStep):
 class Loop(Session):
     """A program whose calls take a stack of batches."""
 
+    def __init__(self, module: ModuleType, request: Mapping[str, Any]) -> None:
+        super().__init__(module, request)
+        self.train_steps = module.make_train_steps(self.model, self.optimizers)
+
     def stack(self, batches: Sequence[Any]) -> Any:
         return self.module.stack(batches)
 
@@ -275,7 +279,7 @@ class Loop(Session):
 
     def steps(self, first: int, stack: Any, count: int) -> Any:  # noqa: ARG002 - the optimizers count
         calls = count // len(tf.nest.flatten(stack)[0])
-        return [self.module.train_steps(self.model, self.optimizers, stack) for _ in range(calls)]
+        return [self.train_steps(stack) for _ in range(calls)]
 
     def wait(self, result: Any) -> dict[str, float]:
         return {name: float(losses[0]) for name, losses in self.losses([result]).items()}
@@ -309,7 +313,7 @@ class Fit(Session):
         return {name: np.array([losses[key] for losses in result]) for key, name in keys.items()}
 
 
-SESSIONS = {"loop": Loop, "loop_xla": Loop, "fit": Fit}
+SESSIONS = {"loop": Loop, "loop_xla": Loop, "tuned": Loop, "fit": Fit}
 """By strategy, where it is not the session above."""
 
 

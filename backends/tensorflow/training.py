@@ -155,12 +155,14 @@ class Adam(keras.optimizers.Adam):
         m, v = self._momentums[index], self._velocities[index]
         self.assign_add(m, (1 - self.beta_1) * (gradient - m))
         self.assign_add(v, (1 - self.beta_2) * (tf.square(gradient) - v))
-        # Scalars in float64: 1 - 0.999 in float32 is wrong in the fifth digit.
+        # Scalars in float64: 1 - 0.999 in float32 is wrong in the fifth digit. Both sides of the quotient are
+        # multiplied by the correction, which saves a division of every number.
         t = tf.cast(self.iterations + 1, tf.float64)
         rate = tf.cast(learning_rate, tf.float64) / (1 - self.beta_1**t)
         correction = tf.sqrt(1 - self.beta_2**t)
-        rate, correction = tf.cast(rate, variable.dtype), tf.cast(correction, variable.dtype)
-        self.assign_sub(variable, rate * m / (tf.sqrt(v) / correction + self.epsilon))
+        rate = tf.cast(rate * correction, variable.dtype)
+        epsilon = tf.cast(self.epsilon * correction, variable.dtype)
+        self.assign_sub(variable, rate * m / (tf.sqrt(v) + epsilon))
 ''',
 }
 HELPERS["NesterovSGD"] = (

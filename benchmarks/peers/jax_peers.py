@@ -37,7 +37,7 @@ FIELDS = {
     "lstm": ("sequence", "label"),
     "transformer": ("tokens", "targets"),
 }
-CHUNKS = {"linear_regression": 1000, "mlp": 48, "cnn": 8, "lstm": 8, "transformer": 8}
+CHUNKS = {"linear_regression": 4000, "mlp": 48, "cnn": 8, "lstm": 8, "transformer": 8}
 HEADS, LAYERS = 4, 4
 GATES = "ifgo"
 
@@ -282,11 +282,11 @@ def make_step(network: str, loss: Loss) -> Callable[[Any, tuple[Array, Array]], 
         value, gradients = jax.value_and_grad(loss)(p, *batch)
         count += 1
         # 1 - b**t by way of log(b) in Python's float64: b itself loses digits in float32.
-        rate = 0.001 / -jnp.expm1(count * math.log(0.9))
         correction = jnp.sqrt(-jnp.expm1(count * math.log(0.999)))
+        rate, epsilon = 0.001 * correction / -jnp.expm1(count * math.log(0.9)), 1e-8 * correction
         first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, gradients)
         second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, second, gradients)
-        p = jax.tree.map(lambda w, m, v: w - rate * m / (jnp.sqrt(v) / correction + 1e-8), p, first, second)
+        p = jax.tree.map(lambda w, m, v: w - rate * m / (jnp.sqrt(v) + epsilon), p, first, second)
         return (p, first, second, count), value
 
     return sgd if network == "linear_regression" else adam

@@ -474,12 +474,7 @@ ADAM_EPSILON = {
 EPSILON_PLACE = {
     "tensorflow": Plant(
         "before the bias correction",
-        edited(
-            Edit(
-                r"rate \* m / \(tf\.sqrt\(v\) / correction \+ self\.epsilon\)",
-                "rate * correction * m / (tf.sqrt(v) + self.epsilon)",
-            )
-        ),
+        edited(Edit(r"self\.epsilon \* correction", "self.epsilon")),
     )
 }
 BIAS_CORRECTION = {

@@ -84,7 +84,10 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.nu, gradients)
         # 1 - b**t by way of log(b) in Python's float64: b itself loses digits in float32.
         c1, c2 = (-jnp.expm1(t * math.log(b)) if b else 1.0 for b in (b1, b2))
-        updates = jax.tree.map(lambda m, v: m / c1 / (jnp.sqrt(v / c2) + eps), mu, nu)
+        # m / c1 / (sqrt(v / c2) + eps) with one division of every number.
+        root = jnp.sqrt(c2)
+        scale = root / c1
+        updates = jax.tree.map(lambda m, v: scale * m / (jnp.sqrt(v) + eps * root), mu, nu)
         return updates, optax.ScaleByAdamState(t, mu, nu)
 
     return optax.GradientTransformation(init, update)

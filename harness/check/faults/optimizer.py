@@ -166,8 +166,11 @@ MUTANTS = (
         "optimizer",
         edits=_adam(
             {"((v / c2).sqrt() + epsilon)": "(v / c2 + epsilon).sqrt()"},
-            (Edit("(tf.sqrt(v) / correction + self.epsilon)", "tf.sqrt(v / tf.square(correction) + self.epsilon)"),),
-            (Edit("(jnp.sqrt(v / c2) + eps)", "jnp.sqrt(v / c2 + eps)"),),
+            (
+                Edit("self.epsilon * correction", "self.epsilon * correction**2"),
+                Edit("(tf.sqrt(v) + epsilon)", "tf.sqrt(v + epsilon)"),
+            ),
+            (Edit("(jnp.sqrt(v) + eps * root)", "jnp.sqrt(v + eps * c2)"),),
         ),
         note="In float32 it needs gradients well below 1e-1: the probe of a smaller last batch has none so small.",
     ),
@@ -177,8 +180,8 @@ MUTANTS = (
         "optimizer",
         edits=_adam(
             {"((v / c2).sqrt() + epsilon)": "((v.sqrt() + epsilon) / c2**0.5)"},
-            (Edit("(tf.sqrt(v) / correction + self.epsilon)", "((tf.sqrt(v) + self.epsilon) / correction)"),),
-            (Edit("(jnp.sqrt(v / c2) + eps)", "((jnp.sqrt(v) + eps) / jnp.sqrt(c2))"),),
+            (Edit("self.epsilon * correction", "self.epsilon"),),
+            (Edit("eps * root", "eps"),),
         ),
         note="An epsilon of 1e-8 that counts 30 times: in float32 it needs gradients near 1e-4 to show.",
     ),

@@ -15,7 +15,7 @@ from harness.graph import Graph, Program
 LANES = ("default", "step", "best")
 BYTES = 16 * 2**20
 """What the batches of one call may hold at most."""
-MOST = 4000
+MOST = 10_000
 """Steps that one call takes at most."""
 WORK = 5e9
 """Floating-point operations that one call does at most, where a step does fewer: a tenth of a second, or a few."""

@@ -127,7 +127,7 @@ class Server:
             found = {name: value for name, value in found.items() if not name.startswith("values/")}
         found |= {f"loss/{name}": np.array(loss) for name, loss in losses.items()}
         _save(found | self._position(here.session), asked["into"])
-        return {"losses": {name: own.tolist() for name, own in losses.items()}}
+        return {"losses": losses}
 
     def _position(self, session: Session) -> Arrays:
         found = {f"state/{name}": value for name, value in session.state().items()}

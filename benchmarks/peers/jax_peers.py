@@ -37,7 +37,7 @@ FIELDS = {
     "lstm": ("sequence", "label"),
     "transformer": ("tokens", "targets"),
 }
-CHUNKS = {"linear_regression": 4000, "mlp": 48, "cnn": 8, "lstm": 8, "transformer": 8}
+CHUNKS = {"linear_regression": 10_000, "mlp": 48, "cnn": 8, "lstm": 8, "transformer": 8}
 HEADS, LAYERS = 4, 4
 GATES = "ifgo"
 

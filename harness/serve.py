@@ -386,8 +386,8 @@ class Server:
         def call(first: int) -> list[float]:
             batches = [session.batch(here.inputs, first + i) for i in range(size)]
             if many:
-                losses = session.losses(session.steps(first, session.stack(batches), size))
-                return next(iter(losses.values())).tolist()
+                many_losses = session.losses(session.steps(first, session.stack(batches), size))
+                return [float(loss) for loss in next(iter(many_losses.values()))]
             return [next(iter(session.wait(session.step(first, batches[0])).values()))]
 
         call(0)

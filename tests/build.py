@@ -49,6 +49,24 @@ class Live:
     parameters: Arrays
 
 
+def as_started(backend: str) -> None:
+    """Set what programs of this process have changed for all of it back to what a fresh process has."""
+    if backend == "torch":
+        import torch  # noqa: PLC0415 - where it is installed
+
+        torch.set_default_dtype(torch.float32)
+    elif backend == "jax":
+        import jax  # noqa: PLC0415
+
+        jax.config.update("jax_enable_x64", False)
+    else:
+        import keras  # noqa: PLC0415
+
+        keras.config.set_floatx("float32")
+        # Keras keeps the dtype of the first layer of a process as its policy, whatever floatx becomes later.
+        keras.utils.clear_session(free_memory=False)
+
+
 def live(
     backend: str, program: Program, folder: Path, precision: str = "float64", text: str | None = None, *,
     observe: bool = False, strategy: str | None = None,
@@ -58,6 +76,7 @@ def live(
     name = f"{program.name}_{backend}_{folder.name.replace('-', '_')}{variant}"
     path = folder / f"{name}.py"
     path.write_text(text or emitted(program, backend, precision, observe=observe, strategy=strategy))
+    as_started(backend)
     made = importlib.util.spec_from_file_location(name, path)
     assert made is not None
     assert made.loader is not None

@@ -88,7 +88,8 @@ def device_memory() -> int | None:
 
 def compilations(session: "Session") -> dict[str, int]:
     """How often the program's functions have been traced; of XLA's compilations, and of Keras's `fit`, nothing is told."""
-    functions = [f for f in vars(session.module).values() if isinstance(f, tf.types.experimental.PolymorphicFunction)]
+    held = (*vars(session.module).values(), *vars(session).values())
+    functions = [value for value in held if isinstance(value, tf.types.experimental.PolymorphicFunction)]
     return {"functions traced": sum(f.experimental_get_tracing_count() for f in functions)} if functions else {}
 
 

@@ -21,7 +21,8 @@ def emit(
     """
     classes, helpers = [], []
     own = PRECISIONS[precision]
-    faster = strategy in lanes.TUNED and own.factors != "bfloat16"  # what is faster there is not known
+    # In mixed precision a tuned strategy has the plain layers.
+    faster = strategy in lanes.TUNED and own.factors != "bfloat16"
     for graph in graphs(program):
         text, used = module(graph, precision, observe=observe, faster=faster)
         classes.append(text)

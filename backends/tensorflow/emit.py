@@ -22,7 +22,8 @@ def emit(
     classes, helpers = [], []
     models = {graph.class_name for graph in program.networks.values()}
     own = PRECISIONS[precision]
-    faster = strategy == "tuned" and own.factors != "bfloat16"  # what is faster there is not known
+    # In mixed precision a tuned strategy has the plain layers.
+    faster = strategy == "tuned" and own.factors != "bfloat16"
     for graph in graphs(program):
         base = "keras.Model" if graph.class_name in models else "keras.layers.Layer"
         text, used = module(graph, base, observe=observe, faster=faster)

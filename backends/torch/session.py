@@ -331,11 +331,11 @@ class Unrolled(Whole):
     def wait(self, result: Any) -> dict[str, float]:
         return {name: losses[0] for name, losses in self.losses([result]).items()}
 
-    def losses(self, result: Any) -> dict[str, list[float]]:
+    def losses(self, result: Any) -> Arrays:
         found = torch.cat(result)  # steps, and updates where there are several
         if self.single:
-            return {self.updates[0]["name"]: _numpy(found).tolist()}
-        return {update["name"]: _numpy(found[:, i]).tolist() for i, update in enumerate(self.updates)}
+            return {self.updates[0]["name"]: _numpy(found)}
+        return {update["name"]: _numpy(found[:, i]) for i, update in enumerate(self.updates)}
 
 
 SESSIONS = {"whole": Whole, "unrolled": Unrolled}

@@ -301,7 +301,7 @@ def test_the_result_says_what_a_seed_moves(tmp_path: Path) -> None:
     [
         ({"seeds": 4}, "needs at least 5 seeds, got 4"), ({"seeds": 1, "least": 1}, "needs at least 2 seeds"),
         ({"backends": ("jax",)}, "compares backends and needs two, got jax"),
-        ({"precisions": ("float16",)}, "precisions are float32 and float64"), ({"precisions": ()}, "got none"),
+        ({"precisions": ("float16",)}, "precisions are bfloat16 and float32 and float64 and tf32"), ({"precisions": ()}, "got none"),
         ({"margin": {"acuracy": 0.1}}, "'acuracy', which is no metric here: accuracy, cross_entropy"),
         ({"margin": {"accuracy": 0.0}}, "a number above 0, got 0"),
         ({"margin": {"accuracy": float("nan")}}, "a number above 0, got nan"),

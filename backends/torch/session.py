@@ -329,7 +329,7 @@ class Unrolled(Whole):
         return results
 
     def wait(self, result: Any) -> dict[str, float]:
-        return {name: losses[0] for name, losses in self.losses([result]).items()}
+        return {name: float(losses[0]) for name, losses in self.losses([result]).items()}
 
     def losses(self, result: Any) -> Arrays:
         found = torch.cat(result)  # steps, and updates where there are several

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from backends.torch import bfloat16, lanes, layers, training
+from backends.torch import bfloat16, lanes, layers, training, tuned
 from backends.torch.layers import ANY, FIRST, LAST
 from harness import emit as shared
 from harness.emit import Code, Slot, graphs, indented, masked
@@ -11,7 +11,7 @@ from harness.graph import BlockOp, Graph, Program, Update
 from harness.precision import PRECISIONS, Precision
 
 FRAMEWORK = "PyTorch"
-HELPERS = layers.HELPERS | training.HELPERS | lanes.HELPERS
+HELPERS = layers.HELPERS | tuned.HELPERS | training.HELPERS | lanes.HELPERS
 OBSERVED = ", and every node's value and gradient"
 
 
@@ -24,12 +24,12 @@ def emit(
     harness.lanes.
     """
     own = PRECISIONS[precision]
-    # What lanes.LOWERINGS write by hand is in float32 alone.
-    lowered = "fused" if own.factors == "bfloat16" else strategy
+    # In mixed precision a strategy has the plain layers.
+    faster = strategy in lanes.COMPILED and own.factors != "bfloat16"
     classes, helpers = [], []
     for graph in graphs(program):
-        graph = lanes.late_relu(graph) if strategy == "late_relu" else graph  # noqa: PLW2901
-        text, used = module(graph, observe=observe, strategy=lowered)
+        graph = tuned.late_relu(graph) if strategy == "late_relu" else graph  # noqa: PLW2901
+        text, used = module(graph, observe=observe, faster=faster)
         classes.append(text)
         helpers += used
     functions, used = step(program, observe=observe, strategy=strategy)
@@ -76,12 +76,12 @@ torch.backends.cuda.matmul.allow_tf32 = {precision.factors == "tf32"}
 """
 
 
-def module(graph: Graph, *, observe: bool = False, strategy: str = "fused") -> tuple[str, list[str]]:
+def module(graph: Graph, *, observe: bool = False, faster: bool = False) -> tuple[str, list[str]]:
     """A network or block as a class."""
     inits: list[str] = []
     lines: list[str] = []
     helpers: list[str] = []
-    for line, code, name in lower(graph, observe=observe, strategy=strategy):
+    for line, code, name in lower(graph, observe=observe, faster=faster):
         if code and code.init:
             inits += [f"self.{name} = {code.init}", *code.setup]
         helpers += code.helpers if code else []
@@ -101,13 +101,12 @@ def returned(kind: str, *, observe: bool) -> str:
     return f"tuple[{kind}, dict]" if observe else kind
 
 
-def lower(graph: Graph, *, observe: bool = False, strategy: str = "fused") -> list[tuple[str, Code | None, str]]:
-    """The forward pass, a line a node, with each value's memory layout followed through."""
+def lower(graph: Graph, *, observe: bool = False, faster: bool = False) -> list[tuple[str, Code | None, str]]:
+    """The forward pass, a line a node, with each value's memory layout followed through; `faster`: with the ops of `tuned`."""
     names = shared.variables(graph)
     layout = dict.fromkeys(graph.inputs, LAST)
     shapes = dict(zip(graph.inputs, graph.input_shapes, strict=True))
     out: list[tuple[str, Code | None, str]] = []
-    other: dict[str, Callable[..., Code]] = lanes.LOWERINGS if strategy in lanes.COMPILED else {}
     for node in graph.nodes:
         wanted = layers.LAYOUTS.get(node.op.kind, LAST)
         if wanted == ANY:
@@ -116,7 +115,7 @@ def lower(graph: Graph, *, observe: bool = False, strategy: str = "fused") -> li
         args = [convert(names[name], len(shapes[name]), layout[name], wanted) for name in node.inputs]
         kind = node.op.kind
         lowering: Callable[..., Code] = shared.block if isinstance(node.op, BlockOp) else getattr(layers, kind)
-        lowering = other.get(kind, lowering)
+        lowering = getattr(tuned, kind, lowering) if faster else lowering
         code = lowering(node, *args)
         shapes[node.name] = node.shape
         layout[node.name] = wanted if len(node.shape) > 1 else LAST

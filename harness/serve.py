@@ -386,8 +386,8 @@ class Server:
         def call(first: int) -> list[float]:
             batches = [session.batch(here.inputs, first + i) for i in range(size)]
             if many:
-                many_losses = session.losses(session.steps(first, session.stack(batches), size))
-                return [float(loss) for loss in next(iter(many_losses.values()))]
+                found = session.losses(session.steps(first, session.stack(batches), size))
+                return [float(loss) for loss in next(iter(found.values()))]
             return [next(iter(session.wait(session.step(first, batches[0])).values()))]
 
         call(0)
@@ -463,10 +463,10 @@ def main(read: int, write: int) -> None:
 
         def answer(do: Callable[[], dict[str, Any]]) -> None:
             try:
-                said = {"ok": True, **do()}
+                said = json.dumps({"ok": True, **do()})
             except Exception:  # noqa: BLE001 - whatever a program raises is its answer
-                said = {"ok": False, "error": traceback.format_exc()}
-            answers.write(json.dumps(said) + "\n")
+                said = json.dumps({"ok": False, "error": traceback.format_exc()})
+            answers.write(said + "\n")
             answers.flush()
 
         request = json.loads(questions.readline())

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -22,7 +23,7 @@ from build import EACH, INSTALLED, program_of
 from cases import CASES, spec_of
 from safetensors.numpy import load_file, save_file
 
-from harness import initial, spec
+from harness import initial, serve, spec
 from harness.check import live
 from harness.check.live import LiveWorker, allowed_cores, worker
 from harness.check.subject import Subject, each, open_program, prepare
@@ -127,6 +128,42 @@ def test_questions_are_public_methods_alone() -> None:
     for name in ("_inputs", "_given", "__init__", "__class__", "opened", "backend", "fish", ""):
         with pytest.raises(ValueError, match=f"there is no question '{name}'"):
             _question(server, name)
+
+
+def test_an_answer_that_is_no_json_is_an_error_and_the_worker_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Odd:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def number(self, _asked: object) -> dict[str, Any]:
+            return {"loss": np.float32(1)}
+
+        def word(self, _asked: object) -> dict[str, Any]:
+            return {"said": "hello"}
+
+    monkeypatch.setattr(serve, "Server", Odd)
+    monkeypatch.setattr(serve, "_die_with_parent", lambda: None)
+    (ask_read, ask_write), (answer_read, answer_write) = os.pipe(), os.pipe()
+    lines = [{"backend": "torch", "cores": []}, {"do": "number"}, {"do": "word"}]
+    os.write(ask_write, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    os.close(ask_write)
+    serve.main(ask_read, answer_write)
+    with os.fdopen(answer_read) as answers:
+        opened, number, word = map(json.loads, answers)
+    assert opened == {"ok": True}
+    assert not number["ok"]
+    assert "float32 is not JSON serializable" in number["error"]
+    assert word == {"ok": True, "said": "hello"}
+
+
+def test_a_worker_that_closes_its_pipe_first_is_not_said_to_be_killed(tmp_path: Path) -> None:
+    code = "import os, sys, time; os.close(int(sys.argv[1])); time.sleep(0.5); os._exit(6)"
+    body = f'exec {sys.executable} -c "{code}" $5'
+    with (
+        pytest.raises(WorkerFailed, match="ended with status 6"),
+        worker("torch", script(tmp_path, body), tmp_path / "w", core=allowed_cores()[0], timeout=5),
+    ):
+        pass
 
 
 def test_distance_is_the_norm_of_the_difference() -> None:

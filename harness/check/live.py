@@ -6,7 +6,7 @@ import selectors
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from harness.backend import PACKAGES, Arrays
 from harness.environment import Interpreter, importable, worker_environment
 from harness.errors import WorkerFailed
 from harness.runs import kill, spell_status, tail
+
+ENDING = 2.0
+"""Seconds that a worker which has closed its pipe may take to end by itself."""
 
 
 @dataclass
@@ -90,6 +93,8 @@ class LiveWorker:
         return line
 
     def _died(self) -> None:
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=ENDING)  # killed at once, it would seem to have run out of memory
         kill(self.process)
         how = spell_status(self.process.wait())
         log = tail(self.folder / "log.txt")

@@ -16,6 +16,8 @@ from harness.bench.record import SCHEMA, BenchResult, Lane, Ledger, Roof
 from harness.bench.rounds import Block, Contestant
 from harness.cli import app
 from harness.report import merged
+from harness.report.benches import Merged
+from harness.report.benches import series as series_of
 
 
 def contestant(name: str, seconds: float) -> Contestant:
@@ -113,11 +115,8 @@ def test_the_page_says_what_the_numbers_say(tmp_path: Path) -> None:
 
 def test_the_tables_have_what_was_measured_beside_the_step(tmp_path: Path) -> None:
     (bench,) = merged.read([written(tmp_path, result())]).benches
-    best = dict(
-        zip(
-            merged.choosing(merged.Merged((bench,))).head, merged.choosing(merged.Merged((bench,))).rows[0], strict=True
-        )
-    )
+    choosing = merged.choosing(Merged((bench,)))
+    best = dict(zip(choosing.head, choosing.rows[0], strict=True))
     assert (best["to start"], best["memory"], best["lines"]) == ("2.1 s", "7 MB", "77")
     asked = merged.asked(bench)
     assert asked is not None
@@ -148,7 +147,7 @@ def test_a_series_has_its_exponent(tmp_path: Path) -> None:
             lane["median"] *= (batch / 10) ** (2 if lane["backend"] == "jax" else 0.5)
         benches.append(own)
     found = merged.read([written(tmp_path, *benches, result(), result(setting={"seed": True}))])
-    (series,) = merged.series(found)
+    (series,) = series_of(found)
     assert (series.spec, series.place) == ("small", "data.batch")
     table = merged.exponents([series])
     assert table is not None

@@ -1,13 +1,13 @@
 """The charts of benchmarks: ratios with their intervals, what starting costs, loss against time, growth and roofs."""
 
+from collections.abc import Callable
 from typing import Any
 
 import altair as alt
 import numpy as np
 
 from harness.report import charts
-from harness.report.charts import INK, PHONE, Figure, Spec, colour
-from harness.report.merged import (
+from harness.report.benches import (
     SCALING,
     Merged,
     Record,
@@ -20,6 +20,7 @@ from harness.report.merged import (
     spoken,
     start,
 )
+from harness.report.charts import INK, PHONE, Figure, Spec, colour
 from harness.report.speed import spelled, times
 from harness.report.story import title
 from harness.results import RunResult
@@ -48,7 +49,7 @@ def figures_of(merged: Merged) -> list[Figure]:
     return found
 
 
-def _figure(bench: Record, number: int, name: str, what: str, caption: str, draw: Any) -> Figure:  # noqa: ANN401
+def _figure(bench: Record, number: int, name: str, what: str, caption: str, draw: Callable[[int], Spec]) -> Figure:
     own = "".join(c if c.isalnum() or c in "_=" else "-" for c in named(bench))
     return Figure(f"{name}-{number}-{own}", f"{number}", f"{named(bench)}: {what}", caption, draw)
 
@@ -64,44 +65,53 @@ def _by_name(rows: list[dict[str, Any]]) -> alt.Y:
 
 def _ratios(bench: Record, number: int) -> Figure:
     """How many times as long as the fastest a step takes, with its interval, a row a way of running it."""
-    lanes = lanes_of(bench)
     rows = []
-    for lane in lanes:
+    for lane in lanes_of(bench):
         r = lane["against_fastest"] or {"value": 1.0, "low": 1.0, "high": 1.0}
         rows.append({
-            "name": spoken(lane["name"]), "backend": title(lane["backend"]), "value": r["value"], "low": r["low"],
+            "name": spoken(lane["name"]), "backend": lane["backend"], "value": r["value"], "low": r["low"],
             "high": r["high"], "label": f"{times(r['value'])} · {spelled(lane['median'])}",
         })  # fmt: skip
-    backends = list(dict.fromkeys(lane["backend"] for lane in lanes))
+    caption = "The dot is the median of the rounds' ratios, the bar its 99 % interval; every way was timed once in each round. Beside it the median step."
+    draw = _intervals(rows, "times as long as the fastest, log scale", 0.9)
+    return _figure(bench, number, "ratios", "a training step", caption, draw)
+
+
+def _intervals(rows: list[dict[str, Any]], what: str, least: float, tick: str | None = None) -> Callable[[int], Spec]:
+    """A dot at `value` on a bar from `low` to `high`, a row each, on a log scale from `least`; `tick`: a mark between them."""
+    backends = list(dict.fromkeys(row["backend"] for row in rows))
+    shown = [row | {"backend": title(row["backend"])} for row in rows]
+    highest = max(row["high"] for row in rows)
+    middle = (least * highest) ** 0.5
 
     def draw(width: int) -> Spec:
-        # Room for the last label.
-        x = alt.Scale(type="log", nice=False, domain=[0.9, 1.2 * max(row["high"] for row in rows)])
+        x = alt.Scale(type="log", nice=False, domain=[least, 1.2 * highest])
         tint = alt.Color("backend:N", legend=None, scale=_colours(backends))
         base = alt.Chart(alt.NamedData(name="rows"))
-        bars = base.mark_rule(strokeWidth=5, opacity=0.35).encode(
-            x=alt.X("low:Q", scale=x, title="times as long as the fastest, log scale", axis=alt.Axis(tickCount=5)),
-            x2="high:Q", y=_by_name(rows), color=tint,
-        )  # fmt: skip
-        dots = base.mark_point(filled=True, size=70, opacity=1).encode(
-            x=alt.X("value:Q", scale=x), y=_by_name(rows), color=tint
-        )
-        longest = max(row["high"] for row in rows) ** 0.5
-        labels = [
-            alt.Chart(alt.NamedData(name=side))
-            .mark_text(align=align, dx=dx, dy=-9, color=INK)  # type: ignore[arg-type]
-            .encode(x=alt.X("value:Q", scale=x), y=_by_name(rows), text="label:N")
-            for side, align, dx in (("near", "left", 8), ("far", "right", -8))
+        low = alt.X("low:Q", scale=x, title=what, axis=alt.Axis(tickCount=5))
+        bars = base.mark_rule(strokeWidth=5, opacity=0.35).encode(x=low, x2="high:Q", y=_by_name(shown), color=tint)
+        value = alt.X("value:Q", scale=x)
+        layers = [
+            bars,
+            base.mark_point(filled=True, size=70, opacity=1).encode(x=value, y=_by_name(shown), color=tint),
+            *(
+                [base.mark_tick(thickness=2).encode(x=alt.X(f"{tick}:Q", scale=x), y=_by_name(shown), color=tint)]
+                if tick
+                else []
+            ),
         ]
+        # A label stands on the side where there is room.
+        for side, align, dx in (("near", "left", 8), ("far", "right", -8)):
+            text = alt.Chart(alt.NamedData(name=side)).mark_text(align=align, dx=dx, dy=-9, color=INK)  # type: ignore[arg-type]
+            layers.append(text.encode(x=value, y=_by_name(shown), text="label:N"))
         data = {
-            "rows": rows,
-            "near": [row for row in rows if row["value"] <= longest],
-            "far": [row for row in rows if row["value"] > longest],
+            "rows": shown,
+            "near": [row for row in shown if row["value"] <= middle],
+            "far": [row for row in shown if row["value"] > middle],
         }
-        return charts.styled(alt.layer(bars, dots, *labels), data, width, 32 * len(rows))
+        return charts.styled(alt.layer(*layers), data, width, 32 * len(rows))
 
-    caption = "The dot is the median of the rounds' ratios, the bar its 99 % interval; every way was timed once in each round. Beside it the median step."
-    return _figure(bench, number, "ratios", "a training step", caption, draw)
+    return draw
 
 
 def _starts(bench: Record, number: int) -> Figure:
@@ -137,32 +147,15 @@ def _starts(bench: Record, number: int) -> Figure:
 
 def _answers(bench: Record, number: int) -> Figure:
     """How long one example takes: the median, and how far the slowest hundredth goes."""
-    asked = sorted(bench["inference"], key=lambda own: float(own["latency"]["p50"]))
-    rows = [
-        {"name": spoken(f"{own['backend']} {own['way']}"), "backend": title(own["backend"]),
-         **{p: own["latency"][p] * 1e6 for p in ("p50", "p95", "p99")}, "label": spelled(own["latency"]["p50"])}
-        for own in asked
-    ]  # fmt: skip
-    backends = list(dict.fromkeys(own["backend"] for own in asked))
-
-    def draw(width: int) -> Spec:
-        x = alt.Scale(type="log", nice=False, domain=[0.8 * rows[0]["p50"], 1.2 * max(row["p99"] for row in rows)])
-        tint = alt.Color("backend:N", legend=None, scale=_colours(backends))
-        base = alt.Chart(alt.NamedData(name="rows"))
-        bars = base.mark_rule(strokeWidth=5, opacity=0.35).encode(
-            x=alt.X("p50:Q", scale=x, title="microseconds an answer, log scale", axis=alt.Axis(tickCount=5)),
-            x2="p99:Q", y=_by_name(rows), color=tint,
-        )  # fmt: skip
-        dots = base.mark_point(filled=True, size=70, opacity=1).encode(
-            x=alt.X("p50:Q", scale=x), y=_by_name(rows), color=tint
-        )
-        ticks = base.mark_tick(thickness=2).encode(x=alt.X("p95:Q", scale=x), y=_by_name(rows), color=tint)
-        labels = base.mark_text(align="left", dx=4, dy=-9, color=INK).encode(
-            x=alt.X("p50:Q", scale=x), y=_by_name(rows), text="label:N"
-        )
-        return charts.styled(alt.layer(bars, dots, ticks, labels), {"rows": rows}, width, 32 * len(rows))
-
+    rows = []
+    for own in sorted(bench["inference"], key=lambda own: float(own["latency"]["p50"])):
+        p50, p95, p99 = (1e6 * own["latency"][p] for p in ("p50", "p95", "p99"))
+        rows.append({
+            "name": spoken(f"{own['backend']} {own['way']}"), "backend": own["backend"], "value": p50, "low": p50, "p95": p95,
+            "high": p99, "label": spelled(own["latency"]["p50"]),
+        })  # fmt: skip
     caption = "The dot is the median, the tick the 95th percentile, the bar's end the 99th."
+    draw = _intervals(rows, "microseconds an answer, log scale", 0.8 * rows[0]["value"], "p95")
     return _figure(bench, number, "answers", "one example's answer", caption, draw)
 
 

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import lanes, runs, spec
+from harness import lanes, spec
 from harness.backend import BACKENDS
 from harness.errors import CallError
 from harness.graph import Program
 from harness.precision import named
 from harness.programs import emitted
 from harness.resolve import compile_spec
-from harness.results import RunResult
-from harness.runs import Listener, Options
 from harness.source import Source
 
 if TYPE_CHECKING:
     from harness.atlas.measure import Explanation
+    from harness.results import RunResult
+    from harness.runs import Listener, Options
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,13 @@ def load(path: str | Path) -> Experiment:
     return Experiment(*spec.load(spec.find(str(path))))
 
 
-def run(experiment: Experiment | str | Path, *, listen: Listener | None = None, **options: Any) -> RunResult:  # noqa: ANN401
+def run(experiment: Experiment | str | Path, *, listen: "Listener | None" = None, **options: Any) -> "RunResult":  # noqa: ANN401
     """Train on every backend and compare; options are the fields of `harness.runs.Options`.
 
     Raises SpecError, DataError or CallError before any worker starts. A backend that fails is a row of the result.
     """
+    from harness import runs  # noqa: PLC0415 - what emission does without
+
     if not isinstance(experiment, Experiment):
         experiment = load(experiment)
     return runs.run_spec(
@@ -95,7 +97,9 @@ def explain(
     return measure.explain(experiment.spec, experiment.source, chosen, progress or (lambda _total, _done, _what: None))
 
 
-def _options(what: str, options: dict[str, Any]) -> Options:
+def _options(what: str, options: dict[str, Any]) -> "Options":
+    from harness.runs import Options  # noqa: PLC0415 - what emission does without
+
     if isinstance(names := options.get("backends"), str):
         options["backends"] = tuple(names.split(","))
     known = Options.__dataclass_fields__

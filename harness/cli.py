@@ -3,21 +3,20 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
 import harness
 from harness.errors import CallError, HarnessError, WorkerFailed
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 app = typer.Typer(
     help="One network spec, compiled to PyTorch, TensorFlow/Keras and JAX, trained identically and compared.",
@@ -113,14 +112,14 @@ def run(
         programs=tuple(program or ()),
     )  # fmt: skip
     _check_json(json_file)
-    with _progress() as listen:
+    with _trainings() as listen:
         result = runs.run(spec, options, listen)
         listen("report", {"phase": "report"})
         report.write(result.directory)
     if json_file != "-":
-        report.print_result(result, Console())
+        report.print_result(result, _console())
         if result.verdict == "differs":
-            Console().print(f"Where and why: harness diff {_short(result.directory)}", markup=False)
+            _console().print(f"Where and why: harness diff {_short(result.directory)}", markup=False)
     _write_json(json_file, result.to_json())
     raise typer.Exit(result.exit)
 
@@ -152,10 +151,10 @@ def diff(
 
     _check_json(json_file)
     options = diffs.DiffOptions(chosen(backends), steps, tuple(python or ()), timeout, reduce)
-    with _progress() as listen:
+    with _trainings() as listen:
         found = diffs.diff([run] if other is None else [run, other], options, listen)
     if json_file != "-":
-        print_diff(found, Console())
+        print_diff(found, _console())
     _write_json(json_file, found.to_json())
     raise typer.Exit(found.exit)
 
@@ -177,13 +176,13 @@ def explain(
     from harness.environment import backends as chosen  # noqa: PLC0415
 
     _check_json(json_file)
-    with _counting() as progress:
+    with _jobs() as progress:
         found = harness.explain(
             spec, progress=progress, backends=chosen(backends), steps=steps, seed=seed, precision=precision,
             pythons=tuple(python or ()), out=out, timeout=timeout,
         )  # fmt: skip
     if json_file != "-":
-        terminal.show(found, Console())
+        terminal.show(found, _console())
     _write_json(json_file, found.to_json())
     raise typer.Exit(found.exit)
 
@@ -269,21 +268,21 @@ def check(
             *(specs or []),
         ]
         command = " ".join(["harness check --power", *given, *(f"--mutant '{name}'" for name in mutant or [])])
-        with _progress() as listen:
+        with _trainings() as listen:
             planted = climb.proved if diff else partial(climb.planted, bisect=not mutant)
             found = planted(specs or [], options, listen, mutant or [])
         if table is not None:
             write_table(found, table, f"{command} --table {table}")
         _write_json(json_file, found.to_json())
         if json_file != "-":
-            print_planted(found, Console())
+            print_planted(found, _console())
         raise typer.Exit(found.exit)
     if not specs:
         raise CallError("check needs a SPEC (`harness list specs` lists those that come with it), or --power")
-    with _progress() as listen:
+    with _trainings() as listen:
         results = climb.check(specs, options, listen)
     if json_file != "-":
-        print_check(results, Console())
+        print_check(results, _console())
     _write_json(json_file, {"schema": climb.SCHEMA, "checks": [result.to_json() for result in results]})
     raise typer.Exit(max(result.exit for result in results))
 
@@ -313,7 +312,9 @@ def bench(
         str | None,
         typer.Option(help="start, inference: what to measure beside the training step; none; left out, all."),
     ] = None,
-    target: Annotated[float | None, typer.Option(help="A loss that each way is to train to, and be timed.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="What each way is to train to, and be timed: a loss, or METRIC=VALUE.")
+    ] = None,
     rounds: Annotated[int, typer.Option(help="At most; fewer where the ratios are known to 1 % before.")] = 40,
     peers: Annotated[
         Path | None, typer.Option(help="A folder of hand-written programs to time beside, like benchmarks/peers.")
@@ -330,6 +331,7 @@ def bench(
     from harness.bench import bench as benches  # noqa: PLC0415 - seconds of imports that other commands do without
     from harness.bench.options import BenchOptions, chosen_lanes, chosen_parts  # noqa: PLC0415
     from harness.bench.record import SCHEMA  # noqa: PLC0415
+    from harness.bench.target import parse as parse_target  # noqa: PLC0415
     from harness.environment import backends as chosen  # noqa: PLC0415
     from harness.report.speed import print_bench  # noqa: PLC0415
     from harness.vary import parse  # noqa: PLC0415
@@ -338,7 +340,8 @@ def bench(
     changes = [*([f"data.batch={batch}"] if batch else []), *(vary or [])]
     options = BenchOptions(
         chosen(backends), precision, device, tuple(parse(change) for change in changes), chosen_lanes(lanes), rounds,
-        tuple(python or ()), timeout, peers, chosen_parts(parts), target, core,
+        tuple(python or ()), timeout, peers, chosen_parts(parts), None if target is None else parse_target(target),
+        core,
     )  # fmt: skip
     if self_test:
         _self_tested(specs or ["digits_mlp"], options if backends else replace(options, backends=("torch",)), json_file)
@@ -352,12 +355,12 @@ def bench(
         if json_file != "-":  # a file has what is done whenever it is cut short
             _write_json(json_file, told(results))
 
-    with _progress() as listen:
+    with _trainings() as listen:
         results = benches.bench(specs, options, listen, keep)
     if json_file == "-":
         _write_json(json_file, told(results))
     else:
-        print_bench(results, Console())
+        print_bench(results, _console())
     raise typer.Exit(max(result.exit for result in results))
 
 
@@ -366,12 +369,12 @@ def _self_tested(specs: list[str], options: Any, json_file: str | None) -> NoRet
 
     if len(specs) > 1:
         raise CallError("--self-test is of one spec")
-    with _progress() as listen:
+    with _trainings() as listen:
         found = self_test(specs[0], options, listen=listen)
     _write_json(json_file, found.to_json())
     if json_file != "-":
         for sentence in found.sentences():
-            Console().print(sentence, markup=False, highlight=False)
+            _console().print(sentence, markup=False, highlight=False)
     raise typer.Exit(found.exit)
 
 
@@ -416,7 +419,7 @@ def report_(
     result = RunResult.read(directory)
     report.write(directory)
     if json_file != "-":
-        report.print_result(result, Console())
+        report.print_result(result, _console())
     _write_json(json_file, result.to_json())
 
 
@@ -433,7 +436,7 @@ def _merged(paths: Sequence[Path], out: Path, json_file: str | None) -> None:
     _write_json(json_file, {"report": str(page), "conclusions": sentences})
     if json_file != "-":
         for sentence in sentences:
-            Console().print(sentence, markup=False, highlight=False)
+            _console().print(sentence, markup=False, highlight=False)
         sys.stdout.write(f"{page}\n")
 
 
@@ -449,10 +452,13 @@ def list_(
 
     rows = catalogue.listing(what)
     if json_file != "-" and sys.stdout.isatty():
+        from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
         table = Table(box=None, show_header=False, pad_edge=False)
         for name, about in rows.items():
             table.add_row(Text(name), Text(about))
-        Console().print(table)
+        _console().print(table)
     elif json_file != "-":
         width = max(map(len, rows))
         sys.stdout.writelines(f"{name:<{width}}  {about}\n" for name, about in rows.items())
@@ -475,12 +481,12 @@ def doctor(python: PythonOption = None, device: str = "cpu", json_file: JsonOpti
 
     _check_json(json_file)
     found: dict[str, Any] = {}
-    with _progress() as listen:
+    with _trainings() as listen:
         for name, interpreter in interpreters(tuple(python or ())).items():
             listen(name, {"phase": "import"})
             found[name] = examine(name, interpreter, device)
     if json_file != "-":
-        console = Console()
+        console = _console()
         console.print(
             f"harness {harness.__version__}, Python {sys.version.split()[0]}, {os.cpu_count()} cores", markup=False
         )
@@ -506,52 +512,23 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-@contextmanager
-def _progress() -> Iterator[Any]:
-    """A line a backend on standard error, where that is a terminal; else a listener that says nothing."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda _backend, _event: None
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.fields[backend]:<11}{task.fields[phase]:<9}"), BarColumn(),
-               MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[loss]}"))  # fmt: skip
-    with Progress(*columns, console=console, transient=True) as progress:
-        tasks: dict[str, Any] = {}
+def _console() -> "Console":
+    """Standard output, as wide as the terminal; its import takes longer than a small spec's emission."""
+    from rich.console import Console  # noqa: PLC0415
 
-        def listen(backend: str, event: Mapping[str, Any]) -> None:
-            if backend not in tasks:
-                tasks[backend] = progress.add_task("", total=None, backend=backend, phase="", loss="")
-            if "phase" in event:
-                progress.update(tasks[backend], phase=event["phase"])
-            if "total" in event:
-                progress.update(tasks[backend], total=event["total"])
-            if "step" in event:
-                losses = " ".join(f"{loss:.4g}" for loss in event["losses"].values())
-                progress.update(tasks[backend], completed=event["step"], loss=f"loss {losses}")
-            if "exit" in event:
-                progress.update(tasks[backend], phase="done" if event["exit"] == 0 else "failed")
-                progress.stop_task(tasks[backend])
-
-        yield listen
+    return Console()
 
 
-@contextmanager
-def _counting() -> Iterator[Any]:
-    """One bar over all trainings on standard error, where that is a terminal; else a listener that says nothing."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda _total, _done, _what: None
-        return
-    columns = (
-        SpinnerColumn(),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda total, done, what: progress.update(task, total=total, completed=done, description=what)
+def _trainings() -> AbstractContextManager[Any]:
+    from harness import progress  # noqa: PLC0415
+
+    return progress.trainings()
+
+
+def _jobs() -> AbstractContextManager[Any]:
+    from harness import progress  # noqa: PLC0415
+
+    return progress.jobs()
 
 
 def _check_json(path: str | None) -> None:

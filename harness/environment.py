@@ -96,6 +96,7 @@ def worker_environment(device: str, threads: int) -> dict[str, str]:
         "TF_CPP_MIN_LOG_LEVEL": "2",
         "KERAS_BACKEND": "tensorflow",
     }
+    own.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the emitted programs do; it is read when TensorFlow is imported
     # Settings that would change numbers behind a program's back.
     for name in ("ONEDNN_DEFAULT_FPMATH_MODE", "TF_SET_ONEDNN_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE", "JAX_ENABLE_X64",
                  "JAX_DEFAULT_MATMUL_PRECISION", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"):  # fmt: skip

@@ -353,13 +353,23 @@ class Server:
 
     def evaluate(self, asked: Question) -> dict[str, Any]:
         """The seconds of an evaluation of an `expression` over all examples of `fields`, as `harness run` does it."""
+        began = time.perf_counter()
+        found = self._evaluated(asked)
+        return {"seconds": time.perf_counter() - began, "examples": len(found)}
+
+    def answered(self, asked: Question) -> dict[str, Any]:
+        """What such an evaluation returns."""
+        _save({"output": self._evaluated(asked)}, asked["into"])
+        return {}
+
+    def _evaluated(self, asked: Question) -> Array:
         here = self.opened[asked["name"]]
         fields = {name: here.inputs[own] for name, own in asked["fields"].items()}
-        count = len(next(iter(fields.values())))
-        began = time.perf_counter()
-        for start in range(0, count, CHUNK):
+        parts = [
             here.session.evaluate(asked["expression"], {n: a[start : start + CHUNK] for n, a in fields.items()})
-        return {"seconds": time.perf_counter() - began, "examples": count}
+            for start in range(0, len(next(iter(fields.values()))), CHUNK)
+        ]
+        return np.concatenate(parts)
 
     def memory(self, asked: Question) -> dict[str, Any]:
         """Bytes: `resident` now, `peak` so far, and what arrays took at most on a GPU. `reset`: the peak begins anew."""
@@ -372,16 +382,14 @@ class Server:
         """How much the framework has traced and compiled, by what it counts."""
         return {"compilations": self.module.compilations(self.opened[asked["name"]].session)}
 
-    def reach(self, asked: Question) -> dict[str, Any]:
-        """Train from a position, `arrays`, until the mean of the last `window` losses of the first update is `target`.
+    def train_timed(self, asked: Question) -> dict[str, Any]:
+        """Train `steps` steps from step `first`, the first time from a position, `arrays`. Returns `seconds` and `losses`.
 
-        `stack`: how many steps a call takes, where one takes several; `most`: steps after which it gives up. Batches are made
-        on the way. A first call, whose shapes may be new, is not timed. Returns whether the target was `reached`, after how
-        many `steps`, and the `seconds` until the call ended in which it was.
+        `stack`: how many steps a call takes, where one takes several; `most`: steps of the whole training. Batches are made on
+        the way, and losses fetched. At step 0 a call that is not timed comes first: its shapes may be new.
         """
-        here, window = self.opened[asked["name"]], asked["window"]
-        session, many = here.session, asked.get("stack")
-        size = min(many or 1, asked["most"])
+        here, many = self.opened[asked["name"]], asked.get("stack")
+        session, size = here.session, min(many or 1, asked["most"])
 
         def call(first: int) -> list[float]:
             batches = [session.batch(here.inputs, first + i) for i in range(size)]
@@ -390,16 +398,30 @@ class Server:
                 return [float(loss) for loss in next(iter(found.values()))]
             return [next(iter(session.wait(session.step(first, batches[0])).values()))]
 
-        call(0)
-        self.load(asked)
-        losses: list[float] = []
+        if asked["first"] == 0:
+            call(0)
+            self.load(asked)
         began = time.perf_counter()
+        losses = [loss for i in range(0, asked["steps"], size) for loss in call(asked["first"] + i)]
+        return {"seconds": time.perf_counter() - began, "losses": losses}
+
+    def reach(self, asked: Question) -> dict[str, Any]:
+        """As `train_timed`, until the mean of the last `window` losses of the first update is `target` or less.
+
+        Returns whether the target was `reached`, after how many `steps`, and the `seconds` until the call ended in which it
+        was.
+        """
+        window, size = asked["window"], min(asked.get("stack") or 1, asked["most"])
+        losses: list[float] = []
+        seconds = 0.0
         while len(losses) + size <= asked["most"]:
-            losses += call(len(losses))
+            said = self.train_timed({**asked, "first": len(losses), "steps": size})
+            losses += said["losses"]
+            seconds += said["seconds"]
             ends = range(max(window, len(losses) - size + 1), len(losses) + 1)
             if end := next((end for end in ends if sum(losses[end - window : end]) / window <= asked["target"]), None):
-                return {"reached": True, "steps": end, "seconds": time.perf_counter() - began}
-        return {"reached": False, "steps": len(losses), "seconds": time.perf_counter() - began}
+                return {"reached": True, "steps": end, "seconds": seconds}
+        return {"reached": False, "steps": len(losses), "seconds": seconds}
 
     def environment(self, _asked: Question) -> dict[str, Any]:
         """What the framework and the process say of themselves."""

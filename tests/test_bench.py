@@ -1,6 +1,7 @@
 """Ratios and rounds: intervals hold what is true, differences are found, machines may be busy. Most of it needs no framework."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,9 @@ from cases import CASES, spec_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import flops, programs
+from harness import flops, programs, run, spec
 from harness.bench import bench as benches
 from harness.bench import energy, inference
-from harness.bench.alone import WINDOW
 from harness.bench.bench import bench
 from harness.bench.options import BenchOptions
 from harness.bench.ratio import LEAST, Ratio, ratio, settled
@@ -25,11 +25,14 @@ from harness.bench.record import Ledger
 from harness.bench.rounds import Contestant, fastest, ratios, rounds, table, warmed
 from harness.bench.scaling import exponent
 from harness.bench.selftest import SelfTest, self_test
+from harness.bench.target import LOOKS, WINDOW, Target, reach
+from harness.bench.target import parse as parse_target
 from harness.bench.vote import outvoted
 from harness.compare import Comparison, Difference
 from harness.errors import CallError
 from harness.graph import Program
 from harness.lanes import INFERENCE, PLAIN, strategies
+from harness.questions import questions
 from harness.report.speed import spelled
 from harness.vary import parse
 
@@ -179,7 +182,7 @@ def test_a_spec_is_checked_and_timed_on_every_backend(tmp_path: Path) -> None:
     path = tmp_path / "case.yaml"
     path.write_text(json.dumps(spec_of(CASES["relu"])))
     steps = program_of(path.read_text()).steps
-    (found,) = bench([path], BenchOptions(backends=INSTALLED, lanes=("best",), rounds=6, target=1e9))
+    (found,) = bench([path], BenchOptions(backends=INSTALLED, lanes=("best",), rounds=6, target=Target(1e9)))
     assert (found.verdict, found.exit) == ("same", 0), found
     assert {lane.backend for lane in found.lanes} == set(INSTALLED)
     assert sum(lane.ratio is None for lane in found.lanes) == 1, "the fastest is what the others are held against"
@@ -192,7 +195,7 @@ def test_a_spec_is_checked_and_timed_on_every_backend(tmp_path: Path) -> None:
         assert (lane.alone.memory["peak"] or 0) > (lane.alone.memory["imported"] or 0) > 20_000_000
         assert lane.lines > 20
         assert not any(lane.alone.later.values()), "nothing is compiled any more in the third call"
-        assert lane.strategy in ("eager", "fused", "whole", "fit") or sum(lane.alone.compilations.values()) > 0
+        assert lane.strategy in ("eager", "fused", "late_relu", "fit") or sum(lane.alone.compilations.values()) > 0
         assert (lane.alone.target["reached"], lane.alone.target["steps"]) == (True, min(WINDOW, steps))
         assert lane.strategy in [s.name for s in strategies(program_of(path.read_text()), lane.backend, (lane.lane,))]
         assert lane.ratio is None or lane.ratio.value > 0.5
@@ -252,6 +255,78 @@ def test_a_spec_is_timed_with_every_value_of_a_setting(tmp_path: Path) -> None:
     assert 0 < found[0].flops == found[1].flops // 2
     assert found[0].lanes[0].alone is None
     assert found[0].inference == ()
+
+
+class Learner:
+    """A worker that trains a second a step, and then knows as many of ten examples as it has done tens of steps."""
+
+    def __init__(self, labels: np.ndarray) -> None:
+        self.labels, self.done = labels, 0
+
+    def ask(self, do: str, *, first: int, steps: int, **_more: object) -> dict[str, Any]:
+        assert (do, first) == ("train_timed", self.done)
+        self.done += steps
+        return {"seconds": float(steps), "losses": [0.0] * steps}
+
+    def arrays(self, _do: str, **_more: object) -> dict[str, Any]:
+        right = np.arange(10) < self.done / 10
+        return {"output": np.eye(10)[np.where(right, self.labels, self.labels - 9)].astype(np.float32)}
+
+
+def test_a_metric_is_reached_at_the_first_look_that_finds_it() -> None:
+    program = program_of(spec.find("digits_mlp").read_text(), steps=100)
+    labels = np.arange(10) % 9
+    question = questions(program, held_out=True)["classifier(image)"]
+    subject: Any = SimpleNamespace(
+        program=program, questions={"classifier(image)": question}, data={"test.label": labels}, start={},
+        position=lambda *_: "",
+    )  # fmt: skip
+    live: Any = Learner(labels)
+    found = reach(subject, live, "way", Target(0.65, "accuracy"), None)
+    # Seven of ten are known once more than 60 steps are done; every second step is looked at.
+    assert 100 // LOOKS == 2
+    assert found == {"metric": "accuracy", "value": 0.65, "reached": True, "steps": 62, "seconds": 62.0}
+    live.done = 0
+    assert reach(subject, live, "way", Target(0.65, "accuracy"), 16)["steps"] == 64, "calls of 16 steps"
+    live.done = 0
+    found = reach(subject, live, "way", Target(1.1, "accuracy"), None)
+    assert (found["reached"], found["steps"]) == (False, 100)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("0.1", Target(0.1)), ("accuracy=0.97", Target(0.97, "accuracy")), ("1e-3", Target(1e-3))]
+)
+def test_a_target_is_a_loss_or_a_metric(text: str, expected: Target) -> None:
+    assert parse_target(text) == expected
+
+
+@pytest.mark.parametrize("text", ["fast", "accuracy=high", "accuracy=", ""])
+def test_a_target_that_is_no_number_is_a_sentence(text: str) -> None:
+    with pytest.raises(CallError, match="--target takes a loss, like"):
+        parse_target(text)
+
+
+def test_a_metric_that_the_spec_lacks_is_a_sentence() -> None:
+    with pytest.raises(CallError, match="digits_mlp does not evaluate 'acuracy'"):
+        bench(["digits_mlp"], BenchOptions(target=Target(0.9, "acuracy")))
+
+
+@pytest.mark.frameworks
+def test_the_time_to_a_metric_ends_where_a_run_of_as_many_steps_has_it(tmp_path: Path) -> None:
+    path = tmp_path / "short.yaml"
+    path.write_text(re.sub(r"steps: \d+", "steps: 50", spec.find("digits_mlp").read_text()))
+    options = BenchOptions(INSTALLED[:1], lanes=("step",), rounds=6, parts=("start",), target=Target(0.6, "accuracy"))
+    (found,) = bench([path], options)
+    alone = found.lanes[0].alone
+    assert alone is not None, found
+    assert alone.target["reached"]
+    assert alone.target["seconds"] > 0
+    steps = alone.target["steps"]
+    after, before = (
+        run(path, backends=INSTALLED[:1], until=until, out=tmp_path / f"{until}") for until in (steps, steps - 1)
+    )
+    known = [next(iter(one.backends.values())).metrics["accuracy"] for one in (before, after)]
+    assert known[0] < 0.6 <= known[1]
 
 
 class Answers:

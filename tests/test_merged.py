@@ -30,7 +30,7 @@ def lane(backend: str, kind: str, strategy: str, seconds: float, first: float, r
     own = contestant(f"{backend} {strategy}", seconds)
     phases = {"import": 1.0, "build": 0.1, "first_call": first - 0.001, "second_call": 0.001}
     memory = {"imported": 100_000_000, "peak": 107_000_000, "device_peak": None}
-    target = {"reached": True, "steps": 30, "seconds": 30 * seconds}
+    target = {"metric": "accuracy", "value": 0.9, "reached": True, "steps": 30, "seconds": 30 * seconds}
     alone = Alone(phases, memory, {"functions compiled": 3}, {"functions compiled": 0}, target)
     trial = {own.name: seconds} if kind == "best" else {}
     return Lane("small", backend, kind, strategy, own, ratio, alone, trial, 0.5, 77)
@@ -124,7 +124,7 @@ def test_the_tables_have_what_was_measured_beside_the_step(tmp_path: Path) -> No
     assert asked.rows[1][-2:] == ("2 (1.9–2.1)", "")
     reached = merged.reached(bench)
     assert reached is not None
-    assert reached.rows[0] == ("JAX (scan)", "yes", "30", "3 ms", "2.1 s")
+    assert reached.rows[0] == ("JAX (scan)", "accuracy 0.9", "yes", "30", "3 ms", "2.1 s")
 
 
 def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:

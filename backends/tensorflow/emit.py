@@ -4,10 +4,11 @@ from backends.tensorflow import bfloat16, lanes, layers, training, tuned
 from harness import emit as shared
 from harness.emit import Code, Slot, graphs, indented, masked
 from harness.graph import BlockOp, Graph, Program, Update
+from harness.optimizers import Adam
 from harness.precision import PRECISIONS, Precision
 
 FRAMEWORK = "Keras on TensorFlow"
-HELPERS = layers.HELPERS | tuned.HELPERS | training.HELPERS
+HELPERS = layers.HELPERS | tuned.HELPERS | training.HELPERS | lanes.HELPERS
 OBSERVED = ", and every node's value and gradient"
 
 
@@ -66,6 +67,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras reads it when it is imported.
+# By itself TensorFlow takes oneDNN's kernels only where a processor has AVX512_VNNI, AVX512_BF16 or AMX.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 {flags}
 import keras
 import numpy as np
@@ -171,6 +174,8 @@ class {rate_name(program, update)}(keras.optimizers.schedules.LearningRateSchedu
         target, name = moved(program, update), shared.loss_name(program, update)
         variable = "optimizer" if single else f'optimizers["{update.name}"]'
         result = "loss" if single else f'losses["{update.name}"]'
+        together = strategy == "loop" and isinstance(update.optimizer, Adam)
+        helpers += ["apply"] if together else []
         densify = ["# An embedding's gradient comes as rows: repeated ones are summed before anything reads them.",
                    "gradients = [tf.convert_to_tensor(g) for g in gradients]"]  # fmt: skip
         seen = [
@@ -184,7 +189,7 @@ class {rate_name(program, update)}(keras.optimizers.schedules.LearningRateSchedu
             *(densify if training.sparse(program, update) else []),
             *(seen if observe else []),
             *training.clip(update),
-            f"{variable}.apply(gradients, {target})",
+            f"apply({variable}, gradients)" if together else f"{variable}.apply(gradients, {target})",
         ]
     also = ", observed" if observe else ""
     lines = ["observed = {}", *lines] if observe else lines

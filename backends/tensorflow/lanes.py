@@ -6,6 +6,14 @@ from harness.lanes import steps_a_call
 
 LOOPS = ("loop", "loop_xla", "tuned")
 """The strategies that take many steps in one call; those after the first are compiled by XLA."""
+HELPERS = {
+    "apply": '''
+@tf.function(jit_compile=True)
+def apply(optimizer: keras.optimizers.Optimizer, gradients: list[tf.Tensor]) -> None:
+    """One pass over the parameters: operation by operation it takes a dozen."""
+    optimizer.apply(gradients)
+'''
+}
 STACK = '''
 
 def stack(batches: list[dict]) -> dict:

@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.bench.target import Target, reach
 from harness.check.live import worker
 from harness.check.subject import Subject, open_program
 from harness.environment import Interpreter
 from harness.lanes import Strategy
 from harness.programs import emitted
 
-WINDOW = 10
-"""Losses whose mean is to reach a target, where there are as many."""
 PHASES = ("import", "build", "first_call", "second_call")
 
 
@@ -32,7 +31,8 @@ class Alone:
     later: Mapping[str, int]
     """The same, in the third call: nothing, if all is well."""
     target: Mapping[str, Any] = field(default_factory=dict)
-    """Where one was given: `reached`, after how many `steps`, and in how many `seconds` of training."""
+    """Where one was given: `metric` (None: the loss) and `value`; whether it was `reached`, after how many `steps`, and in how
+    many `seconds` of training."""
 
     @property
     def start(self) -> float:
@@ -59,7 +59,7 @@ class Conditions:
     unit: int
     """Steps of a call."""
     batches: int
-    target: float | None = None
+    target: Target | None = None
 
 
 def alone(subject: Subject, strategy: Strategy, folder: Path, given: Conditions) -> Alone:
@@ -89,12 +89,9 @@ def alone(subject: Subject, strategy: Strategy, folder: Path, given: Conditions)
         call()
         later = {name: count - compiled[name] for name, count in counted().items()}
         memory = live.ask("memory")
-        target = {}
+        target: Mapping[str, Any] = {}
         if given.target is not None:
-            target = live.ask(
-                "reach", name=strategy.name, target=given.target, window=min(WINDOW, subject.program.steps), most=subject.program.steps,
-                stack=given.unit if strategy.many else None, arrays=subject.position("start", subject.start),
-            )  # fmt: skip
+            target = reach(subject, live, strategy.name, given.target, given.unit if strategy.many else None)
         phases = dict(zip(PHASES, (live.seconds, built, first, second), strict=True))
         peaks = {"imported": before, "peak": memory["peak"], "device_peak": memory["device_peak"]}
         return Alone(phases, peaks, compiled, later, target)

@@ -15,6 +15,7 @@ from harness import flops, source, spec
 from harness.bench import peers
 from harness.bench.options import BenchOptions, validate
 from harness.bench.record import BenchResult, Ledger
+from harness.bench.target import metric
 from harness.bench.timing import ALLOCATOR, Listener, Place, Timed, beside, ledger, timed
 from harness.bench.vote import STEP_BY_STEP, outvoted
 from harness.check import rungs
@@ -52,6 +53,9 @@ def bench(
     validate(options)
     peers.files(options.peers, options.backends)
     wanted = [one for path in paths for one in _variants(spec.find(str(path)), options)]
+    if options.target:
+        for program, _, _ in wanted:
+            metric(program, options.target)
     pythons = interpreters(options.pythons)
     folder = Path(tempfile.mkdtemp(prefix="harness-bench-"))
     results: list[BenchResult] = []

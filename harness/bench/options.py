@@ -5,6 +5,7 @@ from pathlib import Path
 
 from harness.backend import BACKENDS
 from harness.bench.ratio import LEAST
+from harness.bench.target import Target
 from harness.check.live import allowed_cores
 from harness.errors import CallError
 from harness.lanes import LANES
@@ -32,8 +33,8 @@ class BenchOptions:
     peers: Path | None = None
     """A folder of hand-written programs to time beside the emitted ones, see harness.bench.peers."""
     parts: tuple[str, ...] = PARTS
-    target: float | None = None
-    """A loss whose mean over alone.WINDOW steps each way is to train to."""
+    target: Target | None = None
+    """What each way is to train to."""
     core: int | None = None
     """That every worker is pinned to; left out, the last of this process's."""
 

@@ -230,12 +230,12 @@ def asked(bench: Record) -> Table | None:
 def reached(bench: Record) -> Table | None:
     """Time to the target, where there was one."""
     rows = [
-        (spoken(lane["name"]), "yes" if own["reached"] else "no", f"{own['steps']:,}", spelled(own["seconds"]),
+        (spoken(lane["name"]), f"{own['metric'] or 'loss'} {own['value']:g}", "yes" if own["reached"] else "no", f"{own['steps']:,}", spelled(own["seconds"]),
          spelled(start(lane) + own["seconds"]))
         for lane in lanes_of(bench)
         if lane["alone"] and (own := lane["alone"]["target"])
     ]  # fmt: skip
-    return Table(("", "target reached", "steps", "training", "with its start"), tuple(rows)) if rows else None
+    return Table(("", "target", "reached", "steps", "training", "with its start"), tuple(rows)) if rows else None
 
 
 def rivals(bench: Record) -> Table | None:

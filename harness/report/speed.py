@@ -35,10 +35,9 @@ def _print_one(result: BenchResult, console: Console) -> None:
     _print_asked(result, console)
     for lane in {own.name: own for own in result.lanes}.values():
         if lane.alone and (target := lane.alone.target):
-            what = "reached the target" if target["reached"] else "did not reach the target"
-            console.print(
-                Text(f"{lane.name} {what} in {target['steps']:,} steps, {spelled(target['seconds'])} after its start")
-            )
+            what = "reached" if target["reached"] else "did not reach"
+            goal = f"{target['metric'] or 'loss'} {target['value']:g} in {target['steps']:,} steps"
+            console.print(Text(f"{lane.name} {what} {goal}, {spelled(target['seconds'])} after its start"))
     for name, joules in {lane.name: lane.contestant.joules for lane in result.lanes}.items():
         if joules:
             told = ", ".join(f"{value:.3g} J ({meter})" for meter, value in joules.items())

@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras reads it when it is imported.
+# By itself TensorFlow takes oneDNN's kernels only where a processor has AVX512_VNNI, AVX512_BF16 or AMX.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import keras
 import numpy as np

@@ -17,8 +17,9 @@ BYTES = 16 * 2**20
 """What the batches of one call may hold at most."""
 MOST = 10_000
 """Steps that one call takes at most."""
-WORK = 5e9
-"""Floating-point operations that one call does at most, where a step does fewer: a tenth of a second, or a few."""
+WORK, FEW = 5e9, 4
+"""Floating-point operations that one call does at most, a tenth of a second or a few; but it has these steps at least, or
+what a call costs, and the memory that each has anew, are shared by none."""
 
 TINY = 3e4
 """Floating-point operations of a step at most where `unrolled` is tried: more take longer than a call of them costs."""
@@ -130,7 +131,7 @@ def room(program: Program, precision: str) -> int:
     width = 8 if precision == "float64" else 4
     numbers = sum(math.prod(column.shape) for column in program.fields.values())
     numbers += sum(math.prod(shape) for layers in program.masks.values() for shape, _ in layers.values())
-    by_work = int(WORK // max(1, flops.step(program)))
+    by_work = max(FEW, int(WORK // max(1, flops.step(program))))
     return max(1, min(MOST, BYTES // (width * program.batch * max(1, numbers)), by_work))
 
 

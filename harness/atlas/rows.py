@@ -305,6 +305,10 @@ ROWS: tuple[Row, ...] = (
         "`set_num_threads`", "`config.threading`", "—",
         "set in each program and worker; workers are pinned to so many cores", note="recorded in `environment`",
         unmeasured="a speed, and the order of sums"),
+    Row("processor_kernels", PRECISION, "kernels on CPUs", "the same on every processor of a kind",
+        "oneDNN's", "oneDNN's where the processor has AVX512_VNNI, AVX512_BF16 or AMX; else Eigen's, slower in convolutions",
+        "XLA's", "TensorFlow: `TF_ENABLE_ONEDNN_OPTS=1` before the import, unless the environment says otherwise",
+        note="recorded in `environment`", unmeasured="a speed, and the order of sums"),
 )  # fmt: skip
 """In the order of backends/README.md: by section."""
 

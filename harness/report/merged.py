@@ -13,7 +13,7 @@ from harness.report.benches import SCALING, Merged, Record, Series, best_of, lan
 from harness.report.charts import Drawing, Figure
 from harness.report.markdown import escape, table
 from harness.report.page import Drawn, drawn_for_page, style, template
-from harness.report.speed import size, spelled
+from harness.report.speed import operations, size, spelled
 from harness.report.speed_charts import figures_of
 from harness.report.story import Table, title
 from harness.results import RunResult
@@ -248,16 +248,31 @@ def rivals(bench: Record) -> Table | None:
     return Table(("", "step in the trial", ""), tuple(rows)) if rows else None
 
 
-def ledger(bench: Record) -> Table:
-    """How each process computed; what differs first, marked."""
-    entries, differing = bench["ledger"]["entries"], set(bench["ledger"]["differing"])
-    backends = list(dict.fromkeys(n for own in entries.values() for n in own if n != "all"))
+def ledger(bench: Record) -> Table | None:
+    """How each process computed, where they differ."""
+    backends = _computed(bench)
+    rows = [
+        (name, *(str(own.get(backend, "—")) for backend in backends))
+        for name, own in bench["ledger"]["entries"].items()
+        if name in bench["ledger"]["differing"]
+    ]
+    return Table(("differs", *map(title, backends)), tuple(rows)) if rows else None
+
+
+def alike(bench: Record) -> Table:
+    """How all processes computed, or those that say so."""
+    backends = set(_computed(bench))
     rows = []
-    for name in sorted(entries, key=lambda n: n not in differing):
-        own = entries[name]
-        values = [str(own.get(backend, own.get("all", "—"))) for backend in backends]
-        rows.append((f"{name} (differs)" if name in differing else name, *values))
-    return Table(("", *map(title, backends)), tuple(rows))
+    for name, own in bench["ledger"]["entries"].items():
+        if name not in bench["ledger"]["differing"]:
+            of = "" if "all" in own or set(own) == backends else f" ({', '.join(map(title, own))})"
+            rows.append((name, f"{next(iter(own.values()))}{of}"))
+    return Table(("", "alike in all"), tuple(rows))
+
+
+def _computed(bench: Record) -> list[str]:
+    """The backends of the ledger."""
+    return list(dict.fromkeys(n for own in bench["ledger"]["entries"].values() for n in own if n != "all"))
 
 
 def suite(merged: Merged) -> Table | None:
@@ -302,7 +317,7 @@ def markdown(merged: Merged, figures: Sequence[Figure]) -> str:
         parts += [f"![{escape(f.title)}](charts/{f.name}.svg)" for f in figures if f.section == str(number)]
         parts += [
             table(own)
-            for own in (everything(bench), asked(bench), reached(bench), rivals(bench), ledger(bench))
+            for own in (everything(bench), asked(bench), reached(bench), rivals(bench), ledger(bench), alike(bench))
             if own is not None and own.rows
         ]
         parts += [f"- {escape(note)}" for note in bench["notes"]]
@@ -318,8 +333,8 @@ def _about(bench: Record) -> str:
     devices = set(map(str, bench["ledger"]["entries"].get("device", {}).values()))
     where = cpu if bench["device"] == "cpu" else f"{', '.join(sorted(devices))}; {machine['processor']}"
     return (
-        f"{bench['precision']}, batch {bench['batch']}, {bench['flops'] / 1e6:.3g} million floating-point operations in the matrix "
-        f"products of a step; {where}."
+        f"{bench['precision']}, batch {bench['batch']}, {operations(bench['flops'])} in the matrix products of a step (FLOP: "
+        f"floating-point operations); {where}."
     )
 
 
@@ -330,7 +345,8 @@ def page(merged: Merged, drawings: Sequence[Drawing]) -> str:
         drawn.setdefault(drawing.figure.section, []).append(drawn_for_page(drawing))
     benches = [
         {"spec": named(bench), "about": _about(bench), "drawn": drawn.get(str(number), []), "notes": bench["notes"],
-         "everything": everything(bench), "asked": asked(bench), "reached": reached(bench), "rivals": rivals(bench), "ledger": ledger(bench)}
+         "everything": everything(bench), "asked": asked(bench), "reached": reached(bench), "rivals": rivals(bench),
+         "ledger": ledger(bench), "alike": alike(bench)}
         for number, bench in enumerate(merged.benches)
     ]  # fmt: skip
     return template("merged.html").render(

@@ -21,9 +21,7 @@ def print_bench(results: Sequence[BenchResult], console: Console) -> None:
 
 
 def _print_one(result: BenchResult, console: Console) -> None:
-    about = (
-        f"{result.precision} · batch {result.batch} · {result.flops / 1e6:.3g} MFLOP a step · {result.seconds:.0f} s"
-    )
+    about = f"{result.precision} · batch {result.batch} · {operations(result.flops)} a step · {result.seconds:.0f} s"
     console.print(Text.assemble((result.title, "bold"), f"  {about}"))
     if result.lanes:
         grid = _grid(COLUMNS, ("lane", "strategy"))
@@ -141,3 +139,13 @@ def spelled(seconds: float) -> str:
         if seconds >= size or unit == "µs":
             return f"{seconds / size:.3g} {unit}"
     raise AssertionError
+
+
+def operations(count: float) -> str:
+    """Floating-point operations in the unit that suits them.
+
+    >>> operations(16), operations(1.29e8), operations(5.31e9)
+    ('16 FLOP', '129 MFLOP', '5.31 GFLOP')
+    """
+    unit, size = next(((u, s) for u, s in (("G", 1e9), ("M", 1e6), ("k", 1e3)) if count >= s), ("", 1.0))
+    return f"{count / size:.3g} {unit}FLOP"

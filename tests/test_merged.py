@@ -113,6 +113,17 @@ def test_the_page_says_what_the_numbers_say(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_what_is_written_by_hand_stands_beside(tmp_path: Path) -> None:
+    ratio = {"value": 1.01, "low": 0.98, "high": 1.04, "rounds": 20, "verdict": "no difference"}
+    peer = {"backend": "jax", "strategy": "scan", "best_against_it": ratio, "seconds": [2e-3, 1e-3, 3e-3]}
+    alone = {**peer, "strategy": "everyday", "best_against_it": None}
+    (bench,) = merged.read([written(tmp_path, result(peers=[peer, alone]))]).benches
+    found = merged.by_hand(bench)
+    assert found is not None
+    assert found.rows == (("JAX (scan)", "2 ms", "1.01 (0.98–1.04)"), ("JAX (everyday)", "2 ms", ""))
+    assert merged.by_hand(result()) is None
+
+
 def test_the_ledger_says_once_what_is_alike(tmp_path: Path) -> None:
     own = result()
     own["ledger"]["entries"]["torch version"] = {"torch": "2.13.0"}

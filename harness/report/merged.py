@@ -248,6 +248,17 @@ def rivals(bench: Record) -> Table | None:
     return Table(("", "step in the trial", ""), tuple(rows)) if rows else None
 
 
+def by_hand(bench: Record) -> Table | None:
+    """The programs written by hand, and how many times as long the emitted one of lane `best` takes."""
+    rows = []
+    for peer in bench["peers"]:
+        r = peer["best_against_it"]
+        step = spelled(sorted(peer["seconds"])[len(peer["seconds"]) // 2])
+        beside = "" if r is None else f"{r['value']:.3g} ({r['low']:.3g}–{r['high']:.3g})"
+        rows.append((f"{title(peer['backend'])} ({peer['strategy']})", step, beside))
+    return Table(("", "step", "lane best takes, times as long (99 %)"), tuple(rows)) if rows else None
+
+
 def ledger(bench: Record) -> Table | None:
     """How each process computed, where they differ."""
     backends = _computed(bench)
@@ -317,7 +328,15 @@ def markdown(merged: Merged, figures: Sequence[Figure]) -> str:
         parts += [f"![{escape(f.title)}](charts/{f.name}.svg)" for f in figures if f.section == str(number)]
         parts += [
             table(own)
-            for own in (everything(bench), asked(bench), reached(bench), rivals(bench), ledger(bench), alike(bench))
+            for own in (
+                everything(bench),
+                asked(bench),
+                reached(bench),
+                rivals(bench),
+                by_hand(bench),
+                ledger(bench),
+                alike(bench),
+            )
             if own is not None and own.rows
         ]
         parts += [f"- {escape(note)}" for note in bench["notes"]]
@@ -346,7 +365,7 @@ def page(merged: Merged, drawings: Sequence[Drawing]) -> str:
     benches = [
         {"spec": named(bench), "about": _about(bench), "drawn": drawn.get(str(number), []), "notes": bench["notes"],
          "everything": everything(bench), "asked": asked(bench), "reached": reached(bench), "rivals": rivals(bench),
-         "ledger": ledger(bench), "alike": alike(bench)}
+         "by_hand": by_hand(bench), "ledger": ledger(bench), "alike": alike(bench)}
         for number, bench in enumerate(merged.benches)
     ]  # fmt: skip
     return template("merged.html").render(

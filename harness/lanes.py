@@ -17,7 +17,7 @@ BYTES = 16 * 2**20
 """What the batches of one call may hold at most."""
 MOST = 10_000
 """Steps that one call takes at most."""
-WORK, FEW = 5e9, 4
+WORK, FEW = 5e9, 8
 """Floating-point operations that one call does at most, a tenth of a second or a few; but it has these steps at least, or
 what a call costs, and the memory that each has anew, are shared by none."""
 

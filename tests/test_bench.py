@@ -27,6 +27,7 @@ from harness.bench.scaling import exponent
 from harness.bench.selftest import SelfTest, self_test
 from harness.bench.target import LOOKS, WINDOW, Target, reach
 from harness.bench.target import parse as parse_target
+from harness.bench.timing import _tried
 from harness.bench.vote import outvoted
 from harness.compare import Comparison, Difference
 from harness.errors import CallError
@@ -255,6 +256,11 @@ def test_a_spec_is_timed_with_every_value_of_a_setting(tmp_path: Path) -> None:
     assert 0 < found[0].flops == found[1].flops // 2
     assert found[0].lanes[0].alone is None
     assert found[0].inference == ()
+
+
+def test_the_trial_is_between_those_that_are_near_each_other() -> None:
+    warm = {"torch eager": 3e-3, "torch whole": 1e-3, "torch late": 3.1e-3, "jax scan": 0.6, "jax jit": 0.3}
+    assert _tried(warm, {own: own.split()[0] for own in warm}) == ["torch eager", "torch whole", "jax scan", "jax jit"]
 
 
 class Learner:

@@ -41,6 +41,8 @@ activations, paid by whichever framework has no allocator of its own.
 """
 WARM_UP = 5.0
 """Seconds that a warm-up may take; one that has not settled by then is said to be none."""
+HOPELESS = 3.0
+"""Times as long as its backend's fastest, warm, from which on a way is not in the trial; its warm-up's last block counts."""
 TRIAL = 60.0
 """Seconds that the trial of all strategies may take beyond the rounds that it needs."""
 FIT = 0.5
@@ -84,8 +86,10 @@ def timed(
         return found
     rivals = _peers(subject, losses, place.started, options, found.notes, listen)
     listen(name, {"phase": "trial"})
-    rounds([*contestants.values(), *rivals.values()], most=LEAST, budget=TRIAL)
-    trial = {own: float(np.median(one.seconds)) for own, one in contestants.items()}
+    warm = {own: one.warm_up[-1] for own, one in contestants.items()}
+    tried = _tried(warm, {own: runners[own].backend for own in contestants})
+    rounds([*(contestants[own] for own in tried), *rivals.values()], most=LEAST, budget=TRIAL)
+    trial = warm | {own: float(np.median(contestants[own].seconds)) for own in tried}
     entered = _entered(contestants, runners, trial, options)
     shown = _machine(subject, list(dict.fromkeys(runners[n].backend for n in contestants)), options.device)
     chosen = {own: contestants[own] for own in dict.fromkeys(own for _, own in entered)}
@@ -145,6 +149,12 @@ def _opened(subject: Subject, runners: Mapping[str, Strategy], listen: Listener)
             continue
         found[own] = one
     return found
+
+
+def _tried(warm: Mapping[str, float], backends: Mapping[str, str]) -> list[str]:
+    """Who the trial is between: who is hopeless, warm, would take its time from those that are near each other."""
+    best = {backend: min(t for own, t in warm.items() if backends[own] == backend) for backend in backends.values()}
+    return [own for own, t in warm.items() if t <= HOPELESS * best[backends[own]]]
 
 
 def _entered(

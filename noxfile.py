@@ -107,7 +107,7 @@ def bench(session: nox.Session, backend: str, device: str) -> None:
     session.run(
         "pytest", "benchmarks/test_speed.py", "--benchmark-only", "-v", f"--benchmark-json={folder}/{backend}-{device}.json",
         "--benchmark-min-rounds=10", "--benchmark-columns=min,median,iqr,rounds", "--benchmark-sort=min",
-        *session.posargs, env=ONE_THREAD | hidden | {"HARNESS_BENCH_BACKEND": backend},
+        *session.posargs, env=ONE_THREAD | hidden | {"HARNESS_BENCH_BACKEND": backend, "HARNESS_BENCH_DEVICE": device},
     )  # fmt: skip
 
 

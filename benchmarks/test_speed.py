@@ -2,7 +2,7 @@
 
     nox -s "bench(backend='jax', device='cpu')"
 
-Which backend: HARNESS_BENCH_BACKEND. Each program trains its first steps beside the plain one, and that begins with
+Which backend: HARNESS_BENCH_BACKEND; for which device: HARNESS_BENCH_DEVICE. Each program trains its first steps beside the plain one, and that begins with
 the reference's loss, before anything is timed: no verdict, no number. One thread, one core; a spec's batches lie on
 the device before the clock starts, and the losses of every step are fetched before it stops.
 """
@@ -33,7 +33,7 @@ from harness.resolve import compile_spec
 from harness.runs import describe
 from harness.worker import CHUNK, load_program
 
-BACKEND = os.environ.get("HARNESS_BENCH_BACKEND", "")
+BACKEND, DEVICE = os.environ.get("HARNESS_BENCH_BACKEND", ""), os.environ.get("HARNESS_BENCH_DEVICE", "cpu")
 SPECS = [
     *sorted(p.stem for p in spec.directory().glob("*.yaml")),
     *sorted(map(str, Path(__file__).parent.glob("specs/*.yaml"))),
@@ -48,7 +48,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    own = [s for s in STRATEGIES.values() if s.backend == BACKEND]
+    own = [s for s in STRATEGIES.values() if s.backend == BACKEND and DEVICE in s.devices]
     metafunc.parametrize("name", SPECS, ids=[Path(name).stem for name in SPECS])
     if "strategy" in metafunc.fixturenames:
         metafunc.parametrize("strategy", own, ids=[s.name for s in own])
@@ -142,7 +142,7 @@ def told(benchmark: Any, own: Ready, strategy: Strategy, phase: str, **more: obj
 def test_training(benchmark: Any, name: str, strategy: Strategy) -> None:  # noqa: ANN401
     """Steps of training: in a round as many as a call of many steps takes, whatever the strategy."""
     own, session = checked(name, strategy)
-    count, steps = min(BATCHES, own.program.steps), room(own.program, "float32")
+    count, steps = min(BATCHES, own.program.steps), room(own.program, "float32", DEVICE)
     batches = [session.batch(own.inputs, i) for i in range(count)]
     stack = session.stack([batches[i % count] for i in range(steps)])
     session.losses(session.steps(0, stack, steps))

@@ -66,11 +66,13 @@ TOLERANCES: dict[str, dict[str, Tolerance]] = {
         "state": Tolerance(32 * BFLOAT16),
         "outputs": Tolerance(32 * BFLOAT16),
     },
-    # GPUs alone round to it, each in its own way: the reference does not, so more is allowed than a flip. Not measured.
+    # GPUs alone round to it, each in its own way, and the reference does not. Measured on the bundled specs, on one H200:
+    # outputs up to 1.6 units apart before training, a first gradient up to 0.1 of its tensor's largest value, behind ReLUs and
+    # a maximum that rounding puts on the other side.
     "tf32": {
-        "forward": Tolerance(16 * TF32),
-        "gradients": Tolerance(32 * TF32, floor=1e-2),
-        "loss": Tolerance(16 * TF32, floor=0.0),
+        "forward": Tolerance(4 * TF32),
+        "gradients": Tolerance(256 * TF32, floor=1e-2),
+        "loss": Tolerance(4 * TF32, floor=0.0),
         "state": Tolerance(64 * TF32),
         "outputs": Tolerance(64 * TF32),
     },

@@ -13,13 +13,14 @@ from harness.errors import CallError
 from harness.graph import Graph, Program
 
 LANES = ("default", "step", "best")
-BYTES = 16 * 2**20
+BYTES = {"cpu": 16 * 2**20, "gpu": 2**29}
 """What the batches of one call may hold at most."""
 MOST = 10_000
 """Steps that one call takes at most."""
-WORK, FEW = 5e9, 8
+WORK, FEW = {"cpu": 5e9, "gpu": 5e12}, 8
 """Floating-point operations that one call does at most, a tenth of a second or a few; but it has these steps at least, or
 what a call costs, and the memory that each has anew, are shared by none."""
+DEVICES = ("cpu", "gpu")
 
 TINY = 3e4
 """Floating-point operations of a step at most where `unrolled` is tried: more take longer than a call of them costs."""
@@ -35,10 +36,23 @@ class Strategy:
     about: str
     many: bool = False
     """Whether one call takes many steps."""
+    devices: tuple[str, ...] = DEVICES
+    """Where it is tried: layers written for one compiler and processor are slower on another."""
 
 
+CPU, GPU = ("cpu",), ("gpu",)
+ON = {
+    ("torch", "late_relu"): CPU,
+    ("torch", "whole"): CPU,
+    ("torch", "unrolled"): CPU,
+    ("torch", "graph"): GPU,
+    ("tensorflow", "tuned"): CPU,
+    ("jax", "tuned"): CPU,
+    ("jax", "tuned_scan"): CPU,
+}
+"""Where strategies are tried that are for one kind of device. On a GPU `graph` does what `whole` and `unrolled` are for."""
 STRATEGIES = {
-    (backend, name): Strategy(backend, name, lanes, about, many)
+    (backend, name): Strategy(backend, name, lanes, about, many, ON.get((backend, name), DEVICES))
     for backend, name, lanes, about, many in (
         ("torch", "eager", ("default",), "eager, the optimizer as it comes", False),
         ("torch", "fused", ("step", "best"), "eager, the optimizer's fused kernel", False),
@@ -46,6 +60,7 @@ STRATEGIES = {
         ("torch", "compiled", ("step", "best"), "torch.compile of the loss, the optimizer's fused kernel", False),
         ("torch", "whole", ("best",), "forward, backward and optimizer captured and compiled as one function", False),
         ("torch", "unrolled", ("best",), "many whole steps, of a tiny network, compiled as one function", True),
+        ("torch", "graph", ("best",), "torch.compile of the loss, and the whole step captured as a CUDA graph", False),
         ("tensorflow", "fit", ("default",), "Keras compile and fit", True),
         ("tensorflow", "function", ("step", "best"), "one tf.function call a step", False),
         ("tensorflow", "function_xla", ("step", "best"), "one tf.function call a step, compiled by XLA", False),
@@ -85,9 +100,9 @@ INFERENCE = {"torch": ("eager", "compiled"), "tensorflow": ("eager", "function",
 """How a trained network is asked, the framework's beginner's way first."""
 
 
-def strategies(program: Program, backend: str, lanes: tuple[str, ...] = LANES) -> list[Strategy]:
-    """Those of a backend that are in one of the lanes and can run the program."""
-    own = [s for s in STRATEGIES.values() if s.backend == backend and set(s.lanes) & set(lanes)]
+def strategies(program: Program, backend: str, lanes: tuple[str, ...] = LANES, device: str = "cpu") -> list[Strategy]:
+    """Those of a backend that are in one of the lanes, for the device, and can run the program."""
+    own = [s for s in STRATEGIES.values() if s.backend == backend and set(s.lanes) & set(lanes) and device in s.devices]
     return [s for s in own if applies(program, s)]
 
 
@@ -98,7 +113,7 @@ def applies(program: Program, strategy: Strategy) -> bool:
 
 def why_not(program: Program, strategy: Strategy) -> str | None:
     """Why a program is not run so."""
-    if (strategy.many or strategy.name == "whole") and program.spec.data.last_batch == "keep":
+    if (strategy.many or strategy.name in ("whole", "graph")) and program.spec.data.last_batch == "keep":
         return "needs batches of one size; with 'last_batch: keep' they differ"
     if strategy.name == "unrolled" and flops.step(program) > TINY:
         return f"is for steps of at most {TINY:g} floating-point operations; these have {flops.step(program):.3g}"
@@ -126,13 +141,13 @@ def early_relus(graph: Graph) -> dict[str, str]:
     return found
 
 
-def room(program: Program, precision: str) -> int:
+def room(program: Program, precision: str, device: str = "cpu") -> int:
     """How many steps one call may take: by what their batches hold and what they compute."""
     width = 8 if precision == "float64" else 4
     numbers = sum(math.prod(column.shape) for column in program.fields.values())
     numbers += sum(math.prod(shape) for layers in program.masks.values() for shape, _ in layers.values())
-    by_work = max(FEW, int(WORK // max(1, flops.step(program))))
-    return max(1, min(MOST, BYTES // (width * program.batch * max(1, numbers)), by_work))
+    by_work = max(FEW, int(WORK[device] // max(1, flops.step(program))))
+    return max(1, min(MOST, BYTES[device] // (width * program.batch * max(1, numbers)), by_work))
 
 
 def steps_a_call(program: Program, precision: str) -> int:

@@ -163,7 +163,8 @@ class Server:
         """Steps `first` to `last` - 1 from the present state.
 
         `keep`: remember every state under this name. `against`: the distance of every tensor at every step from the
-        states that were kept under that name. `into`: a file for all states (`all`) or for the end (`last`).
+        states that were kept under that name. `at`: the steps, from 1, whose states these are; left out, all. `into`: a file
+        for all states (`all`) or for the end (`last`).
         """
         here = self.opened[asked["name"]]
         session, first, last = here.session, asked["first"], asked["last"]
@@ -175,11 +176,14 @@ class Server:
         for step in range(first, last):
             for name, loss in session.wait(session.step(step, session.batch(here.inputs, step))).items():
                 losses.setdefault(name, []).append(loss)
+            if asked.get("at") and step + 1 not in asked["at"]:
+                continue
             if asked.get("keep") or base is not None or asked.get("write") == "all":
                 state = session.state()
                 if base is not None:
+                    past = len(next(iter(distances.values()), []))
                     for name, value in state.items():
-                        distances.setdefault(name, []).append(distance(value, base[step - first][name]))
+                        distances.setdefault(name, []).append(distance(value, base[past][name]))
                 else:
                     states.append(state)
         seconds = time.perf_counter() - began
@@ -187,18 +191,19 @@ class Server:
             self.series[asked["keep"]] = states
         if asked.get("write") == "all":
             stacked = {f"states/{name}": np.stack([state[name] for state in states]) for name in states[0]}
-            _save(stacked | self._position(session), asked["into"])
+            # Of a large network, whose states are kept after few steps, nothing more is written.
+            _save(stacked if asked.get("at") else stacked | self._position(session), asked["into"])
         elif asked.get("write") == "last":
             _save(self._position(session), asked["into"])
         return {"losses": losses, "distances": distances, "seconds": seconds}
 
     def train_stacked(self, asked: Question) -> dict[str, Any]:
-        """The first `count` steps, on one stack of their batches, from the present state; `into`: a file for the end."""
+        """The first `count` steps, on one stack of their batches, from the present state; `into`: a file for the last state."""
         here = self.opened[asked["name"]]
         session, count = here.session, asked["count"]
         stack = session.stack([session.batch(here.inputs, step) for step in range(count)])
         losses = session.losses(session.steps(0, stack, count))
-        _save(self._position(session), asked["into"])
+        _save({f"state/{name}": value for name, value in session.state().items()}, asked["into"])
         return {"losses": {name: own.tolist() for name, own in losses.items()}}
 
     def clock(self, asked: Question) -> dict[str, Any]:
@@ -256,12 +261,12 @@ class Server:
         }
 
     def peak(self, asked: Question) -> dict[str, Any]:
-        """The time of `steps` float32 products of square matrices of `size`: what the processor can do."""
+        """The time of `steps` products of square matrices of `size`, of float32 as programs have it set or `bfloat16` values."""
         size = asked["size"]
         if size not in self.products:
             rng = np.random.default_rng(0)
-            a, b = (rng.standard_normal((size, size)).astype(np.float32) for _ in range(2))
-            self.products[size] = self.module.products(a, b)
+            a, b = (rng.standard_normal((size, size), np.float32) for _ in range(2))
+            self.products[size] = self.module.products(a, b, bfloat16=asked["bfloat16"])
         cpu, began = time.process_time(), time.perf_counter()
         self.products[size](asked["steps"])
         return {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}

@@ -508,20 +508,20 @@ def test_a_position_is_written_whole_whoever_asks(tiny: Subject) -> None:
 
 
 def test_a_slope_is_the_derivative() -> None:
-    direction = np.ones(1)
+    directions = {"x": np.ones(1)}
     for at in (0.3, 1.0, 2.0):
-        found = _slope(lambda h, at=at: math.sin(at + h), direction)  # type: ignore[misc]
+        found = _slope(lambda h, at=at: math.sin(at + h), directions)  # type: ignore[misc]
         assert found.slope == pytest.approx(math.cos(at), abs=1e-8)
         assert found.error < 1e-8
     assert isinstance(found, Slope)
-    assert found.direction is direction
+    assert found.directions is directions
 
 
 def test_a_kink_between_the_widths_shows_as_error() -> None:
     def kinked(h: float) -> float:
         return 2.0 * h + 10.0 * max(0.0, h - 3e-7)  # slope 2 here, 12 beyond the kink
 
-    found = _slope(kinked, np.ones(1))
+    found = _slope(kinked, {"x": np.ones(1)})
     # Beyond the kink only the widest differences reach: (8e-7 * 2 * 2 + 10 * (8e-7 - 3e-7)) / (2 * 8e-7) and less.
     assert found.slope == pytest.approx(2.0, rel=1e-6)
     assert found.error == pytest.approx(10 * (8e-7 - 3e-7) / (2 * 8e-7), rel=1e-6)

@@ -5,7 +5,9 @@ import json
 import runpy
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -167,7 +169,36 @@ def test_calls_share_the_steps_evenly(steps: int) -> None:
     assert 1 <= size <= lanes.MOST
     assert calls * size - steps < calls, "no call is shorter by more than one step's share"
     heavy = bundled("char_transformer")
-    assert lanes.room(heavy, "float64") * flops.step(heavy) <= max(lanes.WORK, lanes.FEW * flops.step(heavy))
+    assert lanes.room(heavy, "float64") * flops.step(heavy) <= max(lanes.WORK["cpu"], lanes.FEW * flops.step(heavy))
+
+
+def captured_on_a_cpu(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA graphs where there is no GPU: a replay runs the captured step again on its tensors, into its tensors."""
+    import torch  # noqa: PLC0415
+
+    step, calls = module.train_step, []
+
+    def recorded(*given: object) -> object:
+        calls.append((given, step(*given)))
+        return calls[-1][1]
+
+    class Graph:
+        def replay(self) -> None:
+            given, result = calls[-1]
+            again = step(*given)
+            for old, new in (
+                [(result, again)]
+                if isinstance(result, torch.Tensor)
+                else zip(result.values(), again.values(), strict=True)
+            ):
+                old.copy_(new)
+
+    waiting = SimpleNamespace(wait_stream=lambda _other: None)
+    fakes = {"Stream": lambda: waiting, "current_stream": lambda: waiting, "CUDAGraph": Graph}
+    fakes |= {"stream": lambda _stream: nullcontext(), "graph": lambda _graph: nullcontext()}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    module.train_step = recorded  # type: ignore[attr-defined]
 
 
 def by_hand(program: Program, strategy: lanes.Strategy | None, backend: str, folder: Path) -> Live:
@@ -179,38 +210,47 @@ def by_hand(program: Program, strategy: lanes.Strategy | None, backend: str, fol
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # Dynamo, where it breaks the graph at nn.LSTM
 @pytest.mark.parametrize("name", MINIS)
 @pytest.mark.parametrize("strategy", RUNNABLE)
-def test_every_strategy_trains_alike(strategy: lanes.Strategy, name: str, tmp_path: Path) -> None:
+def test_every_strategy_trains_alike(
+    strategy: lanes.Strategy, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = program_of(MINIS[name])
     if not lanes.applies(program, strategy) or (
         name in REWRITTEN and strategy.backend != "torch" and (strategy.backend, strategy.name) not in lanes.TUNED
     ):
         pytest.skip("is not for such a program")
     plain, other = (by_hand(program, s, strategy.backend, tmp_path / str(bool(s))) for s in (None, strategy))
+    if strategy.name == "graph" and other.session.module.DEVICE.type == "cpu":
+        captured_on_a_cpu(other.session.module, monkeypatch)
     losses: list[list[dict[str, float]]] = []
     for own in (plain, other):
         session = own.session
         losses.append([session.wait(session.step(i, session.batch(own.inputs, i))) for i in range(program.steps)])
+    # Where a CUDA graph reads the learning rate from the device, it is a float32.
+    rough = strategy.name == "graph" and name not in ("several", "plain")
+    close = 1e-6 if rough else 1e-12
     for one, two in zip(*losses, strict=True):
-        assert two == pytest.approx(one, rel=1e-12)
-    same(plain, other)
+        assert two == pytest.approx(one, rel=close)
+    same(plain, other, rough=rough)
     # All steps again, in as few calls as the strategy takes, from where the first training began.
     session = other.session
     session.load(other.parameters)
     session.load_optimizer({n: np.zeros_like(a) for n, a in session.optimizer_state().items()})
     stack = session.stack([session.batch(other.inputs, i) for i in range(program.steps)])
     found = session.losses(session.steps(0, stack, program.steps))
-    assert found == {n: pytest.approx([step[n] for step in losses[0]], rel=1e-12) for n in losses[0][0]}
-    same(plain, other)
+    assert found == {n: pytest.approx([step[n] for step in losses[0]], rel=close) for n in losses[0][0]}
+    same(plain, other, rough=rough)
 
 
-def same(one: Live, other: Live) -> None:
+def same(one: Live, other: Live, *, rough: bool = False) -> None:
     for what in ("state", "optimizer_state"):
         a, b = (getattr(own.session, what)() for own in (one, other))
         assert a.keys() == b.keys()
         for name, array in a.items():
             if name.endswith("key_bias"):
                 continue  # a softmax does not see it: its gradient is zero but for rounding, and Adam magnifies that
-            np.testing.assert_allclose(b[name], array, rtol=1e-11, atol=1e-13, err_msg=name)
+            np.testing.assert_allclose(
+                b[name], array, rtol=1e-5 if rough else 1e-11, atol=1e-7 if rough else 1e-13, err_msg=name
+            )
 
 
 OF_ITS_OWN = [
@@ -281,6 +321,10 @@ def test_its_program_alone_prints_the_losses_of_the_plain_one(
     """`main` as a user runs it, in this process: what it prints."""
     from harness import runs  # noqa: PLC0415
 
+    if strategy.name == "graph":
+        torch = pytest.importorskip("torch")
+        if not torch.cuda.is_available():
+            pytest.skip("a CUDA graph needs a GPU")
     path = tmp_path / "several.yaml"
     path.write_text(json.dumps(SEVERAL))
     inputs = tmp_path / "run"

@@ -50,9 +50,10 @@ def scale(a: Array, factor: float) -> Array:
     return np.array(jax.jit(jnp.multiply)(a, factor))
 
 
-def products(a: Array, b: Array) -> Callable[[int], None]:
+def products(a: Array, b: Array, *, bfloat16: bool = False) -> Callable[[int], None]:
     """A function that multiplies two matrices so many times over, and waits."""
-    left, right = jax.device_put((a, b))
+    dtype = jnp.bfloat16 if bfloat16 else jnp.float32
+    left, right = jnp.asarray(a, dtype), jnp.asarray(b, dtype)
     multiplied = jax.jit(jnp.matmul)
 
     def run(count: int) -> None:

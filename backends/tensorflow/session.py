@@ -48,9 +48,10 @@ def scale(a: Array, factor: float) -> Array:
     return np.array(tf.convert_to_tensor(a) * factor)
 
 
-def products(a: Array, b: Array) -> Callable[[int], None]:
+def products(a: Array, b: Array, *, bfloat16: bool = False) -> Callable[[int], None]:
     """A function that multiplies two matrices so many times over, and waits."""
-    left, right = tf.convert_to_tensor(a), tf.convert_to_tensor(b)
+    dtype = tf.bfloat16 if bfloat16 else tf.float32
+    left, right = tf.cast(a, dtype), tf.cast(b, dtype)
 
     def run(count: int) -> None:
         for _ in range(count):

@@ -3,7 +3,7 @@
 What that means is in `harness.precision`. Only classes and helpers are rewritten, and only where a product stands.
 """
 
-from backends.torch.lanes import COMPILED
+from backends.torch.lanes import COMPILED, GRAPH
 
 REPLACED = {
     "nn.Linear(": "Bfloat16Linear(",
@@ -22,7 +22,7 @@ REPLACED = {
 
 def header(strategy: str) -> str:
     """What changes numbers for the whole program."""
-    compiled = strategy in ("compiled", *COMPILED)
+    compiled = strategy in ("compiled", GRAPH, *COMPILED)
     kept = """# Inductor would leave out a rounding to bfloat16 that it can do without.
 torch._inductor.config.emulate_precision_casts = True
 """

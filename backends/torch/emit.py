@@ -58,6 +58,7 @@ def header(program: Program, precision: Precision, strategy: str) -> str:
     mixed = bfloat16.header(strategy) if precision.factors == "bfloat16" else ""
     return f"""{shared.docstring(program, FRAMEWORK, "torch")}
 
+{"import copy" if strategy == lanes.GRAPH else ""}
 import math
 import sys
 from collections.abc import Callable, Iterable
@@ -165,7 +166,7 @@ def step(program: Program, *, observe: bool = False, strategy: str = "fused") ->
     """Losses, learning rates, optimizers and the training step."""
     single = len(program.updates) == 1
     helpers: list[str] = []
-    decorator = "\n@torch.compile" if strategy == "compiled" else ""
+    decorator = "\n@torch.compile" if strategy in ("compiled", lanes.GRAPH) else ""
     parts = [decorator + loss(program, update, observe=observe) for update in program.updates]
     for update in program.updates:
         parts.append(f"""
@@ -174,6 +175,11 @@ def {rate_name(program, update)}(step: int) -> float:
 {indented(training.schedule(update.schedule, update.optimizer.learning_rate), 4)}
 """)
     made = optimizers(program)
+    if strategy == lanes.GRAPH:
+        rates = {u.name: rate_name(program, u) for u in program.updates}
+        losses = {u.name: shared.loss_name(program, u) for u in program.updates}
+        text, helpers = lanes.capture_step(program, losses, rates)
+        return "\n\n".join([*parts, lanes.on_device(program, made, rates), text]), helpers
     parts.append(made.replace(", fused=True", "") if strategy == "eager" else made)
     if strategy in lanes.COMPILED:
         losses = {u.name: shared.loss_name(program, u) for u in program.updates}
@@ -182,7 +188,7 @@ def {rate_name(program, update)}(step: int) -> float:
     cls = shared.container(program)
     lines: list[str] = []
     for update in program.updates:
-        target, name = moved(program, update), shared.loss_name(program, update)
+        target, name = lanes.moved(program, update), shared.loss_name(program, update)
         variable = "optimizer" if single else f'optimizers["{update.name}"]'
         result = "loss" if single else f'losses["{update.name}"]'
         clipping, used = training.clip(update, f"{target}.parameters()")
@@ -254,7 +260,9 @@ def optimizers(program: Program) -> str:
     made: list[str] = []
     tables: list[str] = []
     for update in program.updates:
-        before, text = training.optimizer(program, update, moved(program, update), f"{rate_name(program, update)}(0)")
+        before, text = training.optimizer(
+            program, update, lanes.moved(program, update), f"{rate_name(program, update)}(0)"
+        )
         if spared := training.no_decay(program, update):
             prefix = f"{update.over[0]}." if len(program.networks) > 1 and len(update.over) == 1 else ""
             where = slots(program)
@@ -277,15 +285,6 @@ def optimizers(program: Program) -> str:
         lines = [*lines, "return {", *made, "}"]
     head = "\n\n".join(tables)
     return f"{head}\n\ndef {name}(model: {cls}) -> {kind}:\n{indented(lines, 4)}\n"
-
-
-def moved(program: Program, update: Update) -> str:
-    """The module whose parameters an update moves."""
-    if len(program.networks) == 1 or set(update.over) == set(program.networks):
-        return "model"
-    if len(update.over) == 1:
-        return f"model.{update.over[0]}"
-    return f"nn.ModuleDict({{{', '.join(f'{name!r}: model.{name}' for name in update.over)}}})"
 
 
 def rate_name(program: Program, update: Update) -> str:
@@ -356,7 +355,7 @@ def main(run: Path) -> None:
     model = {cls}().to(DEVICE)
     load_parameters(model, load_file(run / "inputs" / "parameters.safetensors"))
     {optimizer} = make_{optimizer}(model)
-{indented(lanes.running(program, strategy) if strategy in lanes.COMPILED else loop, 4)}
+{indented(lanes.running(program, strategy) if strategy in (*lanes.COMPILED, lanes.GRAPH) else loop, 4)}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """Other ways of running the same steps in PyTorch: whole steps compiled as one function. Imports no framework."""
 
+import re
+
+from backends.torch import training
 from harness import emit as shared
 from harness.emit import indented
 from harness.graph import Program, Update
@@ -7,6 +10,8 @@ from harness.optimizers import Adam, AdamW, ClipValue, Cosine, Sgd, Step
 
 COMPILED = ("whole", "unrolled")
 """The strategies that compile the optimizer with the rest."""
+GRAPH = "graph"
+"""The strategy whose step is captured as a CUDA graph."""
 UNROLLED = 100
 """Steps times parameters in one compiled function of `unrolled`: more steps take longer to compile than they save."""
 IMPORTS = """
@@ -36,8 +41,7 @@ def numbers(program: Program, update: Update, rate: str) -> dict[str, str]:
     prefix = "" if len(program.updates) == 1 else f"{update.name}_"
     rule = update.optimizer
     if isinstance(rule, Sgd):
-        varies = update.schedule.warmup or isinstance(update.schedule, (Cosine, Step))
-        return {f"{prefix}rate": f"{rate}(step)"} if varies else {}
+        return {f"{prefix}rate": f"{rate}(step)"} if varies(update) else {}
     assert isinstance(rule, Adam)
     found = {
         f"{prefix}rate": f"{rate}(step) / (1 - {rule.beta1!r} ** (step + 1))",
@@ -248,6 +252,103 @@ def leaves(program: Program) -> list[str]:
     return found
 
 
+def varies(update: Update) -> bool:
+    """Whether the learning rate changes from step to step."""
+    return bool(update.schedule.warmup or isinstance(update.schedule, (Cosine, Step)))
+
+
+def on_device(program: Program, made: str, rates: dict[str, str]) -> str:
+    """The functions that make optimizers, for ones whose steps a CUDA graph holds: all that changes lies on the device."""
+    for update in program.updates:
+        if varies(update):
+            rate = f"{rates[update.name]}(0)"
+            # The fused kernels read a rate that is a tensor as float32, whatever the parameters are.
+            made = made.replace(f"lr={rate}", f"lr=torch.tensor({rate}, dtype=torch.float32, device=DEVICE)")
+    # SGD counts nothing, so it has no such argument.
+    return re.sub(r"(optim\.AdamW?\(.*, fused=True)", r"\1, capturable=True", made)
+
+
+def capture_step(program: Program, losses: dict[str, str], rates: dict[str, str]) -> tuple[str, list[str]]:
+    """The training step, the function that captures it, and the helpers they use."""
+    cls, single = shared.container(program), len(program.updates) == 1
+    name, kind = _optimizers(program)
+    result = "Tensor" if single else "dict[str, Tensor]"
+    helpers = ["remember"] if remembered(program) else []
+    body: list[str] = [] if single else ["losses = {}"]
+    rating: list[str] = []
+    for update in program.updates:
+        own = "optimizer" if single else f'optimizers["{update.name}"]'
+        given, used = training.clip(update, moved(program, update) + ".parameters()")
+        helpers += used
+        body += [
+            f"{own}.zero_grad()",
+            f"loss = {losses[update.name]}(model, batch)",
+            "loss.backward()",
+            *given,
+            f"{own}.step()",
+            *([] if single else [f'losses["{update.name}"] = loss.detach()']),
+        ]
+        if varies(update):
+            rating += [
+                f"    for group in {own}.param_groups:",
+                f'        group["lr"].fill_({rates[update.name]}(step))',
+            ]
+    found = "loss" if single else "losses"
+    lines = [
+        *remembered(program),
+        *held(program),
+        "before = [tensor.detach().clone() for tensor in held]",
+        "batch = copy.deepcopy(batch)",
+        "stream = torch.cuda.Stream()",
+        "stream.wait_stream(torch.cuda.current_stream())",
+        "with torch.cuda.stream(stream):",
+        "    # What first steps compile, choose and allocate cannot be captured.",
+        "    for _ in range(3):",
+        f"        train_step(model, {name}, batch)",
+        "torch.cuda.current_stream().wait_stream(stream)",
+        "graph = torch.cuda.CUDAGraph()",
+        "with torch.cuda.graph(graph):",
+        f"    {found} = train_step(model, {name}, batch)",
+        "with torch.no_grad():",
+        "    for tensor, value in zip(held, before, strict=True):",
+        "        tensor.copy_(value)",
+        "",
+        f"def step_fn(step: int, given: dict) -> {result}:",
+        "    for tensor, value in zip(leaves(batch), leaves(given), strict=True):",
+        "        tensor.copy_(value)",
+        *rating,
+        "    graph.replay()",
+        f"    return {'loss.clone()' if single else '{name: loss.clone() for name, loss in losses.items()}'}",
+        "",
+        "return step_fn",
+    ]
+    return (
+        f'''
+def train_step(model: {cls}, {name}: {kind}, batch: dict) -> {result}:
+    """{"One update; returns the loss before it." if single else "One update after another; returns the loss before each."}"""
+{indented(body, 4)}
+    return {"loss.detach()" if single else "losses"}
+
+
+{leaves_function(program)}
+
+def capture_step(model: {cls}, {name}: {kind}, batch: dict) -> Callable[[int, dict], {result}]:
+    """`train_step` as a CUDA graph: all its kernels by one launch, on tensors that stay where they are."""
+{indented(lines, 4)}
+''',
+        helpers,
+    )
+
+
+def moved(program: Program, update: Update) -> str:
+    """The module whose parameters an update moves."""
+    if len(program.networks) == 1 or set(update.over) == set(program.networks):
+        return "model"
+    if len(update.over) == 1:
+        return f"model.{update.over[0]}"
+    return f"nn.ModuleDict({{{', '.join(f'{name!r}: model.{name}' for name in update.over)}}})"
+
+
 def running(program: Program, strategy: str) -> list[str]:
     """The loop of `main`."""
     single = len(program.updates) == 1
@@ -267,7 +368,7 @@ def running(program: Program, strategy: str) -> list[str]:
         ]
     show = "loss.item()" if single else "*(loss.item() for loss in losses.values())"
     return [
-        f"step_fn = compile_step(model, {name}, load_batch(inputs, 0))",
+        f"step_fn = {'capture' if strategy == GRAPH else 'compile'}_step(model, {name}, load_batch(inputs, 0))",
         'for step in range(len(inputs["order"])):',
         f"    {losses} = step_fn(step, load_batch(inputs, step))",
         f"    print(step + 1, {show})",

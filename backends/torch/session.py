@@ -42,9 +42,10 @@ def scale(a: Array, factor: float) -> Array:
     return _numpy(torch.from_numpy(a).to(_device()) * factor)
 
 
-def products(a: Array, b: Array) -> Callable[[int], None]:
+def products(a: Array, b: Array, *, bfloat16: bool = False) -> Callable[[int], None]:
     """A function that multiplies two matrices so many times over, and waits."""
-    left, right = torch.from_numpy(a).to(_device()), torch.from_numpy(b).to(_device())
+    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    left, right = torch.from_numpy(a).to(_device(), dtype), torch.from_numpy(b).to(_device(), dtype)
     into = torch.empty_like(left)
 
     def run(count: int) -> None:
@@ -352,7 +353,20 @@ class Unrolled(Whole):
         return {update["name"]: _numpy(found[:, i]) for i, update in enumerate(self.updates)}
 
 
-SESSIONS = {"whole": Whole, "unrolled": Unrolled}
+class Graphed(Whole):
+    """A program whose whole step is captured as a CUDA graph."""
+
+    def step(self, step: int, batch: Any) -> Any:
+        if self.compiled is None:
+            self.compiled = self.module.capture_step(self.model, self.optimizers, batch)
+        self.count += 1
+        return self.compiled(step, batch)
+
+    def functions(self) -> int:
+        return 0  # Dynamo counts those of the loss.
+
+
+SESSIONS = {"whole": Whole, "unrolled": Unrolled, "graph": Graphed}
 """By strategy, where it is not the session above."""
 
 

@@ -4,7 +4,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,14 @@ from harness.bench import peers
 from harness.bench.options import BenchOptions, validate
 from harness.bench.record import BenchResult, Ledger
 from harness.bench.target import metric
+from harness.bench.thin import Thinned, thinned
 from harness.bench.timing import ALLOCATOR, Listener, Place, Timed, beside, ledger, timed
 from harness.bench.vote import STEP_BY_STEP, outvoted
 from harness.check import rungs
 from harness.check import trajectory as long
 from harness.check.evidence import allowances, gather, slopes
-from harness.check.live import allowed_cores
+from harness.check.live import LiveWorker, allowed_cores
+from harness.check.record import Rung
 from harness.check.subject import Subject, each, open_program, part, prepare, twin, workers
 from harness.check.trajectory import Training
 from harness.compare import TOLERANCES, Comparison, compare, compare_losses
@@ -35,8 +39,9 @@ from harness.runs import prepared
 from harness.source import Source
 from harness.vary import varied
 
-TWINS = 5
-"""Trainings that start one unit in the last place away, where those of two ways part by more than is allowed."""
+TWINS, FEW_TWINS = 5, 2
+"""Trainings that start one unit in the last place away, where those of two ways part by more than is allowed; of a large
+network, fewer."""
 CHECKED = 20
 """Steps of the trajectory that a program must pass before its time counts."""
 
@@ -95,21 +100,26 @@ def _one(
     # What is written by hand has processes of its own: it may change how a whole process allocates, say.
     named = {b: b for b in options.backends} | {beside(b): b for b in peers.files(options.peers, options.backends)}
     with workers(
-        named, (options.precision,), pythons, folder / "workers", options.timeout, core=core, settings=ALLOCATOR,
-        device=options.device,
+        named, (options.precision,), pythons, folder / "workers", options.timeout, settings=ALLOCATOR, device=options.device,
+        core=core if options.device == "cpu" else None,
     ) as (live, unstarted):  # fmt: skip
         started = live[options.precision]
         own = {name: started[name] for name in options.backends if name in started}
         subject = prepare(program, text, inputs, options.precision, folder / "subject", own)
+        subject.device = options.device
         runners = {
             f"{backend} {strategy.name}": strategy
             for backend in subject.backends
-            for strategy in strategies(program, backend, options.lanes)
+            for strategy in strategies(program, backend, options.lanes, options.device)
         }
         losses: dict[str, Mapping[str, list[float]]] = {}
-        parted, void = _checked(subject, runners, losses, listen) if subject.backends else ({}, {})
+        few = thinned(subject, text, folder / "thinned")
+        subject.restarts = not few.at
+        checked: list[str] = []
+        parted, void = _checked(subject, few, runners, losses, checked, listen) if subject.backends else ({}, {})
         pinned = f"every worker on core {core}" if options.device == "cpu" else "workers on any core"
         notes = [f"Load before it began: {load:.1f} on {len(allowed_cores())} cores; {pinned}."]
+        notes += [few.said, *checked] if few.said else []
         notes += [f"{name} is not timed: {why}" for name, why in (void | parted).items()]
         sound = {n: s for n, s in runners.items() if not {n, s.backend} & (void | parted).keys()}
         found, conditions = Timed(), Ledger({})
@@ -136,7 +146,8 @@ def _undecided(parted: Mapping[str, str]) -> bool:
 
 
 def _checked(
-    subject: Subject, runners: Mapping[str, Strategy], losses: dict[str, Mapping[str, list[float]]], listen: Listener
+    subject: Subject, thin: Thinned, runners: Mapping[str, Strategy], losses: dict[str, Mapping[str, list[float]]],
+    notes: list[str], listen: Listener,
 ) -> tuple[dict[str, str], dict[str, str]]:  # fmt: skip
     """Forward, gradients and the first steps of every way of running them, by the processes that are timed.
 
@@ -144,77 +155,105 @@ def _checked(
     """
     name = subject.program.name
     listen(name, {"phase": "forward and gradients"})
-    evidence = each(subject, lambda live: gather(subject, live, subject.sources[live.name, True], support=True))
-    allowed = allowances(subject, evidence)
-    found = [rungs.forward(subject, evidence, allowed), rungs.gradients(subject, evidence, allowed, slopes(subject))]
+    few = thin.subject
+    evidence = each(few, lambda live: gather(few, live, few.sources[live.name, True], support=True, steps=0))
+
+    def judge() -> list[Rung]:
+        allowed = allowances(few, evidence)
+        return [rungs.forward(few, evidence, allowed), rungs.gradients(few, evidence, allowed, slopes(few))]
+
+    # The reference takes as long as the frameworks do: it computes here while they train.
+    with ThreadPoolExecutor(1) as pool:
+        judged = pool.submit(judge)
+        listen(name, {"phase": "trajectories", "total": len(runners)})
+        trainings, stacked = _trainings(subject, runners, thin.at, listen)
+        found = judged.result()
     comparisons = [c for rung in found for c in rung.comparisons]
-    listen(name, {"phase": "trajectories", "total": len(runners)})
-    trainings, stacked = _trainings(subject, runners, listen)
     losses |= {runners[own].backend: training.losses for own, training in trainings.items()}
     comparisons += stacked
     if len(trainings) > 1:
         along = long.trajectory(subject, trainings, None, None).comparisons
         if not all(c.same for c in along) and subject.precision != "float64":
             # Rounding grows along a training: whoever parts no faster than a framework from its own twin is not wrong.
-            beside = _twins(subject, runners, trainings)
+            beside = _twins(subject, runners, trainings, thin)
             along = tuple(c for c in along if c.same or not max(beside.overall[f"{c.a}~{c.b}"]) <= long.TIMES)
         comparisons += along
     void = {own: why for own, training in trainings.items() for why in long.dead(subject, training)}
     for rung in found:
+        notes += [f"{rung.name}: {note}" for note in rung.notes if "within rounding" in note]
         if rung.status == "void":
             void |= dict.fromkeys(runners, f"{rung.name}: {rung.sentence}")
     return outvoted(comparisons), void
 
 
-def _twins(subject: Subject, runners: Mapping[str, Strategy], trainings: Mapping[str, Training]) -> long.Drift:
+def _twins(
+    subject: Subject, runners: Mapping[str, Strategy], trainings: Mapping[str, Training], thin: Thinned
+) -> long.Drift:
     """How far the trainings part beside how far each backend's plain one parts from its own twins."""
-    count = min(CHECKED, subject.program.steps)
+    steps = min(CHECKED, subject.program.steps)
     found: dict[str, list[dict[str, list[float]]]] = {}
     for name in subject.backends:
         live, plain = subject.workers[name], PLAIN[name]
         source = emitted(subject.program, name, subject.precision)
         open_program(subject, live, "twins", source, observe=False, strategy=plain)
-        live.ask("train", name="twins", first=0, last=count, keep="twins/base")
+        live.ask("train", name="twins", first=0, last=steps, keep="twins/base", at=thin.at)
         found[name] = []
-        for number in range(TWINS):
+        for number in range(FEW_TWINS if thin.said else TWINS):
             start = subject.position(f"twin-{number}", twin(subject.program, subject.start, number))
             live.ask("load", name="twins", arrays=start)
-            said = live.ask("train", name="twins", first=0, last=count, against="twins/base")
+            said = live.ask("train", name="twins", first=0, last=steps, against="twins/base", at=thin.at)
             found[name].append(said["distances"])
         live.ask("close", name="twins")
     return long.drift(subject, trainings, {own: found[runners[own].backend] for own in trainings})
 
 
 def _trainings(
-    subject: Subject, runners: Mapping[str, Strategy], listen: Listener
+    subject: Subject, runners: Mapping[str, Strategy], at: tuple[int, ...], listen: Listener
 ) -> tuple[dict[str, Training], list[Comparison]]:
     """The first steps by every strategy; and those whose calls take many steps, in one call beside the same step by step."""
-    count = min(CHECKED, subject.program.steps)
-    tolerances = TOLERANCES[subject.precision]
     found: dict[str, Training] = {}
     stacked: list[Comparison] = []
-    for number, (own, strategy) in enumerate(runners.items()):
-        listen(subject.program.name, {"step": number, "losses": {}})
-        live = subject.workers[strategy.backend]
-        if live.name in subject.failures:
-            continue
-        try:
-            text = emitted(subject.program, strategy.backend, subject.precision, strategy=strategy.name)
-            open_program(subject, live, strategy.name, text, observe=False, strategy=strategy.name)
-            path = live.fresh()
-            said = live.ask("train", name=strategy.name, first=0, last=count, write="all", into=str(path))
-            arrays = load_file(path)
-            end = {n: a for n, a in arrays.items() if n.startswith(("state/", "optimizer/"))}
-            training = found[own] = Training(said["losses"], part(arrays, "states/"), end)
-            if strategy.many:
-                live.ask("load", name=strategy.name, arrays=subject.position("start", subject.start))
-                said = live.ask("train_stacked", name=strategy.name, count=count, into=str(path))
-                names = (own, f"{own}{STEP_BY_STEP}")
-                stacked.append(compare_losses(names, said["losses"], training.losses, tolerances["loss"]))
-                ends = (part(load_file(path), "state/"), part(end, "state/"))
-                left, right = ({n: a for n, a in e.items() if n not in subject.apart} for e in ends)
-                stacked.append(compare("state", names, left, right, tolerances["state"]))
-        except WorkerFailed as error:
-            # A program that cannot run here, for want of a C++ compiler say, is out of the race; a process that ended is too.
-            subject.failures[own if live.process.poll() is None else live.name] = str(error).splitlines()[0]
-    return found, stacked
+    done = count()
+
+    def work(live: LiveWorker) -> None:
+        for own, strategy in runners.items():
+            if strategy.backend != live.name:
+                continue
+            listen(subject.program.name, {"step": next(done), "losses": {}})
+            try:
+                found[own], more = _trained(subject, live, own, strategy, at)
+                stacked.extend(more)
+            except WorkerFailed as error:
+                if live.process.poll() is not None:
+                    raise
+                # A program that cannot run here, for want of a C++ compiler say, is out of the race.
+                subject.failures[own] = str(error).splitlines()[0]
+
+    each(subject, work)
+    return {own: found[own] for own in runners if own in found}, stacked
+
+
+def _trained(
+    subject: Subject, live: LiveWorker, own: str, strategy: Strategy, at: tuple[int, ...]
+) -> tuple[Training, list[Comparison]]:
+    """By one strategy."""
+    steps, tolerances = min(CHECKED, subject.program.steps), TOLERANCES[subject.precision]
+    text = emitted(subject.program, strategy.backend, subject.precision, strategy=strategy.name)
+    open_program(subject, live, strategy.name, text, observe=False, strategy=strategy.name)
+    path = live.fresh()
+    said = live.ask("train", name=strategy.name, first=0, last=steps, write="all", into=str(path), at=at)
+    arrays = load_file(path)
+    states = part(arrays, "states/")
+    end = {f"state/{name}": own[-1] for name, own in states.items()}
+    training = Training(said["losses"], states, end, at)
+    stacked: list[Comparison] = []
+    if strategy.many:
+        live.ask("load", name=strategy.name, arrays=subject.position("start", subject.start))
+        said = live.ask("train_stacked", name=strategy.name, count=steps, into=str(path))
+        names = (own, f"{own}{STEP_BY_STEP}")
+        stacked.append(compare_losses(names, said["losses"], training.losses, tolerances["loss"]))
+        ends = (part(load_file(path), "state/"), part(end, "state/"))
+        left, right = ({n: a for n, a in e.items() if n not in subject.apart} for e in ends)
+        stacked.append(compare("state", names, left, right, tolerances["state"]))
+    path.unlink()
+    return training, stacked

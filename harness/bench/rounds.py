@@ -84,6 +84,12 @@ class Contestant:
         }  # fmt: skip
 
 
+def first(contestant: Contestant) -> None:
+    """Its first call, with all that is compiled in it."""
+    wall, _ = contestant.run(contestant.steps)
+    contestant.warm_up.append(wall / contestant.steps)
+
+
 def warmed(contestant: Contestant, block: float | None = None, budget: float = 20.0) -> None:
     """Find how many steps make a block, and run blocks until they take the same time."""
     until = time.perf_counter() + budget

@@ -1,5 +1,6 @@
 """The times: every way of running a program warmed up, tried, and timed in interleaved rounds; then started alone, and asked."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from harness.bench.options import BenchOptions
 from harness.bench.peers import EVERYDAY, Peer
 from harness.bench.ratio import LEAST
 from harness.bench.record import Lane, Ledger, Roof
-from harness.bench.rounds import BLOCK, Contestant, rounds, table, warmed
+from harness.bench.rounds import BLOCK, Contestant, first, rounds, table, warmed
 from harness.check.live import LiveWorker
 from harness.check.subject import Subject, each, open_program
 from harness.environment import Interpreter, machine
@@ -133,22 +134,34 @@ def timed(
 def _opened(subject: Subject, runners: Mapping[str, Strategy], listen: Listener) -> dict[str, Contestant]:
     """Every way of running the program that can, warm; who cannot goes into `subject.failures`."""
     found: dict[str, Contestant] = {}
-    for own, strategy in runners.items():
-        live = subject.workers[strategy.backend]
-        if own in subject.failures or live.name in subject.failures:
-            continue
+
+    def open_all(live: LiveWorker) -> None:
+        """Compiling is most of it: frameworks that have cores of their own do it at once."""
+        for own, strategy in runners.items():
+            if strategy.backend != live.name or own in subject.failures:
+                continue
+            listen(subject.program.name, {"phase": f"{own}: first call"})
+            try:
+                live.ask("close", name=strategy.name)
+                source = emitted(subject.program, strategy.backend, subject.precision, strategy=strategy.name)
+                open_program(subject, live, strategy.name, source, observe=False, strategy=strategy.name)
+                one = contestant(subject, live, own, strategy)
+                first(one)
+                found[own] = one
+            except WorkerFailed as error:
+                if live.process.poll() is not None:
+                    raise
+                subject.failures[own] = str(error).splitlines()[0]
+
+    each(subject, open_all)
+    for own in [own for own in runners if own in found]:
         listen(subject.program.name, {"phase": f"{own}: warm-up"})
         try:
-            live.ask("close", name=strategy.name)
-            source = emitted(subject.program, strategy.backend, subject.precision, strategy=strategy.name)
-            open_program(subject, live, strategy.name, source, observe=False, strategy=strategy.name)
-            one = contestant(subject, live, own, strategy)
-            warmed(one, budget=WARM_UP)
+            warmed(found[own], budget=WARM_UP)
         except WorkerFailed as error:
             subject.failures[own] = str(error).splitlines()[0]
-            continue
-        found[own] = one
-    return found
+            del found[own]
+    return {own: found[own] for own in runners if own in found}
 
 
 def _tried(warm: Mapping[str, float], backends: Mapping[str, str]) -> list[str]:
@@ -222,13 +235,14 @@ PRODUCT, COPY = "matrix product", "copy"
 
 def _machine(subject: Subject, backends: list[str], device: str) -> list[Contestant]:
     """What the frameworks' own product of matrices and copy of an array show of the device, warm."""
-    found = []
+    # A CPU's programs take products of float32 values that are rounded to bfloat16.
+    found, bfloat16 = [], subject.mixed and device == "gpu"
     for backend in backends:
         live = subject.workers[backend]
         for what, do, size in ((PRODUCT, "peak", SIZE[device]), (COPY, "bandwidth", COPIED[device])):
 
             def run(steps: int, live: LiveWorker = live, do: str = do, size: int = size) -> tuple[float, float]:
-                said = live.ask(do, size=size, steps=steps)
+                said = live.ask(do, size=size, steps=steps, bfloat16=bfloat16)
                 return said["seconds"], said["cpu"]
 
             one = Contestant(f"{backend} {what}", run)
@@ -261,10 +275,18 @@ def _peers(
 def contestant(
     subject: Subject, live: LiveWorker, name: str, strategy: Strategy | None = None, *, slower: float = 0.0
 ) -> Contestant:
-    """The training steps of an opened program, each block from the start of training."""
+    """The training steps of an opened program, each block from the start of training, unless that takes too long to load."""
+    afresh = True
+
+    def run(steps: int) -> tuple[float, float]:
+        nonlocal afresh
+        wall, cpu, sound = _clocked(subject, live, strategy, steps, restart=afresh, slower=slower)
+        afresh = subject.restarts or not sound
+        return wall, cpu
+
     return Contestant(
         name,
-        lambda steps: _clocked(subject, live, strategy, steps, slower=slower),
+        run,
         unit(subject, strategy),
         block_seconds=FIT if strategy and strategy.name == "fit" else BLOCK,
     )
@@ -274,7 +296,11 @@ def unit(subject: Subject, strategy: Strategy | None) -> int:
     """The steps of one call. Keras's `fit` goes through any number of batches; other calls are compiled for so many."""
     if strategy is None or not strategy.many:
         return 1
-    return min(BATCHES, subject.program.steps) if strategy.name == "fit" else room(subject.program, subject.precision)
+    return (
+        min(BATCHES, subject.program.steps)
+        if strategy.name == "fit"
+        else room(subject.program, subject.precision, subject.device)
+    )
 
 
 def _clocked(
@@ -285,8 +311,8 @@ def _clocked(
     *,
     restart: bool = True,
     slower: float = 0.0,
-) -> tuple[float, float]:
-    """Wall and processor seconds of so many steps."""
+) -> tuple[float, float, bool]:
+    """Wall and processor seconds of so many steps, and whether they end with losses that are numbers."""
     said = live.ask(
         "clock",
         name=strategy.name if strategy else "timed",
@@ -296,7 +322,7 @@ def _clocked(
         arrays=subject.position("start", subject.start) if restart else None,
         slower=slower,
     )
-    return said["seconds"], said["cpu"]
+    return said["seconds"], said["cpu"], all(map(math.isfinite, said["losses"].values()))
 
 
 def ledger(subject: Subject, device: str) -> Ledger:
@@ -308,6 +334,8 @@ def ledger(subject: Subject, device: str) -> Ledger:
     chip = {"processor": f"{(own := machine())['processor']}: {' '.join(own['flags'])}", "energy counters": counters}
     if device == "gpu":
         chip["driver"] = driver() or "not told"
+    if not subject.restarts:
+        chip["blocks"] = "go on from where the last one of the same ended, in an order drawn anew every round"
     return Ledger({**found, **COMMON, **{name: {"all": value} for name, value in chip.items()}})
 
 

@@ -1,5 +1,6 @@
 """What the workers are asked for, and what the reference says: the material that the rungs judge."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,12 +11,11 @@ from harness import initial, reference
 from harness.backend import Array, Arrays
 from harness.check.live import LiveWorker
 from harness.check.memory import digest
-from harness.check.subject import ROWS, Subject, moved_parameters, open_program, part, twin, wide
+from harness.check.subject import Subject, moved_parameters, open_program, part, twin, wide
 from harness.compare import FLOAT64, Derived
 from harness.graph import Ref, Update
 
 STEPS = 5  # of the optimizer rung
-TWINS = 3  # of the derived tolerances
 FLOOR, ROOM = 32, 16
 """A derived tolerance: FLOOR units in the last place of a tensor's largest value (measured on the frameworks' own tanh
 and erf: up to 8), and ROOM times the largest move of the tensor when every parameter moves by one unit."""
@@ -60,10 +60,14 @@ def look(
     live.ask("load", name=name, arrays=position)
     evaluated: Arrays = {}
     for question in subject.questions.values():
-        evaluated |= live.arrays("values", name=name, rows=ROWS, **question.request(), **folder)
+        evaluated |= live.arrays("values", name=name, rows=subject.effort.rows, **question.request(), **folder)
     batch = live.arrays("batch", name=name, step=0, **folder)
     gradients = live.arrays("gradients", name=name, step=0, **folder) if whole else {}
     seen = live.arrays("observe", name=name, step=0, **folder)
+    if subject.effort.directions is not None:
+        # Of a large network: what the step leaves behind belongs to the rungs of many steps, and is most of the memory.
+        learned = {f"state/{n}" for n, p in subject.program.parameters.items() if p.learned}
+        seen = {n: a for n, a in seen.items() if not n.startswith("optimizer/") and n not in learned}
     return Look(evaluated, seen, gradients, batch)
 
 
@@ -80,7 +84,7 @@ def gather(subject: Subject, live: LiveWorker, source: str, *, support: bool, st
             look(
                 subject, live, name, subject.position(f"near-{i}", twin(subject.program, subject.start, i, zeros=False))
             )
-            for i in range(TWINS)
+            for i in range(subject.effort.twins)
         )
         other = subject.position("moved", moved_parameters(subject.start))
         moved = {
@@ -138,7 +142,7 @@ def evaluated(subject: Subject, fed: Mapping[str, Array] | None = None) -> Array
     found: Arrays = {}
     parameters = wide(part(subject.start, "state/"))
     for question in subject.questions.values():
-        fields = {name: subject.data[key][:ROWS] for name, key in question.fields.items()}
+        fields = {name: subject.data[key][: subject.effort.rows] for name, key in question.fields.items()}
         reference.evaluate(
             subject.program, question.expression, parameters, fields, partial(_note, found, fed), mixed=subject.mixed
         )
@@ -227,8 +231,8 @@ def differentiated(
     batch, masks = subject.batch(step)
     for update in subject.program.updates:
         if update.name == update_name:
-            ask = partial(_shifted, subject, update, (parameters, batch, masks), parameter, direction)
-            found = _slope(ask, direction, width=1e-6)
+            ask = partial(_shifted, subject, update, (parameters, batch, masks), {parameter: direction})
+            found = _slope(ask, {parameter: direction}, width=1e-6)
             return found.slope, found.error
         _, statistics = reference.train(subject.program, update, parameters, batch, masks, mixed=subject.mixed)
         slots = wide(part(position, f"optimizer/{update.name}/"))
@@ -266,9 +270,10 @@ def optimized(subject: Subject, steps: tuple[Arrays, ...]) -> list[Arrays]:
 
 @dataclass(frozen=True)
 class Slope:
-    """The reference's slope of a loss along a direction in one parameter or input."""
+    """The reference's slope of a loss along a direction in one parameter or input, or in several."""
 
-    direction: Array
+    directions: Mapping[str, Array]
+    """By `update/parameter` or `update/@field`: along all of them at once."""
     slope: float
     error: float
     """How far two widths of the difference disagree: kinks and curvature."""
@@ -277,7 +282,7 @@ class Slope:
 def slopes(subject: Subject) -> dict[str, Slope]:
     """Central differences of the reference's losses at the first parameters, by `update/parameter` and `update/@field`.
 
-    On the moved inputs: where pixels are alike, values tie in a maximum, and a gradient there is none of the slopes
+    Where there are more parameters than directions to go, along one in several of them, by the first one's name. On the moved inputs: where pixels are alike, values tie in a maximum, and a gradient there is none of the slopes
     on either side.
     """
     found: dict[str, Slope] = {}
@@ -285,32 +290,43 @@ def slopes(subject: Subject) -> dict[str, Slope]:
     batch, masks = subject.batch(0, subject.moved_data)
     for update in subject.program.updates:
         ask = partial(_shifted, subject, update, (parameters, batch, masks))
-        for name in reference.moved(subject.program, update):
-            direction = np.asarray(initial.stream(1, update.name, name).standard_normal(parameters[name].shape))
-            loss: Callable[[float], float] = partial(ask, name, direction)
-            found[f"{update.name}/{name}"] = _slope(loss, direction)
+        names = [*reference.moved(subject.program, update)]
+        for group in _dealt(names, subject.effort.directions):
+            along = {name: initial.stream(1, update.name, name).standard_normal(parameters[name].shape) for name in group}  # fmt: skip
+            full = {f"{update.name}/{name}": np.asarray(direction) for name, direction in along.items()}
+            loss: Callable[[float], float] = partial(ask, along)
+            label = f"{update.name}/{group[0]}" + (f" and {len(group) - 1} more" if group[1:] else "")
+            found[label] = _slope(loss, full)
         for name in differentiable(subject, update):
             direction = np.asarray(initial.stream(1, update.name, "@", name).standard_normal(batch[name].shape))
-            loss = partial(ask, f"@{name}", direction)
-            found[f"{update.name}/@{name}"] = _slope(loss, direction)
+            loss = partial(ask, {f"@{name}": direction})
+            found[f"{update.name}/@{name}"] = _slope(loss, {f"{update.name}/@{name}": direction})
     return found
+
+
+def _dealt(names: list[str], hands: int | None) -> list[list[str]]:
+    """Names in at most so many groups: each by itself where there are no more.
+
+    >>> _dealt(["a", "b", "c", "d", "e"], 2)
+    [['a', 'c', 'e'], ['b', 'd']]
+    """
+    hands = len(names) if hands is None else min(hands, len(names))
+    return [names[i::hands] for i in range(hands)]
 
 
 def _shifted(
     subject: Subject,
     update: Update,
     given: tuple[Arrays, Arrays, dict[str, Arrays]],
-    name: str,
-    direction: Array,
+    directions: Mapping[str, Array],
     h: float,
 ) -> float:
-    """An update's loss by the reference with one parameter, or one field (`@name`), shifted."""
+    """An update's loss by the reference with parameters, or fields (`@name`), shifted."""
     parameters, batch, masks = given
-    if name.startswith("@"):
-        field = name.removeprefix("@")
-        return reference.loss(subject.program, update, parameters, batch | {field: batch[field] + h * direction}, masks)
-    moved = parameters | {name: parameters[name] + h * direction}
-    return reference.loss(subject.program, update, moved, batch, masks)
+    inputs = {n.removeprefix("@"): d for n, d in directions.items() if n.startswith("@")}
+    batch = batch | {name: batch[name] + h * d for name, d in inputs.items()}
+    moved = {name: parameters[name] + h * d for name, d in directions.items() if not name.startswith("@")}
+    return reference.loss(subject.program, update, parameters | moved, batch, masks)
 
 
 def differentiable(subject: Subject, update: Update) -> list[str]:
@@ -332,14 +348,15 @@ def differentiable(subject: Subject, update: Update) -> list[str]:
     return [name for name in subject.program.fields if name in used - stopped and columns[name].dtype == "float"]
 
 
-def _slope(loss: Callable[[float], float], direction: Array, width: float = 2e-7) -> Slope:
+def _slope(loss: Callable[[float], float], directions: Mapping[str, Array], width: float = 2e-7) -> Slope:
     """The slope at three widths: where a kink lies between, they disagree, and none of them is trusted further."""
     found = [(loss(h) - loss(-h)) / (2 * h) for h in (width, 2 * width, 4 * width)]
-    return Slope(direction, found[0], max(found) - min(found))
+    return Slope(directions, found[0], max(found) - min(found))
 
 
-def unmoved(subject: Subject, rows: int = 8) -> list[str]:
+def unmoved(subject: Subject) -> list[str]:
     """Nodes whose value can be anything without a trace in what the network says: comparing outputs says nothing of them."""
+    rows, most = 8 if subject.effort.nodes is None else 1, subject.effort.nodes
     parameters = wide(part(subject.start, "state/"))
     silent = []
     for question in subject.questions.values():
@@ -347,7 +364,8 @@ def unmoved(subject: Subject, rows: int = 8) -> list[str]:
         ask = partial(reference.evaluate, subject.program, question.expression, parameters, fields)
         names: Arrays = {}
         said = ask(partial(_note, names, None))
-        silent += [name for name in names if np.array_equal(ask(partial(_moved, name)), said)]
+        asked = list(names)[:: 1 if most is None else math.ceil(len(names) / most)]
+        silent += [name for name in asked if np.array_equal(ask(partial(_moved, name)), said)]
     return silent
 
 

@@ -1,12 +1,12 @@
 """Rungs one to three, judged from evidence alone: the same judgement whether the programs are honest or not."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 
 import numpy as np
 
-from harness.backend import Arrays
+from harness.backend import Array, Arrays
 from harness.check import evidence as said
 from harness.check.evidence import Evidence, Look, Slope, gradient_of
 from harness.check.record import Rung, judged
@@ -87,7 +87,12 @@ def gradients(
         at = {n: own.look.gradients[n] for n in taken if n in own.look.gradients}
         bounds = {n: allowed[f"at:{n}"] for n in at if f"at:{n}" in allowed}
         comparisons.append(compare("gradients", (f"{backend}'s step", backend), taken, at, bounds, step=1))
-    void = _still(evidence, allowed, lambda n: _flows(subject, n))
+    void, notes = _still(evidence, allowed, lambda n: _flows(subject, n)), []
+    if subject.effort.directions is not None:
+        # Each ReLU of a deep network that rounding puts on the other side of 0 has all of its gradient to give or to take.
+        wanted = sum(_flows(subject, n) for own in evidence.values() for n in own.look.every())
+        drowned, void = void, [] if len(void) < wanted else void
+        notes += [f"{len(drowned)} of {wanted} gradients lie within rounding: that they agree says nothing"] if drowned and not void else []  # fmt: skip
     void += [
         f"the gradient {n} of {backend} is zero everywhere"
         for backend, own in evidence.items()
@@ -95,7 +100,7 @@ def gradients(
         if _flows(subject, f"at:{n}") and not np.any(gradient)
     ]
     comparisons += _null(subject, evidence)
-    notes = [f"true gradient zero: {name} ({why})" for name, why in _apart(subject).items()]
+    notes += [f"true gradient zero: {name} ({why})" for name, why in _apart(subject).items()]
     return judged("gradients", subject.precision, comparisons, void=void, notes=notes)
 
 
@@ -103,16 +108,24 @@ def along(subject: Subject, backend: str, own: Evidence, slopes: Mapping[str, Sl
     """A backend's gradients on moved inputs along random directions against the reference's slopes there."""
     expected, found, bounds = {}, {}, {}
     gradients = own.moved["an input"].gradients
+
+    def slope_of(gradients: Arrays, directions: Arrays) -> float:
+        return sum(float(np.sum(gradients[name].astype(np.float64) * d)) for name, d in directions.items())
+
+    def norm(arrays: Iterable[Array]) -> float:
+        return math.hypot(*(float(np.linalg.norm(array.astype(np.float64))) for array in arrays))
+
     for name, slope in slopes.items():
-        gradient = gradients[name].astype(np.float64)
+        directions = dict(slope.directions)
         expected[name] = np.array(slope.slope)
-        found[name] = np.array(float(np.sum(gradient * slope.direction)))
-        at = float(np.sum(own.look.gradients[name] * slope.direction))
-        moves = [abs(float(np.sum(t.gradients[name] * slope.direction)) - at) for t in own.twins]
-        size = float(np.linalg.norm(gradient) * np.linalg.norm(slope.direction))
+        found[name] = np.array(slope_of(gradients, directions))
+        at = slope_of(own.look.gradients, directions)
+        moves = [abs(slope_of(t.gradients, directions) - at) for t in own.twins]
+        size = norm(gradients[n] for n in directions) * norm(directions.values())
+        numbers = sum(d.size for d in directions.values())
         bound = said.FLOOR * subject.unit * size + said.ROOM * max(moves, default=0.0)
         # Roundings to bfloat16 fall anywhere: their sum along a direction is that of a random walk.
-        bound += said.FLOOR * subject.rounding("gradients/") * size / math.sqrt(gradient.size)
+        bound += said.FLOOR * subject.rounding("gradients/") * size / math.sqrt(numbers)
         bounds[name] = Derived(0.0, absolute=bound + KINKS * slope.error + CANCELLED * max(1.0, abs(slope.slope)))
     return compare("gradients", ("reference", backend), expected, found, bounds, step=1)
 

@@ -37,6 +37,20 @@ ROWS = 64  # examples of the comparison in evaluation mode
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How much is asked for the rungs of one step; less of a large network than all."""
+
+    rows: int = ROWS
+    """Examples of the comparison in evaluation mode."""
+    twins: int = 3
+    """From which tolerances are derived."""
+    directions: int | None = None
+    """Along which gradients are held against slopes, by update; None: one in each parameter."""
+    nodes: int | None = None
+    """Of which it is seen whether they reach the output; None: all."""
+
+
 @dataclass
 class Subject:
     """One program in one precision, and the workers that hold it."""
@@ -57,6 +71,11 @@ class Subject:
     memory: Memory = field(default_factory=Memory, repr=False)
     first: int = 0
     """The step, from 0, that training begins with: later than the first where it goes on from a checkpoint."""
+    device: str = "cpu"
+    """What the workers compute on."""
+    effort: Effort = Effort()
+    restarts: bool = True
+    """Whether every block of steps that is timed begins at the start of training: a large network's takes long to load."""
 
     def known(self, what: str, find: Callable[[], T]) -> T:
         """Something that the reference says, found once."""

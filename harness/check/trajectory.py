@@ -27,6 +27,8 @@ class Training:
     """Parameters and statistics after every step, the steps along the first axis."""
     end: Arrays
     """The position after the last step."""
+    at: tuple[int, ...] = ()
+    """The steps, from 1, after which states were kept, where not after all."""
 
 
 def train(subject: Subject, steps: int) -> dict[str, Training]:
@@ -52,7 +54,7 @@ def trajectory(subject: Subject, trainings: Mapping[str, Training], twins: "Drif
         x, y = trainings[a], trainings[b]
         comparisons.append(compare_losses((a, b), x.losses, y.losses, tolerances["loss"]))
         left, right = ({n: s for n, s in t.states.items() if n not in subject.apart} for t in (x, y))
-        comparisons.append(compare_series("state", (a, b), left, right, tolerances["state"]))
+        comparisons.append(compare_series("state", (a, b), left, right, tolerances["state"], x.at))
     void = still(subject, trainings)
     found = judged("trajectory", subject.precision, comparisons, void=void)
     if found.status != "failed" or void or subject.precision == "float64":
@@ -99,9 +101,10 @@ def dead(subject: Subject, training: Training) -> list[str]:
 
 
 def compare_series(
-    what: str, names: tuple[str, str], a: Mapping[str, Array], b: Mapping[str, Array], tolerance: Tolerance
-) -> Comparison:
-    """Tensors at every step, the steps along the first axis: each step by its own magnitude."""
+    what: str, names: tuple[str, str], a: Mapping[str, Array], b: Mapping[str, Array], tolerance: Tolerance,
+    at: Sequence[int] = (),
+) -> Comparison:  # fmt: skip
+    """Tensors at every step, or after those of `at`, the steps along the first axis: each step by its own magnitude."""
     missing = [f"only {names[0]} has {n}" for n in sorted(a.keys() - b.keys())]
     missing += [f"only {names[1]} has {n}" for n in sorted(b.keys() - a.keys())]
     worst: Difference | None = None
@@ -123,7 +126,13 @@ def compare_series(
             place = int(np.argmax(np.nan_to_num(np.abs(x[step] - y[step]), nan=np.inf)))
         index = tuple(int(i) for i in np.unravel_index(place, a[name].shape[1:]))
         found = Difference(
-            name, step + 1, float(gaps[step]), float(allowed[step]), index, float(x[step, place]), float(y[step, place])
+            name,
+            at[step] if at else step + 1,
+            float(gaps[step]),
+            float(allowed[step]),
+            index,
+            float(x[step, place]),
+            float(y[step, place]),
         )
         worst = found if worst is None or found.ratio > worst.ratio else worst
     return Comparison(what, *names, worst, compared, tuple(missing))

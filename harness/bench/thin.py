@@ -1,0 +1,68 @@
+"""A large network is checked on few examples and along few directions: the reference, in float64, would take hours for all."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from harness import flops, source, spec
+from harness.check.subject import Effort, Subject, prepare
+from harness.graph import Program
+from harness.resolve import compile_spec
+from harness.runs import prepared
+from harness.source import Source
+from harness.vary import varied
+
+HEAVY = 1e11
+"""Floating-point operations of a step from which on a network is large."""
+FORWARD, SLOPES, NODES = 2e10, 2e11, 5e10
+"""Floating-point operations of the reference that are allowed for one forward pass, for all slopes, and for seeing which
+nodes reach the output; one pass for one example is always made."""
+EVALUATIONS = 6
+"""Forward passes that a slope takes."""
+NUMBERS = 10**8
+"""Of all states that are kept of a training's first steps; of more, only those after the first and the last step are."""
+
+
+@dataclass(frozen=True)
+class Thinned:
+    """What the rungs of one step are asked of."""
+
+    subject: Subject
+    """The same network, parameters and workers, and perhaps fewer examples in a batch."""
+    at: tuple[int, ...]
+    """The steps after which states are compared; none: all."""
+    said: str
+    """What was left out; empty: nothing."""
+
+
+def thinned(subject: Subject, text: Source, folder: Path, steps: int = 20) -> Thinned:
+    """A subject as its rungs of one step are to see it: a small one as it is."""
+    program = subject.program
+    numbers = sum(int(np.prod(p.shape)) for p in program.parameters.values())
+    at = (1, min(steps, program.steps)) if numbers * min(steps, program.steps) > NUMBERS else ()
+    if flops.step(program) <= HEAVY:
+        return Thinned(subject, at, "")
+    one = max(1, flops.forward(program) // program.batch)
+    examples = max(1, min(program.batch, int(FORWARD // one)))
+    effort = Effort(
+        rows=examples,
+        twins=1,
+        directions=max(1, int(SLOPES // (EVALUATIONS * examples * one))),
+        nodes=max(3, int(NODES // one)),
+    )
+    own, less = spec.validate(source.parse(varied(text.text, ("data.batch",), examples), text.name))
+    few = prepare(
+        (small := compile_spec(own, less)), less, prepared(small, less), subject.precision, folder, subject.workers
+    )
+    few.failures, few.device, few.effort = subject.failures, subject.device, effort
+    return Thinned(few, at, _said(program, effort, examples, at))
+
+
+def _said(program: Program, effort: Effort, examples: int, at: tuple[int, ...]) -> str:
+    slopes = f"{effort.directions} directions" if (effort.directions or 0) > 1 else "one direction"
+    states = " Parameters were compared after the first and the last of the steps." if at else ""
+    return (
+        f"Forward pass and gradients were checked on {examples} of a batch's {program.batch} examples, gradients against "
+        f"the reference's slopes along {slopes} in groups of parameters.{states}"
+    )

@@ -17,7 +17,7 @@ from harness.bench import thin, timing
 from harness.bench.thin import thinned
 from harness.bench.timing import contestant, ledger
 from harness.check import rungs
-from harness.check.evidence import Evidence, Look, _dealt, slopes, unmoved
+from harness.check.evidence import Evidence, Look, Slope, _dealt, slopes, unmoved
 from harness.check.subject import Effort, Subject, part, wide
 from harness.check.trajectory import compare_series
 from harness.compare import Derived, Tolerance
@@ -175,7 +175,7 @@ def test_drowned_gradients_are_counted_and_all_of_them_are_no_check(tiny: Subjec
 
     def judged(**bounds: float) -> SimpleNamespace:
         allowed = {f"{k}{name}/{n}": Derived(0.0, absolute=b) for n, b in bounds.items() for k in ("at:", "step:gradients/")}  # fmt: skip
-        found = rungs.gradients(few, {"torch": own}, allowed, {})
+        found = rungs.gradients(few, {"torch": own}, allowed, {label: Slope({label: np.ones(1)}, 1.5, 0.0)})
         return SimpleNamespace(status=found.status, notes=[n for n in found.notes if "rounding" in n])
 
     assert judged(**{"dense1.bias": 0.1, "head.bias": 0.1}).notes == []

@@ -113,7 +113,7 @@ def _one(
             for strategy in strategies(program, backend, options.lanes, options.device)
         }
         losses: dict[str, Mapping[str, list[float]]] = {}
-        few = thinned(subject, text, folder / "thinned")
+        few = thinned(subject, text, folder / "thinned", CHECKED)
         subject.restarts = not few.at
         checked: list[str] = []
         parted, void = _checked(subject, few, runners, losses, checked, listen) if subject.backends else ({}, {})
@@ -166,7 +166,7 @@ def _checked(
     with ThreadPoolExecutor(1) as pool:
         judged = pool.submit(judge)
         listen(name, {"phase": "trajectories", "total": len(runners)})
-        trainings, stacked = _trainings(subject, runners, thin.at, listen)
+        trainings, stacked = _trainings(subject, runners, thin, listen)
         found = judged.result()
     comparisons = [c for rung in found for c in rung.comparisons]
     losses |= {runners[own].backend: training.losses for own, training in trainings.items()}
@@ -190,7 +190,7 @@ def _twins(
     subject: Subject, runners: Mapping[str, Strategy], trainings: Mapping[str, Training], thin: Thinned
 ) -> long.Drift:
     """How far the trainings part beside how far each backend's plain one parts from its own twins."""
-    steps = min(CHECKED, subject.program.steps)
+    steps = thin.steps
     found: dict[str, list[dict[str, list[float]]]] = {}
     for name in subject.backends:
         live, plain = subject.workers[name], PLAIN[name]
@@ -208,7 +208,7 @@ def _twins(
 
 
 def _trainings(
-    subject: Subject, runners: Mapping[str, Strategy], at: tuple[int, ...], listen: Listener
+    subject: Subject, runners: Mapping[str, Strategy], thin: Thinned, listen: Listener
 ) -> tuple[dict[str, Training], list[Comparison]]:
     """The first steps by every strategy; and those whose calls take many steps, in one call beside the same step by step."""
     found: dict[str, Training] = {}
@@ -221,7 +221,7 @@ def _trainings(
                 continue
             listen(subject.program.name, {"step": next(done), "losses": {}})
             try:
-                found[own], more = _trained(subject, live, own, strategy, at)
+                found[own], more = _trained(subject, live, own, strategy, thin)
                 stacked.extend(more)
             except WorkerFailed as error:
                 if live.process.poll() is not None:
@@ -234,18 +234,23 @@ def _trainings(
 
 
 def _trained(
-    subject: Subject, live: LiveWorker, own: str, strategy: Strategy, at: tuple[int, ...]
+    subject: Subject, live: LiveWorker, own: str, strategy: Strategy, thin: Thinned
 ) -> tuple[Training, list[Comparison]]:
     """By one strategy."""
-    steps, tolerances = min(CHECKED, subject.program.steps), TOLERANCES[subject.precision]
+    steps, tolerances = thin.steps, TOLERANCES[subject.precision]
     text = emitted(subject.program, strategy.backend, subject.precision, strategy=strategy.name)
     open_program(subject, live, strategy.name, text, observe=False, strategy=strategy.name)
     path = live.fresh()
-    said = live.ask("train", name=strategy.name, first=0, last=steps, write="all", into=str(path), at=at)
-    arrays = load_file(path)
-    states = part(arrays, "states/")
-    end = {f"state/{name}": own[-1] for name, own in states.items()}
-    training = Training(said["losses"], states, end, at)
+    if strategy.many and thin.at:
+        # What takes many steps is compiled for their number: of a large network once, not for one step too.
+        said = live.ask("train_stacked", name=strategy.name, count=steps, into=str(path))
+        end = load_file(path)
+        path.unlink()
+        return Training(said["losses"], {n: a[None] for n, a in part(end, "state/").items()}, end, thin.at), []
+    said = live.ask("train", name=strategy.name, first=0, last=steps, write="all", into=str(path), at=thin.at)
+    states = part(load_file(path), "states/")
+    end = {f"state/{name}": kept[-1] for name, kept in states.items()}
+    training = Training(said["losses"], states, end, thin.at)
     stacked: list[Comparison] = []
     if strategy.many:
         live.ask("load", name=strategy.name, arrays=subject.position("start", subject.start))

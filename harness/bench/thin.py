@@ -21,7 +21,9 @@ nodes reach the output; one pass for one example is always made."""
 EVALUATIONS = 6
 """Forward passes that a slope takes."""
 NUMBERS = 10**8
-"""Of all states that are kept of a training's first steps; of more, only those after the first and the last step are."""
+"""Of all states that are kept of a training's first steps; of more, only those after the last of fewer steps are."""
+FEW = 8
+"""Those fewer steps: as many as one call takes that takes several, which then compiles but once."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Thinned:
 
     subject: Subject
     """The same network, parameters and workers, and perhaps fewer examples in a batch."""
+    steps: int
+    """Of the trajectories."""
     at: tuple[int, ...]
     """The steps after which states are compared; none: all."""
     said: str
@@ -37,12 +41,17 @@ class Thinned:
 
 
 def thinned(subject: Subject, text: Source, folder: Path, steps: int = 20) -> Thinned:
-    """A subject as its rungs of one step are to see it: a small one as it is."""
+    """A subject as its rungs of one step are to see it, and `steps` of a trajectory: a small one as it is."""
     program = subject.program
+    steps = min(steps, program.steps)
     numbers = sum(int(np.prod(p.shape)) for p in program.parameters.values())
-    at = (1, min(steps, program.steps)) if numbers * min(steps, program.steps) > NUMBERS else ()
+    at: tuple[int, ...] = ()
+    if numbers * steps > NUMBERS:
+        steps = min(FEW, steps)
+        at = (steps,)
+    states = f" Parameters were compared after step {steps}." if at else ""
     if flops.step(program) <= HEAVY:
-        return Thinned(subject, at, "")
+        return Thinned(subject, steps, at, states.strip())
     one = max(1, flops.forward(program) // program.batch)
     examples = max(1, min(program.batch, int(FORWARD // one)))
     effort = Effort(
@@ -56,13 +65,12 @@ def thinned(subject: Subject, text: Source, folder: Path, steps: int = 20) -> Th
         (small := compile_spec(own, less)), less, prepared(small, less), subject.precision, folder, subject.workers
     )
     few.failures, few.device, few.effort = subject.failures, subject.device, effort
-    return Thinned(few, at, _said(program, effort, examples, at))
+    return Thinned(few, steps, at, _said(program, effort, examples) + states)
 
 
-def _said(program: Program, effort: Effort, examples: int, at: tuple[int, ...]) -> str:
+def _said(program: Program, effort: Effort, examples: int) -> str:
     slopes = f"{effort.directions} directions" if (effort.directions or 0) > 1 else "one direction"
-    states = " Parameters were compared after the first and the last of the steps." if at else ""
     return (
         f"Forward pass and gradients were checked on {examples} of a batch's {program.batch} examples, gradients against "
-        f"the reference's slopes along {slopes} in groups of parameters.{states}"
+        f"the reference's slopes along {slopes} in groups of parameters."
     )

@@ -142,9 +142,11 @@ def _opened(subject: Subject, runners: Mapping[str, Strategy], listen: Listener)
                 continue
             listen(subject.program.name, {"phase": f"{own}: first call"})
             try:
-                live.ask("close", name=strategy.name)
-                source = emitted(subject.program, strategy.backend, subject.precision, strategy=strategy.name)
-                open_program(subject, live, strategy.name, source, observe=False, strategy=strategy.name)
+                if subject.restarts:
+                    live.ask("close", name=strategy.name)
+                    source = emitted(subject.program, strategy.backend, subject.precision, strategy=strategy.name)
+                    open_program(subject, live, strategy.name, source, observe=False, strategy=strategy.name)
+                # else what has just been checked goes on: to compile a large network again would take minutes.
                 one = contestant(subject, live, own, strategy)
                 first(one)
                 found[own] = one

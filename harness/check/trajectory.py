@@ -114,16 +114,18 @@ def compare_series(
             missing.append(f"{name} has shape {a[name].shape} and {b[name].shape}")
             continue
         steps = len(a[name])
-        x, y = (s[name].reshape(steps, -1).astype(np.float64) for s in (a, b))
+        # In their own dtype: that of a large network's parameters is hundreds of megabytes, which float64 would double.
+        x, y = (s[name].reshape(steps, -1) for s in (a, b))
         compared += steps
         with np.errstate(invalid="ignore"):
-            gaps = np.where(np.isfinite(x) & np.isfinite(y), np.abs(x - y), np.nan).max(axis=1)
-            sizes = np.maximum(np.abs(x), np.abs(y)).max(axis=1)
+            apart = np.abs(x - y)
+            gaps = apart.max(axis=1).astype(np.float64)
+            gaps = np.where(np.isfinite(gaps), gaps, np.nan)
+            sizes = np.max([*((s.max(axis=1), -s.min(axis=1)) for s in (x, y))], axis=(0, 1)).astype(np.float64)
         allowed = tolerance.relative * np.maximum(np.nan_to_num(sizes, posinf=0.0), tolerance.floor)
         ratios = np.where(np.isnan(gaps), np.inf, gaps / np.maximum(allowed, np.finfo(np.float64).tiny))
         step = int(np.argmax(ratios))
-        with np.errstate(invalid="ignore"):
-            place = int(np.argmax(np.nan_to_num(np.abs(x[step] - y[step]), nan=np.inf)))
+        place = int(np.argmax(apart[step]))  # the first NaN, where there is one
         index = tuple(int(i) for i in np.unravel_index(place, a[name].shape[1:]))
         found = Difference(
             name,

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.context import SpawnProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -24,7 +25,9 @@ import psutil
 from harness.bench.bench import bench
 from harness.bench.options import BenchOptions, validate
 from harness.bench.record import SCHEMA
+from harness.errors import HarnessError
 
+SUSPENDED = "Other benchmarks had their processes on this machine, suspended while this one was timed."
 LISTS = ("backends", "lanes", "parts")
 NUMBERS = ("rounds", "timeout")
 
@@ -54,8 +57,12 @@ def one(wanted: str, common: Mapping[str, str], out: Path, ready: Event, go: Eve
             ready.set()
             go.wait()
 
-    results = bench([path], own, listen)
-    out.write_text(json.dumps([result.to_json() for result in results]), encoding="utf-8")
+    try:
+        results = bench([path], own, listen)
+    except HarnessError as error:
+        sys.exit(f"{wanted}: {error}")
+    told = [replace(result, notes=(*result.notes, SUSPENDED)).to_json() for result in results]
+    out.write_text(json.dumps(told), encoding="utf-8")
 
 
 def tree(process: SpawnProcess) -> list[psutil.Process]:
@@ -68,9 +75,13 @@ def tree(process: SpawnProcess) -> list[psutil.Process]:
 
 
 def main(out: Path, wanted: list[str], common: Mapping[str, str]) -> int:
-    """All of them; one that fails is left out, and the exit status says so."""
-    for text in wanted:
-        parsed(text, common)
+    """All of them; one that fails is left out. Returns the exit status: 0, 1 where one failed, 2 of a wrong call."""
+    try:
+        for text in wanted:
+            parsed(text, common)
+    except (HarnessError, TypeError, ValueError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
     context = mp.get_context("spawn")
     parts = [out.with_suffix(f".{i}.json") for i in range(len(wanted))]
     signs = [(context.Event(), context.Event()) for _ in wanted]

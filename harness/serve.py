@@ -34,7 +34,7 @@ MANY = 50
 
 FULL = 1e-5
 """The relative error of a float32 product above which its inputs were rounded."""
-TELLING = ("OMP_", "MKL_", "KMP_", "XLA_", "JAX_", "TF_", "CUDA_", "NVIDIA_", "TORCH", "PYTORCH_", "GLIBC_", "MALLOC_", "LD_PRELOAD")  # fmt: skip
+TELLING = ("OMP_", "MKL_", "KMP_", "XLA_", "JAX_", "TF_", "CUDA_", "NVIDIA_TF32", "TORCH", "PYTORCH_", "GLIBC_", "MALLOC_", "LD_PRELOAD")  # fmt: skip
 """How the names of environment variables begin that change how fast a framework is."""
 OWN = ("TORCHINDUCTOR_CACHE_DIR", "TF_CLI_CONFIG_FILE")
 """Those that do not: a folder of each worker's own, and another tool's."""
@@ -118,7 +118,10 @@ class Server:
         return {}
 
     def observe(self, asked: Question) -> dict[str, Any]:
-        """A training step of an observed program: values (unless `values` is false), gradients, losses, what it left."""
+        """A training step of an observed program: values (unless `values` is false), gradients, losses, and what it left.
+
+        `left`: which of that alone.
+        """
         here = self.opened[asked["name"]]
         result = here.session.step(asked["step"], here.session.batch(self._given(asked), asked["step"]))
         losses = here.session.wait(result)
@@ -126,7 +129,9 @@ class Server:
         if not asked.get("values", True):
             found = {name: value for name, value in found.items() if not name.startswith("values/")}
         found |= {f"loss/{name}": np.array(loss) for name, loss in losses.items()}
-        _save(found | self._position(here.session), asked["into"])
+        position = self._position(here.session)
+        wanted = asked.get("left", position)
+        _save(found | {name: position[name] for name in wanted}, asked["into"])
         return {"losses": losses}
 
     def _position(self, session: Session) -> Arrays:

@@ -1,7 +1,7 @@
 """What the workers are asked for, and what the reference says: the material that the rungs judge."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -63,12 +63,15 @@ def look(
         evaluated |= live.arrays("values", name=name, rows=subject.effort.rows, **question.request(), **folder)
     batch = live.arrays("batch", name=name, step=0, **folder)
     gradients = live.arrays("gradients", name=name, step=0, **folder) if whole else {}
-    seen = live.arrays("observe", name=name, step=0, **folder)
-    if subject.effort.directions is not None:
-        # Of a large network: what the step leaves behind belongs to the rungs of many steps, and is most of the memory.
-        learned = {f"state/{n}" for n, p in subject.program.parameters.items() if p.learned}
-        seen = {n: a for n, a in seen.items() if not n.startswith("optimizer/") and n not in learned}
+    # Of a large network: what its step leaves behind belongs to the rungs of many steps, and is most of what is written.
+    left = {"left": list(_statistics(subject))} if subject.effort.directions is not None else {}
+    seen = live.arrays("observe", name=name, step=0, **folder, **left)
     return Look(evaluated, seen, gradients, batch)
+
+
+def _statistics(subject: Subject) -> Iterator[str]:
+    """What a step leaves behind that is not an optimizer's work."""
+    return (f"state/{name}" for name, parameter in subject.program.parameters.items() if not parameter.learned)
 
 
 def gather(subject: Subject, live: LiveWorker, source: str, *, support: bool, steps: int = STEPS) -> Evidence:

@@ -56,8 +56,16 @@ def start(lane: Record) -> float:
 
 
 def named(bench: Record) -> str:
-    """The spec, and what was set in it."""
-    return ", ".join([str(bench["spec"]), *(f"{place}={value}" for place, value in bench["setting"].items())])
+    """The spec, what was set in it, and what is not the usual: a GPU, another precision than float32.
+
+    >>> named({"spec": "mlp", "setting": {"data.batch": 8}, "device": "gpu", "precision": "tf32"})
+    'mlp, data.batch=8, GPU, tf32'
+    >>> named({"spec": "mlp", "setting": {}, "device": "cpu", "precision": "float32"})
+    'mlp'
+    """
+    set_to = [f"{place}={value}" for place, value in bench["setting"].items()]
+    unusual = [*(["GPU"] if bench["device"] == "gpu" else []), *([p] if (p := bench["precision"]) != "float32" else [])]
+    return ", ".join([str(bench["spec"]), *set_to, *unusual])
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ def choosing(merged: Merged) -> Table:
         "memory",
         "lines",
     )
-    return Table(head, tuple(rows))
+    return without_empty(Table(head, tuple(rows)))
 
 
 def everything(bench: Record) -> Table:

@@ -144,8 +144,8 @@ def spelled(seconds: float) -> str:
 def operations(count: float) -> str:
     """Floating-point operations in the unit that suits them.
 
-    >>> operations(16), operations(1.29e8), operations(5.31e9)
-    ('16 FLOP', '129 MFLOP', '5.31 GFLOP')
+    >>> operations(16), operations(1.29e8), operations(5.31e9), operations(2.75e12)
+    ('16 FLOP', '129 MFLOP', '5.31 GFLOP', '2.75 TFLOP')
     """
-    unit, size = next(((u, s) for u, s in (("G", 1e9), ("M", 1e6), ("k", 1e3)) if count >= s), ("", 1.0))
+    unit, size = next(((u, s) for u, s in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)) if count >= s), ("", 1.0))
     return f"{count / size:.3g} {unit}FLOP"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from build import EACH, INSTALLED, live, program_of
 from cases import CASES, spec_of
-from test_lanes import MINIS, RUNNABLE, SINGLE
+from test_lanes import MINIS, RUNNABLE, SINGLE, captured_on_a_cpu
 
 from harness import api, lanes, reference
 from harness.backend import BACKENDS
@@ -197,8 +197,10 @@ def gap(backend: str, name: str, how: str, *changes: str) -> float:
         for old, new in zip(changes[::2], changes[1::2], strict=True) if own else ():
             assert old in text, f"the program no longer says {old!r}"
             text = text.replace(old, new)
-        with tempfile.TemporaryDirectory(prefix=f"{precision}_{own}_") as folder:
+        with tempfile.TemporaryDirectory(prefix=f"{precision}_{own}_") as folder, pytest.MonkeyPatch.context() as patch:
             session = (made := live(backend, program, Path(folder), precision, text, strategy=own)).session
+            if own == "graph" and session.module.DEVICE.type == "cpu":  # type: ignore[attr-defined]
+                captured_on_a_cpu(session.module, patch)  # type: ignore[attr-defined]
             for step in range(2):
                 session.step(step, session.batch(made.inputs, step))
             said.append(session.state())

@@ -19,7 +19,7 @@ from harness.bench.timing import contestant, ledger
 from harness.check import rungs
 from harness.check.evidence import Evidence, Look, Slope, _dealt, slopes, unmoved
 from harness.check.subject import Effort, Subject, part, wide
-from harness.check.trajectory import compare_series
+from harness.check.trajectory import Training, compare_series
 from harness.compare import Derived, Tolerance
 from harness.source import Source
 
@@ -60,6 +60,14 @@ def test_a_large_one_on_as_many_examples_as_the_reference_has_time_for(
     assert "3 directions" in found.said
     for name, value in part(tiny.start, "state/").items():
         assert np.array_equal(part(few.start, "state/")[name], value), "it is the same network"
+
+
+def test_what_ends_where_it_began_is_seen_in_one_state(tiny: Subject) -> None:
+    start = part(tiny.start, "state/")
+    moved = {name: value[None] + 1 for name, value in start.items()}
+    still = moved | {"head.bias": start["head.bias"][None]}
+    assert thin.unmoved(tiny, Training({}, moved, {}, (8,))) == []
+    assert thin.unmoved(tiny, Training({}, still, {}, (8,))) == ["head.bias never moves"]
 
 
 def test_hands_are_dealt_all_cards_once() -> None:

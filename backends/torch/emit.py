@@ -175,20 +175,19 @@ def {rate_name(program, update)}(step: int) -> float:
 {indented(training.schedule(update.schedule, update.optimizer.learning_rate), 4)}
 """)
     made = optimizers(program)
+    rates = {u.name: rate_name(program, u) for u in program.updates}
+    losses = {u.name: shared.loss_name(program, u) for u in program.updates}
     if strategy == lanes.GRAPH:
-        rates = {u.name: rate_name(program, u) for u in program.updates}
-        losses = {u.name: shared.loss_name(program, u) for u in program.updates}
         text, helpers = lanes.capture_step(program, losses, rates)
         return "\n\n".join([*parts, lanes.on_device(program, made, rates), text]), helpers
     parts.append(made.replace(", fused=True", "") if strategy == "eager" else made)
     if strategy in lanes.COMPILED:
-        losses = {u.name: shared.loss_name(program, u) for u in program.updates}
-        text, helpers = lanes.step(program, losses, {u.name: rate_name(program, u) for u in program.updates}, strategy)
+        text, helpers = lanes.step(program, losses, rates, strategy)
         return "\n\n".join([*parts, text]), helpers
     cls = shared.container(program)
     lines: list[str] = []
     for update in program.updates:
-        target, name = lanes.moved(program, update), shared.loss_name(program, update)
+        target, name = training.moved(program, update), shared.loss_name(program, update)
         variable = "optimizer" if single else f'optimizers["{update.name}"]'
         result = "loss" if single else f'losses["{update.name}"]'
         clipping, used = training.clip(update, f"{target}.parameters()")
@@ -261,7 +260,7 @@ def optimizers(program: Program) -> str:
     tables: list[str] = []
     for update in program.updates:
         before, text = training.optimizer(
-            program, update, lanes.moved(program, update), f"{rate_name(program, update)}(0)"
+            program, update, training.moved(program, update), f"{rate_name(program, update)}(0)"
         )
         if spared := training.no_decay(program, update):
             prefix = f"{update.over[0]}." if len(program.networks) > 1 and len(update.over) == 1 else ""

@@ -278,7 +278,7 @@ def capture_step(program: Program, losses: dict[str, str], rates: dict[str, str]
     rating: list[str] = []
     for update in program.updates:
         own = "optimizer" if single else f'optimizers["{update.name}"]'
-        given, used = training.clip(update, moved(program, update) + ".parameters()")
+        given, used = training.clip(update, training.moved(program, update) + ".parameters()")
         helpers += used
         body += [
             f"{own}.zero_grad()",
@@ -338,15 +338,6 @@ def capture_step(model: {cls}, {name}: {kind}, batch: dict) -> Callable[[int, di
 ''',
         helpers,
     )
-
-
-def moved(program: Program, update: Update) -> str:
-    """The module whose parameters an update moves."""
-    if len(program.networks) == 1 or set(update.over) == set(program.networks):
-        return "model"
-    if len(update.over) == 1:
-        return f"model.{update.over[0]}"
-    return f"nn.ModuleDict({{{', '.join(f'{name!r}: model.{name}' for name in update.over)}}})"
 
 
 def running(program: Program, strategy: str) -> list[str]:

@@ -70,6 +70,15 @@ def optimizer(program: Program, update: Update, model: str, rate: str) -> tuple[
     return before, f"torch.optim.AdamW(groups, {settings}, fused=True)"
 
 
+def moved(program: Program, update: Update) -> str:
+    """The module whose parameters an update moves."""
+    if len(program.networks) == 1 or set(update.over) == set(program.networks):
+        return "model"
+    if len(update.over) == 1:
+        return f"model.{update.over[0]}"
+    return f"nn.ModuleDict({{{', '.join(f'{name!r}: model.{name}' for name in update.over)}}})"
+
+
 def frozen(program: Program, update: Update) -> bool:
     """Whether a network that is moved has parameters that stay: PyTorch's second bias, half an affine pair."""
     from harness.emit import graphs  # noqa: PLC0415

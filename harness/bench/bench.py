@@ -18,7 +18,7 @@ from harness.bench import peers
 from harness.bench.options import BenchOptions, validate
 from harness.bench.record import BenchResult, Ledger
 from harness.bench.target import metric
-from harness.bench.thin import Thinned, thinned
+from harness.bench.thin import Thinned, thinned, unmoved
 from harness.bench.timing import ALLOCATOR, Listener, Place, Timed, beside, ledger, timed
 from harness.bench.vote import STEP_BY_STEP, outvoted
 from harness.check import rungs
@@ -178,7 +178,11 @@ def _checked(
             beside = _twins(subject, runners, trainings, thin)
             along = tuple(c for c in along if c.same or not max(beside.overall[f"{c.a}~{c.b}"]) <= long.TIMES)
         comparisons += along
-    void = {own: why for own, training in trainings.items() for why in long.dead(subject, training)}
+    void = {
+        own: why
+        for own, training in trainings.items()
+        for why in (*long.dead(subject, training), *unmoved(subject, training))
+    }
     for rung in found:
         notes += [f"{rung.name}: {note}" for note in rung.notes if "within rounding" in note]
         if rung.status == "void":

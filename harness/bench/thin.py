@@ -7,7 +7,9 @@ import numpy as np
 
 from harness import flops, source, spec
 from harness.check.subject import Effort, Subject, prepare
+from harness.check.trajectory import Training
 from harness.graph import Program
+from harness.lanes import FEW
 from harness.resolve import compile_spec
 from harness.runs import prepared
 from harness.source import Source
@@ -22,8 +24,6 @@ EVALUATIONS = 6
 """Forward passes that a slope takes."""
 NUMBERS = 10**8
 """Of all states that are kept of a training's first steps; of more, only those after the last of fewer steps are."""
-FEW = 8
-"""Those fewer steps: as many as one call takes that takes several, which then compiles but once."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Thinned:
     subject: Subject
     """The same network, parameters and workers, and perhaps fewer examples in a batch."""
     steps: int
-    """Of the trajectories."""
+    """Of the trajectories: of a large network FEW, as many as one call that takes several, which then compiles but once."""
     at: tuple[int, ...]
     """The steps after which states are compared; none: all."""
     said: str
@@ -66,6 +66,12 @@ def thinned(subject: Subject, text: Source, folder: Path, steps: int = 20) -> Th
     )
     few.failures, few.device, few.effort = subject.failures, subject.device, effort
     return Thinned(few, steps, at, _said(program, effort, examples) + states)
+
+
+def unmoved(subject: Subject, training: Training) -> list[str]:
+    """Parameters and statistics that end where they began, where states are kept after one step alone."""
+    states = {n: s for n, s in training.states.items() if training.at and n not in subject.apart}
+    return [f"{n} never moves" for n, s in states.items() if np.array_equal(s[-1], subject.start[f"state/{n}"])]
 
 
 def _said(program: Program, effort: Effort, examples: int) -> str:

@@ -18,7 +18,8 @@ from harness.source import Source
 if TYPE_CHECKING:
     from harness.atlas.measure import Explanation
     from harness.results import RunResult
-    from harness.runs import Listener, Options
+    from harness.runs import Options
+    from harness.supervise import Listener
 
 
 @dataclass(frozen=True)

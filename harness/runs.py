@@ -6,11 +6,8 @@ A run directory is self-contained: request, inputs, emitted programs, logs, outp
 import hashlib
 import json
 import os
-import selectors
 import signal
-import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -24,12 +21,12 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from harness import initial, questions, spec
-from harness.backend import BACKENDS, PACKAGES
+from harness.backend import BACKENDS
 from harness.checkpoint import Checkpoint, Origin, Table
 from harness.data.datasets import Text
 from harness.data.inputs import Inputs, cast, prepare
 from harness.emit import container, loss_name
-from harness.environment import Interpreter, cores, importable, interpreters, worker_environment
+from harness.environment import cores, interpreters
 from harness.errors import CallError, DataError, SpecError
 from harness.graph import Program
 from harness.judge import judge
@@ -42,13 +39,11 @@ from harness.reference import initial_slots
 from harness.resolve import compile_spec
 from harness.results import BackendResult, RunResult
 from harness.source import Source
+from harness.supervise import Listener, Waiting, train, waiting
 from harness.worker import write_last
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = dict[str, Array]
-Listener = Callable[[str, Mapping[str, Any]], None]
-"""Told of a backend's events: {"phase": ...}, {"step": n, "losses": {...}}, {"exit": status}."""
-
 BUDGET = 300_000_000  # bytes of recorded states a backend: beyond it they are recorded at fewer steps
 PROOF = 200  # steps at which gradients are recorded in float64; in less, at six of them
 EVIDENCE = "float64-evidence"
@@ -90,6 +85,12 @@ def run(path: str | Path, options: Options | None = None, listen: Listener | Non
 
 def run_spec(loaded: spec.Spec, text: Source, options: Options, listen: Listener) -> RunResult:
     """See `run`."""
+    with waiting(len(options.backends)) as room:
+        return _run(loaded, text, options, listen, room)
+
+
+def _run(loaded: spec.Spec, text: Source, options: Options, listen: Listener, room: Waiting) -> RunResult:
+    """See `run`. `room`: where workers wait that may be needed again."""
     check(options)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     checkpoint = None if options.start is None else Checkpoint.read(options.start)
@@ -103,11 +104,15 @@ def run_spec(loaded: spec.Spec, text: Source, options: Options, listen: Listener
     directory = make_directory(program, options)
     write_inputs(directory, program, inputs, text, options, checkpoint)
 
+    again = options.evidence and options.precision != "float64"
+    # On a GPU a worker that waits would keep its memory from the others.
+    stays = room if room.workers or (again and options.device == "cpu") else None
+
     def work(name: str, own: Sequence[int], tell: Listener) -> BackendResult:
         request = write_request(directory, program, inputs, text, name, options, checkpoint, given, own)
-        return train(directory, name, request, pythons[name], options, tell)
+        return train(directory, name, request, pythons[name], options, tell, stays)
 
-    results = side_by_side(work, options, listen)
+    results = side_by_side(work, options, listen, room.pool)
     done = 0 if checkpoint is None else checkpoint.step
     result = replace(judge(program, inputs, directory, results, options, done), started=started)
     if checkpoint is not None and checkpoint.origin.steps != program.steps and _spans(program):
@@ -117,10 +122,10 @@ def run_spec(loaded: spec.Spec, text: Source, options: Options, listen: Listener
         )
         result = replace(result, notes=[*result.notes, note])
     parted = any(not comparison["same"] for comparison in result.comparisons)
-    if options.evidence and options.precision != "float64" and parted:
+    if again and parted:
         finished = tuple(name for name, record in results.items() if record.status == "ok")
         exact = replace(options, backends=finished, precision="float64", out=directory / EVIDENCE, evidence=False)
-        result = result.with_evidence(run_spec(loaded, text, exact, listen))
+        result = result.with_evidence(_run(loaded, text, exact, listen, room))
     write_last(directory / "result.json", result.to_json())
     return result
 
@@ -359,12 +364,12 @@ def _text_request(program: Program) -> dict[str, Any] | None:
 
 
 def side_by_side(
-    work: Callable[[str, Sequence[int], Listener], BackendResult], options: Options, listen: Listener
-) -> dict[str, BackendResult]:
+    work: Callable[[str, Sequence[int], Listener], BackendResult], options: Options, listen: Listener, pool: ThreadPoolExecutor
+) -> dict[str, BackendResult]:  # fmt: skip
     """Each backend's work, as many at once as there are cores for; on a GPU one after the other.
 
     `work` is given a backend, the cores that are its own, and a listener that only one thread calls at a time. Ctrl-C, a
-    termination or an error of one ends the workers of all.
+    termination or an error of one ends the workers of all, and the pool, which has a thread for each backend.
     """
     idle = cores(options.threads * len(options.backends)) if options.device == "cpu" else []
     count = max(1, len(idle) // options.threads)
@@ -386,7 +391,7 @@ def side_by_side(
         finally:
             places.put(place)
 
-    with ending_as_interrupted(), ThreadPoolExecutor(count) as pool:
+    with ending_as_interrupted():
         found = {backend: pool.submit(one, backend) for backend in options.backends}
         try:
             for future in as_completed(found.values()):
@@ -417,119 +422,3 @@ def ending_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def train(
-    directory: Path, backend: str, request: Mapping[str, Any], python: Interpreter, options: Options, listen: Listener
-) -> BackendResult:
-    """Run one worker to its end, whatever end that is."""
-    folder = directory / backend
-    if not importable(backend, python):
-        extra = (
-            f"pip install 'framework-harness[{backend}]', or name an interpreter that has it: --python {backend}=PATH"
-        )
-        return BackendResult(backend, "failed", error=f"{PACKAGES[backend][0]} is not installed here; {extra}")
-    listen(backend, {"phase": "start", "total": request["stop"]})
-    started = time.perf_counter()
-    try:
-        status, why = _supervise(directory, backend, python, options, listen)
-    except OSError as error:
-        return BackendResult(backend, "failed", error=f"{python.path} cannot be run: {error.strerror}")
-    wall = time.perf_counter() - started
-    listen(backend, {"exit": status})
-    try:
-        result = json.loads((folder / "result.json").read_text())
-    except FileNotFoundError:
-        reason = why or f"exited with {spell_status(status)} before writing result.json"
-        log = tail(folder / "log.txt")
-        if "ModuleNotFoundError" in log:
-            reason += f"; {python.path} needs numpy, safetensors and {', '.join(PACKAGES[backend])}"
-        return BackendResult(backend, "failed", error=reason, log=log, seconds={"wall": wall})
-    except ValueError as error:
-        error_text = f"its result.json cannot be read: {error}"
-        return BackendResult(backend, "failed", error=error_text, log=tail(folder / "log.txt"), seconds={"wall": wall})
-    if result.get("request") != request["digest"]:
-        return BackendResult(
-            backend, "failed", error="its result belongs to another request", log=tail(folder / "log.txt")
-        )
-    result["seconds"]["wall"] = wall
-    result["environment"]["interpreter"] = f"{python.path} ({python.origin})"
-    return BackendResult.from_worker(backend, result, folder)
-
-
-def _supervise(
-    directory: Path, backend: str, python: Interpreter, options: Options, listen: Listener
-) -> tuple[int, str | None]:
-    """Start the worker, pass its events on, and stop it when it is silent for too long."""
-    folder = directory / backend
-    reader, writer = os.pipe()
-    with (folder / "log.txt").open("wb") as log:
-        process = subprocess.Popen(  # noqa: S603 - our own module, the user's own interpreter
-            [python.path, "-P", "-m", "harness.worker", str(folder), str(writer)],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(writer,), start_new_session=True,
-            cwd=folder, env=worker_environment(options.device, options.threads),
-        )  # fmt: skip
-    os.close(writer)
-    with _killed_at_exit(process), os.fdopen(reader, "rb", buffering=0) as pipe:
-        heard, rest = time.monotonic(), b""
-        with selectors.DefaultSelector() as selector:
-            selector.register(pipe, selectors.EVENT_READ)
-            while True:
-                if selector.select(timeout=0.2):
-                    chunk = pipe.read(65536)
-                    if not chunk:
-                        break  # every copy of the pipe is closed: the worker has ended
-                    heard = time.monotonic()
-                    *lines, rest = (rest + chunk).split(b"\n")
-                    for line in lines:
-                        listen(backend, json.loads(line))
-                elif process.poll() is not None:
-                    break  # the worker has ended; a stray child of it may hold the pipe
-                else:
-                    listen(backend, {})  # which is told where all are to stop
-                if time.monotonic() - heard > options.timeout:
-                    kill(process)
-                    return process.wait(), f"gave no sign of life for {options.timeout:g} seconds and was stopped"
-        try:
-            return process.wait(timeout=max(options.timeout, 10)), None
-        except subprocess.TimeoutExpired:
-            kill(process)
-            return process.wait(), "did not end after its work and was stopped"
-
-
-@contextmanager
-def _killed_at_exit(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """No worker outlives its parent's interest: not an error, not Ctrl-C."""
-    try:
-        yield
-    finally:
-        kill(process)
-        process.wait()
-
-
-def kill(process: "subprocess.Popen[bytes]") -> None:
-    """Kill a worker and everything that it started."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        process.poll()  # it is gone already
-
-
-def spell_status(status: int) -> str:
-    """How a process ended, in words."""
-    if status < 0:
-        try:
-            name = signal.Signals(-status).name
-        except ValueError:
-            name = f"signal {-status}"
-        hint = " (out of memory?)" if name == "SIGKILL" else ""
-        return f"{name}{hint}"
-    return f"status {status}"
-
-
-def tail(path: Path, lines: int = 20) -> str:
-    """The last lines of a log."""
-    try:
-        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
-    except OSError:
-        return ""

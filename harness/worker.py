@@ -1,7 +1,8 @@
-"""Train one backend's program once: `python -P -m harness.worker RUN/BACKEND EVENTS_FD`, in that backend's environment.
+"""Train one backend's program: `python -P -m harness.worker RUN/BACKEND EVENTS_FD`, in that backend's environment.
 
 The directory holds request.json and the emitted program; beside it lie the run's inputs. This writes
 outputs.safetensors, checkpoint.safetensors and trajectory/, and result.json last: a directory without it is a run that did not finish.
+Then each line of standard input names another such directory, for the same framework: the same again in another precision, say.
 Imports NumPy, safetensors and one framework, nothing else.
 """
 
@@ -17,6 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,19 +32,16 @@ from harness.checkpoint import Checkpoint, Origin
 CHUNK = 256  # examples evaluated at once
 
 
-def main(directory: Path, events: int) -> None:
-    """Do what request.json asks."""
+def main(directory: Path, events: int, *, again: bool = False) -> None:
+    """Do what request.json asks; `again`: after another."""
     _die_with_parent()
     request = json.loads((directory / "request.json").read_text())
-    if request["cores"] and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, request["cores"])
+    _pin(request["cores"])
     tell = _Teller(events)
     seconds: dict[str, float] = {}
 
     start = tell.phase("import")
-    importlib.import_module(PACKAGES[request["backend"]][0])
-    backend = importlib.import_module(f"backends.{request['backend']}.session")
-    backend.configure(request)
+    backend = _imported(request, again=again)
     program = load_program(directory / request["program"])
     seconds["import"] = time.perf_counter() - start
 
@@ -100,6 +99,30 @@ def main(directory: Path, events: int) -> None:
         "environment": backend.environment() | _process(),
     }
     write_last(directory / "result.json", result)
+    tell.write({"done": True})
+
+
+def _imported(request: Mapping[str, Any], *, again: bool) -> ModuleType:
+    """The framework's half of a backend, ready for a program; `again`: after another."""
+    importlib.import_module(PACKAGES[request["backend"]][0])
+    backend = importlib.import_module(f"backends.{request['backend']}.session")
+    if again:
+        backend.renew()
+    else:
+        backend.configure(request)
+    return backend
+
+
+def more(directory: Path, events: int) -> None:
+    """`main` after another: what was to be found in one directory is in this one."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    log = os.open(directory / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    os.chdir(directory)
+    main(directory, events, again=True)
 
 
 class _Run:
@@ -274,14 +297,26 @@ def _process() -> dict[str, Any]:
     }
 
 
+def _pin(cores: list[int]) -> None:
+    """Keep the process on these cores, and whatever threads a framework has in it from before."""
+    if not cores or not hasattr(os, "sched_setaffinity"):
+        return
+    threads = Path("/proc/self/task")
+    for thread in threads.iterdir() if threads.exists() else [Path("0")]:
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(int(thread.name), cores)
+
+
 def _die_with_parent() -> None:
-    """Linux: be killed when the parent is, whatever killed it."""
+    """Linux: be killed when the parent's thread that started this is gone, whatever ended it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]).resolve(), int(sys.argv[2]))
+    for line in sys.stdin:
+        more(Path(line.rstrip("\n")), int(sys.argv[2]))
     # A framework's own clean-up at exit can hang; everything is on disk.
     sys.stdout.flush()
     sys.stderr.flush()

@@ -165,7 +165,23 @@ def test_the_bundled_sets_are_what_they_say() -> None:
             assert (column.classes is None) == (column.dtype == "float")
             if column.classes:
                 assert set(np.unique(arrays[name])) == set(range(column.classes))
-    assert len(Digits(dataset="digits", batch=1).read()["image"]) == 1797
+
+
+def test_the_digits_are_those_that_scikit_learn_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util  # noqa: PLC0415
+
+    from sklearn.datasets import load_digits  # noqa: PLC0415
+
+    from harness.data.datasets import Digits  # noqa: PLC0415
+
+    theirs = load_digits()
+    ours = Digits(dataset="digits", batch=1).read()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    elsewhere = Digits(dataset="digits", batch=1).read()
+    for found in (ours, elsewhere):
+        assert np.array_equal(found["image"], theirs.images[..., None] / 16)
+        assert np.array_equal(found["label"], theirs.target)
+        assert [found[name].dtype for name in ("image", "label")] == [np.float64, np.int64]
 
 
 def random(**options: Any) -> dict[str, Any]:

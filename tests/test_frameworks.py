@@ -219,6 +219,34 @@ def test_a_float32_run_that_parts_is_settled_in_float64(tmp_path: Path, monkeypa
     assert any("the same programs in float64 agree at every step" in note for note in result.notes)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_float64_in_a_worker_that_waited_is_that_of_a_fresh_one(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the program before has set for its process, the next one's numbers are its own, to the last bit."""
+    if len(INSTALLED) < 2:
+        pytest.skip("needs two frameworks to part")
+    from harness import supervise  # noqa: PLC0415
+    from harness.compare import TOLERANCES, Tolerance  # noqa: PLC0415
+
+    begun: list[Path] = []
+    start = supervise._started
+    monkeypatch.setattr(supervise, "_started", lambda folder, *a, **o: begun.append(folder) or start(folder, *a, **o))
+    monkeypatch.setitem(TOLERANCES[precision], "gradients", Tolerance(1e-12))
+    parted = run("digits_cnn", tmp_path / "both", precision=precision, steps=8)
+    assert parted.evidence is not None, parted.notes
+    assert len(begun) == len(INSTALLED)
+    fresh = run("digits_cnn", tmp_path / "fresh", precision="float64", steps=8)
+    waited = RunResult.read(parted.directory / "float64-evidence")
+    assert len(begun) == 2 * len(INSTALLED)
+    for name, own in fresh.backends.items():
+        other = waited.backends[name]
+        assert (other.losses, other.digests, other.recorded) == (own.losses, own.digests, own.recorded)
+        assert other.outputs().keys() == own.outputs().keys()
+        assert all(np.array_equal(other.outputs()[n], a) for n, a in own.outputs().items()), name
+        assert all(np.array_equal(other.gradients(7)[n], a) for n, a in own.gradients(7).items()), name
+
+
 def test_a_fault_in_float32_alone_is_not_excused_by_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bfloat16 product in disguise, which a float64 run does not have."""
     if not {"torch", "jax"} <= set(INSTALLED):

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -18,7 +19,7 @@ import pytest
 from build import program_of
 from cases import CASES, spec_of
 
-from harness import runs, spec
+from harness import runs, spec, supervise
 from harness.environment import backends, interpreters
 from harness.errors import CallError
 from harness.results import BackendResult, RunResult
@@ -89,7 +90,7 @@ def gone(command: str) -> bool:
 def test_a_framework_that_is_not_installed_says_what_to_install(
     spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "importable", lambda backend, _python: backend != "jax")
+    monkeypatch.setattr(supervise, "importable", lambda backend, _python: backend != "jax")
     bad = script(tmp_path, "bad", "exit 1")
     result = runs.run(spec_file, Options(backends=("jax", "torch"), pythons=(f"torch={bad}",), out=tmp_path / "out"))
     assert "jax is not installed here; pip install 'framework-harness[jax]'" in result.backends["jax"].error
@@ -233,6 +234,13 @@ def told(_backend: str, _event: object) -> None:
     """A listener that says nothing."""
 
 
+def side_by_side(
+    work: Callable[[str, Sequence[int], runs.Listener], BackendResult], options: Options, listen: runs.Listener
+) -> dict[str, BackendResult]:
+    with ThreadPoolExecutor(3) as pool:
+        return runs.side_by_side(work, options, listen, pool)
+
+
 def test_workers_run_side_by_side_on_cores_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "cores", lambda _count: [2, 5])
     both, seen = threading.Barrier(2), {}
@@ -243,7 +251,7 @@ def test_workers_run_side_by_side_on_cores_of_their_own(monkeypatch: pytest.Monk
         seen[backend] = tuple(own)
         return BackendResult(backend, "ok")
 
-    found = runs.side_by_side(work, Options(), told)
+    found = side_by_side(work, Options(), told)
     assert list(found) == ["torch", "tensorflow", "jax"]
     assert {seen["torch"], seen["tensorflow"]} == {(2,), (5,)}
     assert seen["jax"] in {(2,), (5,)}
@@ -262,7 +270,7 @@ def test_without_room_they_run_one_after_the_other(options: Options, monkeypatch
         at_once -= 1
         return BackendResult(backend, "ok")
 
-    runs.side_by_side(work, options, told)
+    side_by_side(work, options, told)
     assert most == 1
 
 
@@ -283,6 +291,6 @@ def test_an_error_in_one_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> Non
             ended.append(backend)
 
     with pytest.raises(OSError, match="no space left"):
-        runs.side_by_side(work, Options(), told)
+        side_by_side(work, Options(), told)
     assert sorted(ended) == sorted(begun)
     assert "torch" in ended

@@ -31,6 +31,10 @@ def configure(request: Mapping[str, Any]) -> None:  # noqa: ARG001 - nothing of 
     jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
+def renew() -> None:
+    """Make ready for another program. What a program sets for the whole process, the next one sets again."""
+
+
 def forget() -> None:
     """Drop every executable: JAX keeps those of programs that are gone, which fill memory. What is open compiles again."""
     jax.clear_caches()

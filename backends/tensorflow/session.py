@@ -34,6 +34,11 @@ def configure(request: Mapping[str, Any]) -> None:
         tf.config.experimental.set_memory_growth(gpu, enable=True)
 
 
+def renew() -> None:
+    """Make ready for another program. Keras keeps the dtype of the first layer of a process as its policy, whatever floatx becomes later."""
+    keras.utils.clear_session()
+
+
 LAYOUT = "NHWC"
 """Of images and convolutions, by TensorFlow's own convention."""
 

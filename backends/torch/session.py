@@ -28,6 +28,10 @@ def configure(request: Mapping[str, Any]) -> None:
     torch.set_num_threads(request["threads"])
 
 
+def renew() -> None:
+    """Make ready for another program. What a program sets for the whole process, the next one sets again."""
+
+
 LAYOUT = "NCHW"
 """Of images and convolutions, by PyTorch's own convention."""
 

@@ -29,6 +29,7 @@ from harness.results import clean
 from harness.runs import Options
 from harness.source import Source
 from harness.spec import Spec
+from harness.supervise import train
 
 SCHEMA = 1
 STEPS = 100  # where a spec has more and nobody says how many
@@ -259,7 +260,7 @@ def losses_of(
             arrays = initial.parameters(each.program) | {n: np.zeros(shape) for n, shape in each.extra.items()}
             save_file(cast(arrays, options.precision), directory / "inputs" / "parameters.safetensors")
         request = runs.write_request(directory, each.program, job.inputs, job.text, backend, options, None)
-        result = runs.train(directory, backend, request, python, options, lambda _backend, _event: None)
+        result = train(directory, backend, request, python, options, lambda _backend, _event: None)
         if result.status == "failed":
             found[name] = Trained(error=_reason(result.error, result.log))
             continue

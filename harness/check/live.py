@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from harness.backend import PACKAGES, Arrays
 from harness.environment import Interpreter, importable, worker_environment
 from harness.errors import WorkerFailed
-from harness.runs import kill, spell_status, tail
+from harness.supervise import kill, spell_status, tail
 
 ENDING = 2.0
 """Seconds that a worker which has closed its pipe may take to end by itself."""

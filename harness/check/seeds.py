@@ -35,9 +35,10 @@ from harness.judge import metric_names
 from harness.metrics import Accuracy, TopK
 from harness.resolve import compile_spec
 from harness.results import RunResult, clean
-from harness.runs import Listener, Options
+from harness.runs import Options
 from harness.source import Source
 from harness.spec import Spec
+from harness.supervise import Listener
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Runner = Callable[[Spec, Source, Options, Listener], RunResult]

@@ -28,8 +28,9 @@ from harness.nullspace import zero_gradient
 from harness.precision import PRECISIONS
 from harness.programs import Written, sources
 from harness.questions import Question, questions
-from harness.runs import Options, describe, ending_as_interrupted, kill, write_inputs
+from harness.runs import Options, describe, ending_as_interrupted, write_inputs
 from harness.source import Source
+from harness.supervise import kill
 
 FLIPS = 4  # roundoffs of a product's factors: two values that fell on the other side of a middle
 AVERAGED = 1 / 16  # of them is left in a loss; measured on the bundled specs: 1/2000

@@ -56,7 +56,14 @@ STRATEGIES = {
     for backend, name, lanes, about, many in (
         ("torch", "eager", ("default",), "eager, the optimizer as it comes", False),
         ("torch", "fused", ("step", "best"), "eager, the optimizer's fused kernel", False),
-        ("torch", "late_relu", ("best",), "eager, fused kernel, ReLU after max pooling", False),
+        (
+            "torch",
+            "native",
+            ("step", "best"),
+            "eager, fused kernels of the optimizer and of batch normalisation",
+            False,
+        ),
+        ("torch", "late_relu", ("best",), "the same, ReLU after max pooling", False),
         ("torch", "compiled", ("step", "best"), "torch.compile of the loss, the optimizer's fused kernel", False),
         ("torch", "whole", ("best",), "forward, backward and optimizer captured and compiled as one function", False),
         ("torch", "unrolled", ("best",), "many whole steps, of a tiny network, compiled as one function", True),
@@ -88,6 +95,7 @@ STRATEGIES = {
 }
 CONVOLUTIONS = {"conv1d", "conv2d", "conv_transpose2d"}
 TUNED = {
+    ("torch", "native"): {"batch_norm"},
     ("tensorflow", "tuned"): {"lstm"},
     ("jax", "tuned"): {"attention", "conv2d", "layer_norm", "lstm", "max_pool2d"},
     ("jax", "tuned_scan"): {"attention", "layer_norm", "lstm", "max_pool2d"},

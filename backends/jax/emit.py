@@ -25,7 +25,8 @@ def emit(
     faster = strategy in lanes.TUNED and own.factors != "bfloat16"
     for graph in graphs(program):
         text, used = module(graph, precision, observe=observe, faster=faster)
-        classes.append(text)
+        # A beginner's normalisations are as Flax has them: faster, and less exact where a mean is large beside its deviation.
+        classes.append(text.replace(f"{layers.EXACT}, ", "") if strategy == "nnx" else text)
         helpers += used
     functions, used = step(program, observe=observe, strategy=strategy)
     helpers += used

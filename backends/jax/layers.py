@@ -362,8 +362,12 @@ def _spatial(node: Node) -> str:
     return "1" if rank == 2 else repr(tuple(range(1, rank)))
 
 
+EXACT = "use_fast_variance=False"
+"""A variance that no cancellation spoils: Flax's fast one, which it takes by itself, is E[x²] - E[x]²."""
+
+
 def _affine(*, scale: bool, bias: bool) -> str:
-    """What the normalisations learn, and a variance that no cancellation spoils: Flax's fast one is E[x²] - E[x]²."""
+    """What the normalisations learn, and which variance they take."""
     given = "" if scale else "use_scale=False, "
     given += "" if bias else "use_bias=False, "
-    return f"{given}use_fast_variance=False"
+    return f"{given}{EXACT}"

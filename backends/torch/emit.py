@@ -34,7 +34,8 @@ def emit(
         helpers += used
     functions, used = step(program, observe=observe, strategy=strategy)
     helpers += used
-    definitions = [*(HELPERS[name] for name in dict.fromkeys(helpers)), *classes]
+    written = HELPERS | (tuned.NATIVE if strategy in lanes.NATIVE else {})
+    definitions = [*(written[name] for name in dict.fromkeys(helpers)), *classes]
     if own.factors == "bfloat16":
         definitions = shared.in_mixed_precision(definitions, bfloat16.REPLACED, bfloat16.HELPERS)
     parts = [

@@ -12,6 +12,8 @@ COMPILED = ("whole", "unrolled")
 """The strategies that compile the optimizer with the rest."""
 GRAPH = "graph"
 """The strategy whose step is captured as a CUDA graph."""
+NATIVE = ("eager", "native", "late_relu")
+"""Those with PyTorch's own batch normalisation, which is less exact on CPUs."""
 UNROLLED = 100
 """Steps times parameters in one compiled function of `unrolled`: more steps take longer to compile than they save."""
 IMPORTS = """

@@ -1,4 +1,4 @@
-"""Ops written for Inductor, and pooling before ReLU; the strategies `whole`, `unrolled` and `late_relu`. Imports no framework.
+"""Ops written for Inductor, pooling before ReLU, PyTorch's own batch normalisation; their strategies. Imports no framework.
 
 Each computes what its plain form in `layers` computes, and its module has the same parameters. An op that is not here,
 or for which its function finds nothing better, is the plain one.
@@ -53,6 +53,26 @@ def late_relu(graph: Graph) -> Graph:
     return replace(graph, nodes=tuple(found))
 
 
+NATIVE = {
+    "BatchNorm1d": '''
+class BatchNorm1d(nn.BatchNorm1d):
+    """nn.BatchNorm1d whose running variance is the biased one, as in Keras and Flax."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        # By a momentum of 1 they become the batch's own, a variance divided by n - 1.
+        mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+        y = F.batch_norm(x, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
+        n = x.numel() // x.shape[1]
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * ((n - 1) / n), self.momentum)
+        return y
+''',
+}
+"""Instead of those of `layers`, of the same names: F.batch_norm takes a quarter of their time where nothing is compiled."""
+NATIVE["BatchNorm2d"] = NATIVE["BatchNorm1d"].replace("BatchNorm1d", "BatchNorm2d")
 HELPERS = {
     "SelfAttention": '''
 class SelfAttention(nn.Module):

@@ -110,6 +110,11 @@ def compilations(_session: "Session") -> dict[str, int]:
     return dict(_told)
 
 
+UNTUNED = {"xla_gpu_autotune_level": 0}
+"""For what is compared and never timed: on a GPU, XLA else tries kernels for every product and convolution as it compiles,
+which took a minute of a large network's check."""
+
+
 class Session(StepByStep):
     """See harness.backend.Session."""
 
@@ -122,7 +127,10 @@ class Session(StepByStep):
         self.state_now: Any = None
         self.count = 0  # Optax's plain SGD at a constant rate does not count.
         self.evaluations: dict[str, Callable[..., Any]] = {}
-        self.losses_gradients = {inputs: jax.jit(partial(self._gradients, inputs=inputs)) for inputs in (False, True)}
+        self.losses_gradients = {
+            inputs: jax.jit(partial(self._gradients, inputs=inputs), compiler_options=UNTUNED)
+            for inputs in (False, True)
+        }
         _, learned, statistics = nnx.split(nnx.eval_shape(lambda: self.model(nnx.Rngs(0))), nnx.Param, ...)
         self.live = _by_path(learned) | _by_path(statistics)
         check_tables(module, _by_path(learned), _by_path(statistics))
@@ -279,7 +287,10 @@ class Session(StepByStep):
     def _evaluation(self, expression: Any, fields: Arrays) -> Any:
         key = json.dumps(expression)
         if key not in self.evaluations:
-            self.evaluations[key] = jax.jit(lambda *given: self._evaluated(expression, *given))
+            options = UNTUNED if self.observes else None
+            self.evaluations[key] = jax.jit(
+                lambda *given: self._evaluated(expression, *given), compiler_options=options
+            )
         return self.evaluations[key](self.state_now.parameters, self.state_now.statistics, fields)
 
     def _evaluated(self, expression: Any, parameters: Any, statistics: Any, fields: Mapping[str, Any]) -> Any:

@@ -63,7 +63,7 @@ STRATEGIES = {
             "eager, fused kernels of the optimizer and of batch normalisation",
             False,
         ),
-        ("torch", "late_relu", ("best",), "the same, ReLU after max pooling", False),
+        ("torch", "late_relu", ("best",), "`native`, and ReLU after max pooling", False),
         ("torch", "compiled", ("step", "best"), "torch.compile of the loss, the optimizer's fused kernel", False),
         ("torch", "whole", ("best",), "forward, backward and optimizer captured and compiled as one function", False),
         ("torch", "unrolled", ("best",), "many whole steps, of a tiny network, compiled as one function", True),

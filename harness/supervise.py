@@ -114,13 +114,15 @@ def _supervised(
     folder: Path, backend: str, python: Interpreter, options: "Options", listen: Listener, room: Waiting | None
 ) -> tuple[int, str | None]:
     """Have a worker train, pass its events on, and stop it when it is silent for too long. Its status, and why it was stopped."""
-    worker = room.workers.pop(backend, None) if room else None
-    if worker is None:
-        worker = _started(folder, python, options, stays=room is not None)
-    else:
-        worker.ask(folder)
+    waited = room.workers.pop(backend, None) if room else None
+    if waited is not None and waited.process.poll() is not None:
+        waited.end()  # it has not outlived the wait, for want of memory, say
+        waited = None
+    worker = waited or _started(folder, python, options, stays=room is not None)
     done = False
     try:
+        if waited is not None:
+            waited.ask(folder)
         heard = time.monotonic()
         with selectors.DefaultSelector() as selector:
             selector.register(worker.events, selectors.EVENT_READ)

@@ -229,13 +229,14 @@ def test_float64_in_a_worker_that_waited_is_that_of_a_fresh_one(
     from harness import supervise  # noqa: PLC0415
     from harness.compare import TOLERANCES, Tolerance  # noqa: PLC0415
 
-    begun: list[Path] = []
+    begun: list[supervise.Worker] = []
     start = supervise._started
-    monkeypatch.setattr(supervise, "_started", lambda folder, *a, **o: begun.append(folder) or start(folder, *a, **o))
+    monkeypatch.setattr(supervise, "_started", lambda *a, **o: begun.append(start(*a, **o)) or begun[-1])
     monkeypatch.setitem(TOLERANCES[precision], "gradients", Tolerance(1e-12))
     parted = run("digits_cnn", tmp_path / "both", precision=precision, steps=8)
     assert parted.evidence is not None, parted.notes
     assert len(begun) == len(INSTALLED)
+    assert all(worker.process.poll() is not None for worker in begun), "who waited is gone with the run"
     fresh = run("digits_cnn", tmp_path / "fresh", precision="float64", steps=8)
     waited = RunResult.read(parted.directory / "float64-evidence")
     assert len(begun) == 2 * len(INSTALLED)

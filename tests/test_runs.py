@@ -156,6 +156,23 @@ def test_an_interpreter_comes_from_the_call_then_the_environment_then_the_projec
         interpreters()
 
 
+def test_a_worker_that_has_not_outlived_the_wait_is_replaced(tmp_path: Path) -> None:
+    loud = interpreters((f"torch={script(tmp_path, 'loud', 'echo the new one; exit 7')}",))["torch"]
+    folder = tmp_path / "torch"
+    folder.mkdir()
+    options = Options(backends=("torch",))
+    with supervise.waiting(1) as room:
+        reader, writer = os.pipe()
+        os.close(writer)
+        dead = subprocess.Popen(["true"], start_new_session=True)
+        dead.wait()
+        room.workers["torch"] = supervise.Worker(dead, os.fdopen(reader, "rb", buffering=0), more=os.dup(0))
+        result = supervise.train(tmp_path, "torch", {"stop": 1, "digest": ""}, loud, options, told, room)
+        assert room.workers == {}
+    assert (result.status, result.log) == ("failed", "the new one")
+    assert "status 7" in result.error
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_interrupting_leaves_no_process_and_no_result(spec_file: Path, tmp_path: Path, stop: signal.Signals) -> None:
     marker = tmp_path / "started"

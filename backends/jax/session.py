@@ -111,8 +111,8 @@ def compilations(_session: "Session") -> dict[str, int]:
 
 
 UNTUNED = {"xla_gpu_autotune_level": 0}
-"""For what is compared and never timed: on a GPU, XLA else tries kernels for every product and convolution as it compiles,
-which took a minute of a large network's check."""
+"""For what is compared and never timed: on a GPU, XLA else tries kernels for every product and convolution as it compiles.
+The gradients of ResNet-50 and of GPT-2 took 70 s so, where PyTorch's took 3."""
 
 
 class Session(StepByStep):

@@ -79,15 +79,15 @@ def _column(array: Array) -> Column:
 def _digits() -> Array:
     """64 pixels and the label of every digit, from scikit-learn's own file: to import its reader takes longer than a training."""
     found = importlib.util.find_spec("sklearn")
-    folders = (found.submodule_search_locations if found else None) or [""]
-    file = Path(folders[0], "datasets", "data", "digits.csv.gz")
-    if not file.is_file():
-        from sklearn.datasets import load_digits  # noqa: PLC0415 - a release that keeps it elsewhere
+    for folder in (found and found.submodule_search_locations) or ():
+        file = Path(folder, "datasets", "data", "digits.csv.gz")
+        if file.is_file():
+            with gzip.open(file) as lines:
+                return np.loadtxt(lines, delimiter=",")
+    from sklearn.datasets import load_digits  # noqa: PLC0415 - a release that keeps it elsewhere
 
-        digits = load_digits()
-        return np.column_stack([digits.data, digits.target])
-    with gzip.open(file) as lines:
-        return np.loadtxt(lines, delimiter=",")
+    digits = load_digits()
+    return np.column_stack([digits.data, digits.target])
 
 
 class Digits(DataSet):

@@ -12,6 +12,8 @@ from difflib import SequenceMatcher
 from itertools import pairwise
 from typing import Any
 
+from harness.syntax import parse
+
 ALIKE = 0.6
 """How much of two statements' text is the same where one is taken for the other's successor."""
 
@@ -30,7 +32,7 @@ def carried(base: str, other: str, given: str, *, lenient: bool = False) -> str 
     x = h(x, 2)
     values['f'] = x
     """
-    trees = [ast.parse(text) for text in (base, other, given)]
+    trees = [parse(text) for text in (base, other, given)]
     plain = {function.name for function, _, _ in _returned_at_once(trees[0])}
     for function, before, after in _returned_at_once(trees[2]):
         if function.name not in plain:

@@ -18,6 +18,7 @@ import harness
 from harness.graph import BlockOp, CallSite, Graph, Node, Program, Ref, Term, Update
 from harness.losses import SigmoidCrossEntropy
 from harness.optimizers import Cosine, Step
+from harness.syntax import parse, parse_expression
 
 Axes = tuple[int, ...]
 
@@ -101,7 +102,7 @@ def in_mixed_precision(texts: Iterable[str], replaced: Mapping[str, str], helper
 
 def _names(text: str) -> set[str]:
     """The names that a text of module-level statements reads by themselves, not as attributes."""
-    return {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+    return {node.id for node in ast.walk(parse(text)) if isinstance(node, ast.Name)}
 
 
 def masked(graph: Graph) -> bool:
@@ -315,7 +316,7 @@ def primary(text: str) -> str:
     >>> primary("F.relu(x)"), primary("x + y")
     ('F.relu(x)', '(x + y)')
     """
-    body = ast.parse(text, mode="eval").body
+    body = parse_expression(text)
     return text if isinstance(body, (ast.Name, ast.Call, ast.Attribute, ast.Subscript)) else f"({text})"
 
 

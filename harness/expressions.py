@@ -8,6 +8,8 @@ from typing import Annotated, Any
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from harness.syntax import parse_expression
+
 
 @dataclass(frozen=True)
 class Name:
@@ -52,7 +54,7 @@ def parse(text: object) -> Expression:
     if not isinstance(text, str):
         raise ValueError(f"an expression is a field or a network's call, like 'classifier(image)', not {text!r}")
     try:
-        return _expression(ast.parse(text.strip(), mode="eval").body)
+        return _expression(parse_expression(text.strip()))
     except (SyntaxError, RecursionError, MemoryError, ValueError):
         comma = "; inside {...} a call with a comma needs quotes" if text.count("(") > text.count(")") else ""
         raise ValueError(

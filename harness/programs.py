@@ -16,6 +16,7 @@ from harness.errors import CallError
 from harness.graph import Program
 from harness.lanes import PLAIN
 from harness.precision import NAMES
+from harness.syntax import parse
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Written:
 
 def statements(text: str) -> list[tuple[int, str]]:
     """Line and text of every statement, of those with others in them the head."""
-    found = [(node.lineno, ast.unparse(node).splitlines()[0]) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.stmt) and not _is_docstring(node)]  # fmt: skip
+    found = [(node.lineno, ast.unparse(node).splitlines()[0]) for node in ast.walk(parse(text)) if isinstance(node, ast.stmt) and not _is_docstring(node)]  # fmt: skip
     return sorted(found)
 
 
@@ -92,7 +93,7 @@ def _merged_lines(base: str, wanted: str, given: str) -> str | None:
         found += group[1]
     text = "".join(found)
     try:
-        ast.parse(text)
+        parse(text)
     except SyntaxError:
         return None
     return text
@@ -118,7 +119,7 @@ def written(
 ) -> Written:
     """A text as a version of what is emitted for one of these programs. Raises CallError where it is no Python."""
     try:
-        ast.parse(text)
+        parse(text)
     except (SyntaxError, ValueError) as error:
         line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         said = error.msg if isinstance(error, SyntaxError) else error

@@ -1,8 +1,12 @@
 """Emitted programs: golden, formatted, standalone, and deaf to hostile specs. Needs no framework."""
 
 import ast
+import gc
 import json
 import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruff import find_ruff_bin
 
-from harness import api, emit, names, spec
+from harness import api, emit, names, spec, syntax
 from harness.backend import BACKENDS
 from harness.emit import graphs
 from harness.errors import SpecError
@@ -209,3 +213,36 @@ def test_seeds_change_masks_and_nothing_else() -> None:
     differing = [a for a, b in zip(one, two, strict=True) if a != b]
     assert len(differing) == 1
     assert "dropout1" in differing[0]
+
+
+@pytest.fixture
+def eager_to_switch() -> Iterator[None]:
+    """Garbage is collected while trees are built, and a collection runs Python, where threads may switch."""
+
+    def collected(_phase: str, _info: dict[str, int]) -> None:
+        sum(range(200))
+
+    threshold, interval = gc.get_threshold(), sys.getswitchinterval()
+    gc.callbacks.append(collected)
+    gc.set_threshold(50)
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+    gc.set_threshold(*threshold)
+    gc.callbacks.remove(collected)
+
+
+@pytest.mark.usefixtures("eager_to_switch")
+def test_threads_may_build_trees_at_once() -> None:
+    # With ast.parse itself, Python 3.11 raises a SystemError in most runs of this.
+    text = Path(emit.__file__).read_text(encoding="utf-8")
+    wanted = ast.dump(ast.parse(text))
+    with ThreadPoolExecutor(4) as pool:
+        trees = list(pool.map(syntax.parse, [text] * 40))
+    assert {ast.dump(tree) for tree in trees} == {wanted}
+
+
+def test_no_other_module_builds_trees() -> None:
+    package = Path(syntax.__file__).parent
+    found = {path.name for path in package.rglob("*.py") if "ast.parse(" in path.read_text(encoding="utf-8")}
+    assert found == {"syntax.py"}

@@ -14,6 +14,7 @@ from typing import Any
 from harness.emit import Slot
 from harness.graph import BlockOp, Graph, Node, Program, Update
 from harness.ops.base import Shape, ShapeError, spell
+from harness.syntax import parse
 
 
 class Refused(ValueError):  # noqa: N818 - it is an outcome, not a mistake
@@ -116,7 +117,7 @@ def both(*makes: Make) -> Make:
 
 def definition(source: str, name: str) -> tuple[int, int] | None:
     """The lines of a class or function at the top of a file: first (from 0) and the one after the last."""
-    for statement in ast.parse(source).body:
+    for statement in parse(source).body:
         if isinstance(statement, (ast.FunctionDef, ast.ClassDef)) and statement.name == name:
             return statement.lineno - 1, statement.end_lineno or statement.lineno
     return None

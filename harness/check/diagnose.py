@@ -10,6 +10,7 @@ from harness.check import dissect
 from harness.check.causes import Cause, causes
 from harness.check.dissect import Finding
 from harness.check.subject import Subject
+from harness.syntax import parse
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -97,7 +98,7 @@ def diagnose(subject: Subject, observed: Mapping[str, str], plain: Mapping[str, 
 
 def locate(source: str, observed: str, found: Finding, subject: Subject) -> Line | None:
     """The statement of a program that makes what was found."""
-    tree, other = ast.parse(source), ast.parse(observed)
+    tree, other = parse(source), parse(observed)
     lines = source.splitlines()
 
     def line(node: ast.AST | None) -> Line | None:

@@ -21,6 +21,7 @@ from harness.check.dissect import Finding
 from harness.check.subject import ROWS, Subject, part
 from harness.emit import formatted
 from harness.expressions import Call, Name
+from harness.syntax import parse
 
 DIFFERS = 2
 """The exit status of a file that gets another value; 1 is Python's own, of a program that does not run."""
@@ -69,7 +70,7 @@ def standalone(subject: Subject, backend: str, observed: str, found: Finding, ex
 
 def _titled(observed: str, found: Finding, subject: Subject, backend: str) -> str:
     """The program with another docstring."""
-    tree = ast.parse(observed)
+    tree = parse(observed)
     end = tree.body[0].end_lineno if ast.get_docstring(tree) else 0
     title = (
         f"{subject.program.name} in {PACKAGES[subject.workers[backend].backend][0]}: {found.tensor}, and what it should be.\n\n"
@@ -143,7 +144,7 @@ def _got(subject: Subject, observed: str, found: Finding, words: ModuleType) -> 
 
 def _place(observed: str, name: str) -> tuple[str, tuple[int, ...]]:
     """A canonical parameter's path, and the axes that take the framework's array to the canonical one."""
-    for node in ast.walk(ast.parse(observed)):
+    for node in ast.walk(parse(observed)):
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("PARAMETERS", "STATISTICS"):
             table = ast.literal_eval(node.value)
             if name in table:

@@ -104,8 +104,13 @@ def run(
     json_file: JsonOption = None,
 ) -> None:
     """Train on every backend, compare, and report. Exit: 0 the same, 1 they differ, 2 a wrong spec or call, 3 a backend failed."""
-    from harness import report, runs  # noqa: PLC0415 - seconds of imports that other commands do without
+    from harness import runs  # noqa: PLC0415 - seconds of imports that other commands do without
     from harness.environment import backends as chosen  # noqa: PLC0415
+
+    def prepare() -> None:
+        from harness import report  # noqa: PLC0415 - while workers train, not before they start
+
+        report.prepare()
 
     options = runs.Options(
         chosen(backends), steps, seed, precision, threads, device, tuple(python or ()), out, timeout, start, until,
@@ -113,7 +118,9 @@ def run(
     )  # fmt: skip
     _check_json(json_file)
     with _trainings() as listen:
-        result = runs.run(spec, options, listen)
+        result = runs.run(spec, options, listen, prepare)
+        from harness import report  # noqa: PLC0415 - as above
+
         listen("report", {"phase": "report"})
         report.write(result.directory)
     if json_file != "-":

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,58 +35,101 @@ VISIBLE = 1e-5  # of the outputs: what rounding to bfloat16 makes of them at lea
 ROWS = 256  # examples of the forward comparison, as many as a worker evaluates before training
 
 
-def judge(
-    program: Program, inputs: Inputs, directory: Path, results: Mapping[str, BackendResult], options: "Options",
-    start: int = 0,
-) -> RunResult:  # fmt: skip
-    """The run's result from its workers'; `start` is the steps that were done before it."""
-    tolerances = TOLERANCES[options.precision]
-    notes: list[str] = []
-    backends = {name: finish(program, inputs, directory, result) for name, result in results.items()}
-    ok = {name: result for name, result in backends.items() if result.status == "ok"}
-    apart = zero_gradient(program)
-    mixed = PRECISIONS[options.precision].factors == "bfloat16"
-    comparisons = against_reference(program, directory, ok, tolerances, start, mixed=mixed)
-    wrong: list[str] = []
-    if mixed:
-        wrong = [
-            *unrounded(program, directory, ok),
-            *narrow(program, ok),
-            *moved_apart(program, directory, ok, apart, start),
-        ]
-    began = all(c.same for c in comparisons) and not wrong
-    series: dict[str, dict[str, Any]] = {}
-    drift: dict[str, float] = {}
-    for a, b in combinations(ok.values(), 2):
-        both = pair(a, b, tolerances, apart, start)
-        comparisons += both.comparisons
-        series[f"{a.backend}~{b.backend}"] = both.series
-        drift = {name: max(value, drift.get(name, 0.0)) for name, value in both.drift.items()}
-        began = began and both.began
-    notes += wrong
-    same = all(c.same for c in comparisons) and not wrong
-    for what, name in DIGESTED.items():
-        if len({result.digests[what] for result in ok.values()}) > 1:
+class Judging:
+    """A run's verdict, worker by worker: each is held against the reference and against those that ended before it."""
+
+    def __init__(self, program: Program, inputs: Inputs, directory: Path, options: "Options", start: int = 0) -> None:
+        """`start`: the steps that were done before the run."""
+        self.program, self.inputs, self.directory = program, inputs, directory
+        self.options, self.start = options, start
+        self.tolerances = TOLERANCES[options.precision]
+        self.mixed = PRECISIONS[options.precision].factors == "bfloat16"
+        self.apart = zero_gradient(program)
+        self.results: dict[str, BackendResult] = {}
+        self.against: dict[str, list[Comparison]] = {}
+        self.pairs: dict[tuple[str, str], Pair] = {}
+
+    @cached_property
+    def reference(self) -> "Reference":
+        """What it says before training."""
+        return Reference.of(self.program, self.directory, self.start, mixed=self.mixed)
+
+    def ended(self) -> dict[str, BackendResult]:
+        """What was added, in the order in which the backends were asked for."""
+        return {name: self.results[name] for name in self.options.backends if name in self.results}
+
+    def ok(self) -> dict[str, BackendResult]:
+        """Those of them that have trained to their end."""
+        return {name: result for name, result in self.ended().items() if result.status == "ok"}
+
+    def parts(self, result: BackendResult) -> bool:
+        """Whether a worker's losses part from those of one before: what takes no time to see."""
+        return result.status == "ok" and any(
+            not compare_losses(("", ""), other.losses, result.losses, self.tolerances["loss"]).same
+            for other in self.ok().values()
+        )
+
+    def add(self, result: BackendResult) -> None:
+        """Judge a worker's result."""
+        name, done = result.backend, finish(self.program, self.inputs, self.directory, result)
+        self.results[name] = done
+        if done.status != "ok":
+            return
+        self.against[name] = against_reference(self.program, self.reference, done, self.tolerances, self.start)
+        for a, b in combinations(self.ok().values(), 2):
+            if name in (a.backend, b.backend):
+                self.pairs[a.backend, b.backend] = pair(a, b, self.tolerances, self.apart, self.start)
+
+    def comparisons(self) -> list[Comparison]:
+        """All of them: with the reference first, then of pairs, in the order of the backends."""
+        ok = list(self.ok())
+        found = [comparison for name in ok for comparison in self.against[name]]
+        return found + [c for names in combinations(ok, 2) for c in self.pairs[names].comparisons]
+
+    def verdict(self) -> RunResult:
+        """The result of a run whose workers are those that were added."""
+        program, directory, ok = self.program, self.directory, self.ok()
+        pairs = {names: self.pairs[names] for names in combinations(ok, 2)}
+        comparisons = self.comparisons()
+        wrong: list[str] = []
+        if self.mixed:
+            wrong = [
+                *unrounded(program, directory, ok),
+                *narrow(program, ok),
+                *moved_apart(program, directory, ok, self.apart, self.start),
+            ]
+        drift: dict[str, float] = {}
+        for both in pairs.values():
+            drift |= {name: max(value, drift.get(name, 0.0)) for name, value in both.drift.items()}
+        began = all(c.same for found in self.against.values() for c in found) and not wrong
+        began = began and all(both.began for both in pairs.values())
+        notes = [*wrong]
+        same = all(c.same for c in comparisons) and not wrong
+        for what, name in DIGESTED.items():
+            if len({result.digests[what] for result in ok.values()}) > 1:
+                same = False
+                notes.append(f"The backends did not start from the same {name}: their digests differ.")
+        if self.options.precision == "float64" and len({r.text for r in ok.values()}) > 1:
             same = False
-            notes.append(f"The backends did not start from the same {name}: their digests differ.")
-    if options.precision == "float64" and len({r.text for r in ok.values()}) > 1:
-        same = False
-        notes.append("The texts written by greedy decoding differ.")
-    notes += dead(ok, apart) if options.record else unmoved(program, directory, ok)
-    alive = not any(note.startswith("Dead") for note in notes)
-    failed = len(ok) < len(backends) or not alive
-    if len(ok) < 2 and not failed:  # noqa: PLR2004
-        notes.append("Only one backend was asked for: it is compared with the reference alone.")
-    metrics = {name: metric.better for name, metric in metric_names(program).items()}
-    return RunResult(
-        spec=program.name, about=program.about, directory=directory,
-        verdict="failed" if failed else "same" if same else "differs",
-        steps=options.until or program.steps, start=start, seed=program.seed, precision=options.precision, threads=options.threads,
-        device=options.device, backends=backends, comparisons=[c.record() for c in comparisons], series=series,
-        notes=notes, zero_gradient=apart, drift=drift, better=metrics,
-        tolerances={what: {"relative": t.relative, "floor": t.floor} for what, t in tolerances.items()},
-        machine=machine(), began=began and not any(c.missing for c in comparisons),
-    )  # fmt: skip
+            notes.append("The texts written by greedy decoding differ.")
+        notes += dead(ok, self.apart) if self.options.record else unmoved(program, directory, ok)
+        alive = not any(note.startswith("Dead") for note in notes)
+        failed = len(ok) < len(self.results) or not alive
+        if len(ok) < 2 and not failed:  # noqa: PLR2004
+            notes.append("Only one backend was asked for: it is compared with the reference alone.")
+        return RunResult(
+            spec=program.name, about=program.about, directory=directory,
+            verdict="failed" if failed else "same" if same else "differs",
+            steps=self.options.until or program.steps, start=self.start, seed=program.seed,
+            precision=self.options.precision, threads=self.options.threads, device=self.options.device,
+            backends=self.ended(),
+            comparisons=[c.record() for c in comparisons],
+            series={f"{a}~{b}": both.series for (a, b), both in pairs.items()},
+            notes=notes, zero_gradient=self.apart, drift=drift,
+            better={name: metric.better for name, metric in metric_names(program).items()},
+            tolerances={what: {"relative": t.relative, "floor": t.floor} for what, t in self.tolerances.items()},
+            machine=machine(), began=began and not any(c.missing for c in comparisons),
+        )  # fmt: skip
 
 
 def metric_names(program: Program) -> dict[str, Metric]:
@@ -114,29 +158,34 @@ def finish(program: Program, inputs: Inputs, directory: Path, result: BackendRes
     return replace(result, metrics=metrics, predictions=predictions, text=text)
 
 
-def against_reference(
-    program: Program, directory: Path, results: Mapping[str, BackendResult], tolerances: Mapping[str, Tolerance],
-    start: int = 0, *, mixed: bool = False,
-) -> list[Comparison]:  # fmt: skip
-    """Outputs before training, and the loss of the first step, against float64 NumPy.
+@dataclass(frozen=True)
+class Reference:
+    """What float64 NumPy says of a run before training."""
 
-    `mixed`: with products rounded as in mixed precision.
-    """
-    if not results:
-        return []
-    forward, (parameters, data, batches) = expected(program, directory, mixed=mixed), given(directory)
-    batch, masks = first_batch(program, data, batches, start)
-    loss = reference.loss(program, program.updates[0], parameters, batch, masks, mixed=mixed)
-    found = []
-    for backend, result in results.items():
-        said = _part(result.outputs(), "initial/")
-        found.append(compare("forward", ("reference", backend), forward, said, tolerances["forward"]))
-        # Later updates of a step see what the earlier ones moved: the reference knows the first alone.
-        first = program.updates[0].name
-        mine = {first: np.array(loss)}
-        theirs = {first: np.array(result.losses[first][0])}
-        found.append(compare("loss", ("reference", backend), mine, theirs, tolerances["loss"], step=start + 1))
-    return found
+    forward: Arrays
+    """Outputs by name."""
+    loss: Array
+    """That of the first update in the first step. Later updates see what the earlier ones of a step moved."""
+
+    @classmethod
+    def of(cls, program: Program, directory: Path, start: int = 0, *, mixed: bool = False) -> "Reference":
+        """From what the workers were given; `mixed`: with products rounded as in mixed precision."""
+        parameters, data, batches = given(directory)
+        batch, masks = first_batch(program, data, batches, start)
+        loss = reference.loss(program, program.updates[0], parameters, batch, masks, mixed=mixed)
+        return cls(expected(program, directory, mixed=mixed), np.array(loss))
+
+
+def against_reference(
+    program: Program, wanted: Reference, result: BackendResult, tolerances: Mapping[str, Tolerance], start: int = 0
+) -> list[Comparison]:
+    """Outputs before training, and the loss of the first step, against float64 NumPy."""
+    names, said, first = ("reference", result.backend), _part(result.outputs(), "initial/"), program.updates[0].name
+    mine, theirs = {first: wanted.loss}, {first: np.array(result.losses[first][0])}
+    return [
+        compare("forward", names, wanted.forward, said, tolerances["forward"]),
+        compare("loss", names, mine, theirs, tolerances["loss"], step=start + 1),
+    ]
 
 
 def given(directory: Path) -> tuple[Arrays, Arrays, Arrays]:

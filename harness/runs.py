@@ -6,15 +6,11 @@ A run directory is self-contained: request, inputs, emitted programs, logs, outp
 import hashlib
 import json
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -26,10 +22,10 @@ from harness.checkpoint import Checkpoint, Origin, Table
 from harness.data.datasets import Text
 from harness.data.inputs import Inputs, cast, prepare
 from harness.emit import container, loss_name
-from harness.environment import cores, interpreters
+from harness.environment import Interpreter, cores, interpreters
 from harness.errors import CallError, DataError, SpecError
 from harness.graph import Program
-from harness.judge import judge
+from harness.judge import Judging
 from harness.optimizers import Cosine
 from harness.precision import on_device
 from harness.programs import Written, emitted
@@ -38,6 +34,7 @@ from harness.record import plain
 from harness.reference import initial_slots
 from harness.resolve import compile_spec
 from harness.results import BackendResult, RunResult
+from harness.side_by_side import Job, Meanwhile, side_by_side
 from harness.source import Source
 from harness.supervise import Listener, Waiting, train, waiting
 from harness.worker import write_last
@@ -77,57 +74,121 @@ class Options:
     """Programs of the user's own, like `torch=my_model.py`: the emitted ones of their backends, changed."""
 
 
-def run(path: str | Path, options: Options | None = None, listen: Listener | None = None) -> RunResult:
-    """Train and compare. Raises SpecError, DataError or CallError before any worker starts."""
+def run(
+    path: str | Path, options: Options | None = None, listen: Listener | None = None, meanwhile: Meanwhile | None = None
+) -> RunResult:
+    """Train and compare. Raises SpecError, DataError or CallError before any worker starts.
+
+    `meanwhile` is called in a thread of its own as soon as a core has nothing to do.
+    """
     loaded, text = spec.load(spec.find(str(path)))
-    return run_spec(loaded, text, options or Options(), listen or (lambda _backend, _event: None))
+    return run_spec(loaded, text, options or Options(), listen or (lambda _backend, _event: None), meanwhile)
 
 
-def run_spec(loaded: spec.Spec, text: Source, options: Options, listen: Listener) -> RunResult:
+def run_spec(
+    loaded: spec.Spec, text: Source, options: Options, listen: Listener, meanwhile: Meanwhile | None = None
+) -> RunResult:
     """See `run`."""
-    with waiting(len(options.backends)) as room:
-        return _run(loaded, text, options, listen, room)
+    with waiting(len(options.backends) + 1) as room:
+        training = Training.begin(loaded, text, options, room)
+        side_by_side(training.jobs(options.backends), options, listen, room.pool, meanwhile)
+        return training.result()
 
 
-def _run(loaded: spec.Spec, text: Source, options: Options, listen: Listener, room: Waiting) -> RunResult:
-    """See `run`. `room`: where workers wait that may be needed again."""
-    check(options)
-    started = datetime.now(UTC).isoformat(timespec="seconds")
-    checkpoint = None if options.start is None else Checkpoint.read(options.start)
-    program = compile_spec(loaded, text, options.steps, _seed(options, checkpoint))
-    require(program, options, checkpoint)
-    given = own_programs(loaded, text, program, options.programs, options.backends, options.threads)
-    for own in given.values():
-        own.adapted(program, options.precision, options.threads)  # raises before any work
-    pythons = interpreters(options.pythons)
-    inputs = prepared(program, text)
-    directory = make_directory(program, options)
-    write_inputs(directory, program, inputs, text, options, checkpoint)
+@dataclass
+class Training:
+    """One training by every backend, in a run directory, and its verdict; with it that in float64, once they part."""
 
-    again = options.evidence and options.precision != "float64"
-    # On a GPU a worker that waits would keep its memory from the others.
-    stays = room if room.workers or (again and options.device == "cpu") else None
+    loaded: spec.Spec
+    text: Source
+    options: Options
+    checkpoint: Checkpoint | None
+    program: Program
+    inputs: Inputs
+    given: dict[str, Written]
+    pythons: dict[str, Interpreter]
+    directory: Path
+    judging: Judging
+    room: Waiting
+    stays: bool
+    """Whether workers wait in the room for the training in float64."""
+    started: str
+    exact: "Training | None" = None
+    """The same in float64, which tells rounding from meaning."""
+    asked: set[str] = field(default_factory=set)
+    """The backends that were asked for it."""
 
-    def work(name: str, own: Sequence[int], tell: Listener) -> BackendResult:
-        request = write_request(directory, program, inputs, text, name, options, checkpoint, given, own)
-        return train(directory, name, request, pythons[name], options, tell, stays)
-
-    results = side_by_side(work, options, listen, room.pool)
-    done = 0 if checkpoint is None else checkpoint.step
-    result = replace(judge(program, inputs, directory, results, options, done), started=started)
-    if checkpoint is not None and checkpoint.origin.steps != program.steps and _spans(program):
-        note = (
-            f"The checkpoint is of a training of {checkpoint.origin.steps} steps, this one has {program.steps}: "
-            "its cosine schedule spans another length."
+    @classmethod
+    def begin(cls, loaded: spec.Spec, text: Source, options: Options, room: Waiting) -> "Training":
+        """Check the call and write what the workers are given. Raises what `run` does."""
+        check(options)
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        checkpoint = None if options.start is None else Checkpoint.read(options.start)
+        program = compile_spec(loaded, text, options.steps, _seed(options, checkpoint))
+        require(program, options, checkpoint)
+        given = own_programs(loaded, text, program, options.programs, options.backends, options.threads)
+        for own in given.values():
+            own.adapted(program, options.precision, options.threads)  # raises before any work
+        pythons = interpreters(options.pythons)
+        inputs = prepared(program, text)
+        directory = make_directory(program, options)
+        write_inputs(directory, program, inputs, text, options, checkpoint)
+        judging = Judging(program, inputs, directory, options, 0 if checkpoint is None else checkpoint.step)
+        # On a GPU a worker that waits would keep its memory from the others.
+        stays = options.evidence and options.precision != "float64" and options.device == "cpu"
+        return cls(
+            loaded, text, options, checkpoint, program, inputs, given, pythons, directory, judging, room, stays, started
         )
-        result = replace(result, notes=[*result.notes, note])
-    parted = any(not comparison["same"] for comparison in result.comparisons)
-    if again and parted:
-        finished = tuple(name for name, record in results.items() if record.status == "ok")
-        exact = replace(options, backends=finished, precision="float64", out=directory / EVIDENCE, evidence=False)
-        result = result.with_evidence(_run(loaded, text, exact, listen, room))
-    write_last(directory / "result.json", result.to_json())
-    return result
+
+    def jobs(self, backends: Iterable[str]) -> Iterator[Job]:
+        """Train these backends."""
+        for backend in backends:
+            yield Job(backend, partial(self.work, backend), self.done)
+
+    def work(self, backend: str, own: Sequence[int], tell: Listener) -> BackendResult:
+        """Have one backend train, on the cores that are its own."""
+        request = write_request(
+            self.directory, self.program, self.inputs, self.text, backend, self.options, self.checkpoint, self.given, own
+        )  # fmt: skip
+        room = self.room if self.stays or backend in self.room.workers else None
+        return train(self.directory, backend, request, self.pythons[backend], self.options, tell, room)
+
+    def done(self, result: BackendResult) -> Iterator[Job]:
+        """Judge a worker's result; what is to be trained in float64 comes at once, so that no core waits for a verdict."""
+        if self.judging.parts(result):
+            yield from self.again([*self.judging.ok(), result.backend])
+        elif self.exact is not None and result.status == "ok":
+            yield from self.again([result.backend])
+        self.judging.add(result)
+        if len(self.judging.results) == len(self.options.backends) and any(
+            not comparison.same for comparison in self.judging.comparisons()
+        ):
+            yield from self.again(self.judging.ok())
+
+    def again(self, backends: Iterable[str]) -> Iterator[Job]:
+        """Train these in float64, unless they have been asked to, or that would prove nothing."""
+        wanted = [backend for backend in backends if backend not in self.asked]
+        if not self.options.evidence or self.options.precision == "float64" or not wanted:
+            return
+        self.asked.update(wanted)
+        if self.exact is None:
+            options = replace(self.options, precision="float64", out=self.directory / EVIDENCE, evidence=False)
+            self.exact = Training.begin(self.loaded, self.text, options, self.room)
+        yield from self.exact.jobs(wanted)
+
+    def result(self) -> RunResult:
+        """The verdict, written to the run directory, once every job is done."""
+        result = replace(self.judging.verdict(), started=self.started)
+        if self.checkpoint is not None and self.checkpoint.origin.steps != self.program.steps and _spans(self.program):
+            note = (
+                f"The checkpoint is of a training of {self.checkpoint.origin.steps} steps, this one has "
+                f"{self.program.steps}: its cosine schedule spans another length."
+            )
+            result = replace(result, notes=[*result.notes, note])
+        if self.exact is not None:
+            result = result.with_evidence(self.exact.result())
+        write_last(self.directory / "result.json", result.to_json())
+        return result
 
 
 def own_programs(
@@ -361,64 +422,3 @@ def _text_request(program: Program) -> dict[str, Any] | None:
         "length": sample.length,
         "window": data.length,
     }
-
-
-def side_by_side(
-    work: Callable[[str, Sequence[int], Listener], BackendResult], options: Options, listen: Listener, pool: ThreadPoolExecutor
-) -> dict[str, BackendResult]:  # fmt: skip
-    """Each backend's work, as many at once as there are cores for; on a GPU one after the other.
-
-    `work` is given a backend, the cores that are its own, and a listener that only one thread calls at a time. Ctrl-C, a
-    termination or an error of one ends the workers of all, and the pool, which has a thread for each backend.
-    """
-    idle = cores(options.threads * len(options.backends)) if options.device == "cpu" else []
-    count = max(1, len(idle) // options.threads)
-    places: SimpleQueue[Sequence[int]] = SimpleQueue()
-    for i in range(count):
-        places.put(idle[i * options.threads : (i + 1) * options.threads])
-    talking, stopped = threading.Lock(), threading.Event()
-
-    def tell(backend: str, event: Mapping[str, Any]) -> None:
-        if stopped.is_set():
-            raise Stopped
-        with talking:
-            listen(backend, event)
-
-    def one(backend: str) -> BackendResult:
-        place = places.get()
-        try:
-            return work(backend, place, tell)
-        finally:
-            places.put(place)
-
-    with ending_as_interrupted():
-        found = {backend: pool.submit(one, backend) for backend in options.backends}
-        try:
-            for future in as_completed(found.values()):
-                future.result()
-        except BaseException:
-            stopped.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    return {backend: future.result() for backend, future in found.items()}
-
-
-class Stopped(Exception):  # noqa: N818 - nothing went wrong here
-    """Another worker's failure, or Ctrl-C, ends this one."""
-
-
-@contextmanager
-def ending_as_interrupted() -> Iterator[None]:
-    """A termination ends like Ctrl-C, so that workers are stopped on the way out."""
-
-    def stop(_signal: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's business
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,9 @@ from cases import CASES, spec_of
 from safetensors.numpy import load_file
 
 from harness import api, names, report, runs, spec
-from harness.backend import PACKAGES
+from harness.backend import BACKENDS, PACKAGES
+from harness.data.inputs import prepare
+from harness.judge import Judging
 from harness.results import RunResult
 from harness.runs import Options
 
@@ -217,6 +221,42 @@ def test_a_float32_run_that_parts_is_settled_in_float64(tmp_path: Path, monkeypa
     assert result.evidence is not None
     assert result.evidence["verdict"] == "same"
     assert any("the same programs in float64 agree at every step" in note for note in result.notes)
+
+
+def test_in_whatever_order_workers_end_the_verdict_is_the_same(tmp_path: Path) -> None:
+    result = run("digits_mlp", tmp_path, precision="float32", evidence=False)
+    program = api.load("digits_mlp").compile(steps=12)
+    inputs, options = prepare(program), Options(backends=INSTALLED, steps=12)
+    assert len(result.comparisons) == 2 * len(INSTALLED) + 5 * (len(INSTALLED) * (len(INSTALLED) - 1) // 2)
+    for order in permutations(INSTALLED):
+        judging = Judging(program, inputs, result.directory, options)
+        for name in order:
+            judging.add(result.backends[name])
+        assert replace(judging.verdict(), started=result.started).to_json() == result.to_json()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_those_that_trained_are_settled_in_float64_without_the_one_that_failed(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if len(INSTALLED) < len(BACKENDS):
+        pytest.skip("needs three frameworks")
+    import importlib  # noqa: PLC0415
+
+    from harness.compare import TOLERANCES, Tolerance  # noqa: PLC0415
+
+    emitter = importlib.import_module("backends.tensorflow.emit")
+    emit, fault = emitter.emit, "def load_batch(*_):\n    raise RuntimeError('planted')\n\n\ndef unused("
+    monkeypatch.setattr(emitter, "emit", lambda *a, **o: emit(*a, **o).replace("def load_batch(", fault))
+    # In float32 losses part at once, in bfloat16 nothing does before all have ended.
+    what = "loss" if precision == "float32" else "gradients"
+    monkeypatch.setitem(TOLERANCES[precision], what, Tolerance(1e-12))
+    result = run("digits_mlp", tmp_path, precision=precision, steps=4)
+    assert (result.verdict, result.backends["tensorflow"].status) == ("failed", "failed")
+    assert result.evidence is not None
+    assert result.evidence["verdict"] == "same"
+    exact = RunResult.read(tmp_path / "run" / "float64-evidence")
+    assert list(exact.backends) == ["torch", "jax"]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -20,6 +21,7 @@ from build import program_of
 from cases import CASES, spec_of
 
 from harness import runs, spec, supervise
+from harness import side_by_side as beside
 from harness.environment import backends, interpreters
 from harness.errors import CallError
 from harness.results import BackendResult, RunResult
@@ -254,12 +256,20 @@ def told(_backend: str, _event: object) -> None:
 def side_by_side(
     work: Callable[[str, Sequence[int], runs.Listener], BackendResult], options: Options, listen: runs.Listener
 ) -> dict[str, BackendResult]:
+    found = {}
+
+    def done(result: BackendResult) -> tuple[()]:
+        found[result.backend] = result
+        return ()
+
+    jobs = [beside.Job(backend, partial(work, backend), done) for backend in options.backends]
     with ThreadPoolExecutor(3) as pool:
-        return runs.side_by_side(work, options, listen, pool)
+        beside.side_by_side(jobs, options, listen, pool)
+    return found
 
 
 def test_workers_run_side_by_side_on_cores_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "cores", lambda _count: [2, 5])
+    monkeypatch.setattr(beside, "cores", lambda _count: [2, 5])
     both, seen = threading.Barrier(2), {}
 
     def work(backend: str, own: Sequence[int], _tell: runs.Listener) -> BackendResult:
@@ -269,14 +279,14 @@ def test_workers_run_side_by_side_on_cores_of_their_own(monkeypatch: pytest.Monk
         return BackendResult(backend, "ok")
 
     found = side_by_side(work, Options(), told)
-    assert list(found) == ["torch", "tensorflow", "jax"]
+    assert set(found) == {"torch", "tensorflow", "jax"}
     assert {seen["torch"], seen["tensorflow"]} == {(2,), (5,)}
     assert seen["jax"] in {(2,), (5,)}
 
 
 @pytest.mark.parametrize("options", [Options(device="gpu"), Options(threads=2)])
 def test_without_room_they_run_one_after_the_other(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "cores", lambda _count: [0, 1])
+    monkeypatch.setattr(beside, "cores", lambda _count: [0, 1])
     at_once, most = 0, 0
 
     def work(backend: str, _own: Sequence[int], _tell: runs.Listener) -> BackendResult:
@@ -291,8 +301,80 @@ def test_without_room_they_run_one_after_the_other(options: Options, monkeypatch
     assert most == 1
 
 
+def test_what_follows_from_a_result_is_done_without_waiting_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beside, "cores", lambda _count: [2, 5])
+    followed, ended = threading.Event(), []
+
+    def first(_own: Sequence[int], _tell: runs.Listener) -> BackendResult:
+        return BackendResult("torch", "ok")
+
+    def long(_own: Sequence[int], _tell: runs.Listener) -> BackendResult:
+        assert followed.wait(timeout=20), "what followed waited for this one"
+        return BackendResult("jax", "ok")
+
+    def second(_own: Sequence[int], _tell: runs.Listener) -> BackendResult:
+        followed.set()
+        return BackendResult("torch", "ok", error="second")
+
+    def done(result: BackendResult) -> list[beside.Job]:
+        ended.append((result.backend, result.error))
+        return [beside.Job("torch", second, done)] if (result.backend, result.error) == ("torch", "") else []
+
+    with ThreadPoolExecutor(3) as pool:
+        beside.side_by_side([beside.Job("torch", first, done), beside.Job("jax", long, done)], Options(), told, pool)
+    assert sorted(ended) == [("jax", ""), ("torch", ""), ("torch", "second")]
+
+
+def test_meanwhile_begins_once_a_core_is_idle_and_its_error_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beside, "cores", lambda _count: [0, 1])
+    begun = threading.Event()
+    ends: list[str] = []
+
+    def work(backend: str, _own: Sequence[int], _tell: runs.Listener) -> BackendResult:
+        if backend == "jax":  # the last of three on two cores
+            assert begun.wait(timeout=20)
+        else:
+            assert not begun.is_set()
+        ends.append(backend)
+        return BackendResult(backend, "ok")
+
+    def meanwhile() -> None:
+        begun.set()
+        raise ImportError("no altair")
+
+    jobs = [beside.Job(backend, partial(work, backend), lambda _result: ()) for backend in Options().backends]
+    with ThreadPoolExecutor(4) as pool, pytest.raises(ImportError, match="no altair"):
+        beside.side_by_side(jobs, Options(), told, pool, meanwhile)
+    assert ends[-1] == "jax"
+
+
+def test_an_error_in_a_verdict_ends_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beside, "cores", lambda _count: [0, 1])
+    begun, ended = threading.Event(), threading.Event()
+
+    def work(backend: str, _own: Sequence[int], tell: runs.Listener) -> BackendResult:
+        if backend == "torch":
+            assert begun.wait(timeout=20)
+            return BackendResult(backend, "ok")
+        begun.set()
+        try:
+            while True:
+                tell(backend, {})
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    def done(_result: BackendResult) -> tuple[()]:
+        raise OSError("no space left")
+
+    jobs = [beside.Job(backend, partial(work, backend), done) for backend in ("torch", "tensorflow")]
+    with ThreadPoolExecutor(3) as pool, pytest.raises(OSError, match="no space left"):
+        beside.side_by_side(jobs, Options(), told, pool)
+    assert ended.is_set()
+
+
 def test_an_error_in_one_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "cores", lambda _count: [0, 1])
+    monkeypatch.setattr(beside, "cores", lambda _count: [0, 1])
     begun: list[str] = []
     ended: list[str] = []
 

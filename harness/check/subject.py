@@ -28,7 +28,8 @@ from harness.nullspace import zero_gradient
 from harness.precision import PRECISIONS
 from harness.programs import Written, sources
 from harness.questions import Question, questions
-from harness.runs import Options, describe, ending_as_interrupted, write_inputs
+from harness.runs import Options, describe, write_inputs
+from harness.side_by_side import ending_as_interrupted
 from harness.source import Source
 from harness.supervise import kill
 

@@ -9,7 +9,12 @@ from harness.report.sources import sources
 from harness.report.terminal import print_result
 from harness.results import RunResult
 
-__all__ = ["print_result", "write"]
+__all__ = ["prepare", "print_result", "write"]
+
+
+def prepare() -> None:
+    """Have everything loaded that writes a report: most of what the first one takes, and it can be done before there is a result."""
+    charts.start()
 
 
 def write(directory: Path) -> Path:

@@ -88,13 +88,22 @@ def _of_steps(result: RunResult) -> list[Figure]:
     return [*losses, *_drift(result)]
 
 
+def start() -> None:
+    """Start what draws: its first chart takes ten times as long as the others."""
+    _drawn({"data": {"values": []}, "mark": "point"})
+
+
 def render(figure: Figure) -> Drawing:
     """Draw the chart, for desks and for phones: the text of a chart that is scaled down cannot be read."""
-    version = VEGA_LITE if VEGA_LITE in vl_convert.get_vegalite_versions() else None
     with debug_mode(False):  # noqa: FBT003 - Altair's checks cost more than drawing; tests make them
         specs = [figure.draw(width) for width in (WIDE, NARROW)]
-    wide, narrow = (vl_convert.vegalite_to_svg(spec, vl_version=version, allowed_base_urls=[]) for spec in specs)
+    wide, narrow = map(_drawn, specs)
     return Drawing(figure, wide, narrow)
+
+
+def _drawn(spec: Spec) -> str:
+    version = VEGA_LITE if VEGA_LITE in vl_convert.get_vegalite_versions() else None
+    return str(vl_convert.vegalite_to_svg(spec, vl_version=version, allowed_base_urls=[]))
 
 
 def svg(drawing: Drawing) -> str:

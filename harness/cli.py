@@ -312,7 +312,7 @@ def bench(
     vary: Annotated[
         list[str] | None,
         typer.Option(
-            help="PLACE=VALUE,VALUE: the spec with each, like networks.mlp.layers.1.dense=64,256; may be repeated."
+            help="[NAME:]PLACE=VALUE,VALUE: the spec with each, like width:networks.mlp.layers.1.dense=64,256; may be repeated."
         ),
     ] = None,
     parts: Annotated[

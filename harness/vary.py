@@ -18,25 +18,31 @@ class Variation:
     places: tuple[str, ...]
     """Like `networks.classifier.layers.1.dense`: keys, and positions in lists counted from 0."""
     values: tuple[Scalar, ...]
+    called: str = ""
+    """What the series is called, like `width`; empty: its places."""
 
     @property
     def name(self) -> str:
-        """As it was given, without the values."""
-        return "+".join(self.places)
+        """What results call it."""
+        return self.called or "+".join(self.places)
 
 
 def parse(text: str) -> Variation:
-    """`PLACE[+PLACE...]=VALUE,VALUE...`. Raises CallError.
+    """`[NAME:]PLACE[+PLACE...]=VALUE,VALUE...`. Raises CallError.
 
-    >>> parse("networks.mlp.layers.1.dense+networks.mlp.layers.3.dense=64,128")
-    Variation(places=('networks.mlp.layers.1.dense', 'networks.mlp.layers.3.dense'), values=(64, 128))
+    >>> parse("width:networks.mlp.layers.1.dense+networks.mlp.layers.3.dense=64,128")
+    Variation(places=('networks.mlp.layers.1.dense', 'networks.mlp.layers.3.dense'), values=(64, 128), called='width')
     """
     left, equals, right = text.partition("=")
+    called, named, left = left.rpartition(":")
     places = tuple(place.strip() for place in left.split("+"))
     values = tuple(YAML(typ="safe", pure=True).load(value) for value in right.split(",") if value.strip())
-    if not equals or not all(places) or not values or not all(isinstance(v, Scalar) for v in values):
-        raise CallError(f"--vary takes PLACE=VALUE,VALUE, like data.batch=16,64,256; got '{text}'")
-    return Variation(places, values)
+    wrong = not equals or not all(places) or not values or not all(isinstance(v, Scalar) for v in values)
+    if wrong or bool(named) != called.strip().isidentifier():
+        raise CallError(
+            f"--vary takes [NAME:]PLACE=VALUE,VALUE, like data.batch=16,64,256 or width:networks.mlp.layers.1.dense=64,256; got '{text}'"
+        )
+    return Variation(places, values, called.strip())
 
 
 def varied(text: str, places: tuple[str, ...], value: Scalar) -> str:

@@ -54,9 +54,16 @@ def test_values_are_read_as_yaml_has_them() -> None:
     assert parse("a+b = 2").places == ("a", "b")
 
 
-@pytest.mark.parametrize("text", ["data.batch", "data.batch=", "=1", "a+=1", "a=[1]", "a={b: 1}"])
+def test_a_series_has_the_name_it_is_given_or_that_of_its_places() -> None:
+    assert parse("width: a.b+c=1,2") == Variation(("a.b", "c"), (1, 2), "width")
+    assert [parse(text).name for text in ("width:a.b+c=1", "a.b+c=1")] == ["width", "a.b+c"]
+
+
+@pytest.mark.parametrize(
+    "text", ["data.batch", "data.batch=", "=1", "a+=1", "a=[1]", "a={b: 1}", ":a=1", "two words:a=1", "a:b:c=1"]
+)
 def test_a_wrong_variation_is_a_sentence(text: str) -> None:
-    with pytest.raises(CallError, match="--vary takes PLACE=VALUE"):
+    with pytest.raises(CallError, match=r"--vary takes \[NAME:\]PLACE=VALUE"):
         parse(text)
 
 

@@ -22,12 +22,12 @@ from harness.bench.bench import bench
 from harness.bench.options import BenchOptions
 from harness.bench.ratio import LEAST, Ratio, ratio, settled
 from harness.bench.record import Ledger
-from harness.bench.rounds import Contestant, fastest, ratios, rounds, table, warmed
+from harness.bench.rounds import Block, Contestant, fastest, ratios, rounds, table, warmed
 from harness.bench.scaling import exponent
 from harness.bench.selftest import SelfTest, self_test
 from harness.bench.target import LOOKS, WINDOW, Target, reach
 from harness.bench.target import parse as parse_target
-from harness.bench.timing import _tried
+from harness.bench.timing import _near, _tried
 from harness.bench.vote import outvoted
 from harness.compare import Comparison, Difference
 from harness.errors import CallError
@@ -264,6 +264,16 @@ def test_a_spec_is_timed_with_every_value_of_a_setting(tmp_path: Path) -> None:
 def test_the_trial_is_between_those_that_are_near_each_other() -> None:
     warm = {"torch eager": 3e-3, "torch whole": 1e-3, "torch late": 3.1e-3, "jax scan": 0.6, "jax jit": 0.3}
     assert _tried(warm, {own: own.split()[0] for own in warm}) == ["torch eager", "torch whole", "jax scan", "jax jit"]
+
+
+def test_who_the_trial_leaves_open_is_tried_again() -> None:
+    def tried(name: str, *seconds: float) -> Contestant:
+        return Contestant(name, lambda _steps: (0.0, 0.0), blocks=[Block(s, s) for s in seconds])
+
+    whole, fused, eager = tried("whole", 1.00, 1.2, 1.1), tried("fused", 1.0, 1.2, 1.2), tried("eager", 1.3, 1.3, 1.3)
+    assert _near([whole, fused, eager]) == [whole, fused]
+    assert _near([whole, eager]) == []
+    assert _near([]) == []
 
 
 class Learner:

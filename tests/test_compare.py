@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness import compare as module
 from harness.compare import FLOAT64, TOLERANCES, Mismatch, Tolerance, compare, compare_losses, join, measure
 
 NAMES = ("torch", "jax")
@@ -53,6 +54,36 @@ def test_one_moved_element_is_found_where_it_is(shift: float, at: int, sign: flo
     assert found.worst is not None
     assert found.worst.index == divmod(at, 3)
     assert found.worst.difference == pytest.approx(shift, rel=1e-6)
+
+
+NUMBERS = st.one_of(
+    st.floats(-1e3, 1e3, width=32), st.sampled_from([0.0, -0.0, 1e-30, 3e38, float("nan"), float("inf"), -float("inf")])
+)
+
+
+@given(st.lists(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=4), min_size=1, max_size=5), st.booleans(), st.sampled_from([TIGHT, Tolerance(1e-5, floor=0.0)]))  # fmt: skip
+def test_looking_at_all_tensors_at_once_finds_what_looking_at_each_does(
+    tensors: list[list[tuple[float, float]]], single: bool, tolerance: Tolerance
+) -> None:
+    kind = np.float32 if single else np.float64
+    a, b = ({f"t{i}": np.array([pair[side] for pair in of], kind) for i, of in enumerate(tensors)} for side in (0, 1))
+    losses = [{"loss": [pair[side] for of in tensors for pair in of]} for side in (0, 1)]
+    found = [compare("state", NAMES, a, b, tolerance), compare_losses(NAMES, losses[0], losses[1], tolerance)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "AT_ONCE", 0)
+        one_by_one = [compare("state", NAMES, a, b, tolerance), compare_losses(NAMES, losses[0], losses[1], tolerance)]
+    assert [repr(c) for c in found] == [repr(c) for c in one_by_one]  # a NaN is not itself
+
+
+def test_what_can_be_looked_at_at_once_is() -> None:
+    pairs = [
+        (name, np.full(3, 100.0), np.full(3, b), TIGHT, None) for name, b in (("a", 99.0), ("b", 95.0), ("c", 98.0))
+    ]
+    assert module._furthest(pairs) == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "AT_ONCE", 8)
+        assert module._furthest(pairs) is None
+    assert module._furthest([*pairs, ("d", np.zeros(1), np.full(1, np.nan), TIGHT, None)]) is None
 
 
 @given(st.floats(0, 0.99))

@@ -1,7 +1,7 @@
 """The times: every way of running a program warmed up, tried, and timed in interleaved rounds; then started alone, and asked."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,9 @@ HOPELESS = 3.0
 """Times as long as its backend's fastest, warm, from which on a way is not in the trial; its warm-up's last block counts."""
 TRIAL = 60.0
 """Seconds that the trial of all strategies may take beyond the rounds that it needs."""
+NEAR = 1.1
+"""Times as long as the fastest: who is nearer than that in the trial is tried again, in AGAIN more rounds."""
+AGAIN = 3 * LEAST
 FIT = 0.5
 """Seconds that a block of Keras's `fit` lasts at least: each call of it sets a training up anew."""
 
@@ -90,6 +93,11 @@ def timed(
     warm = {own: one.warm_up[-1] for own, one in contestants.items()}
     tried = _tried(warm, {own: runners[own].backend for own in contestants})
     rounds([*(contestants[own] for own in tried), *rivals.values()], most=LEAST, budget=TRIAL)
+    groups = [[contestants[own] for own in tried if runners[own].backend == backend] for backend in options.backends]
+    groups += [
+        [own for key, own in rivals.items() if key[0] == backend and key[1] != EVERYDAY] for backend in options.backends
+    ]
+    rounds([own for group in groups for own in _near(group)], most=AGAIN, budget=TRIAL)
     trial = warm | {own: float(np.median(contestants[own].seconds)) for own in tried}
     entered = _entered(contestants, runners, trial, options)
     shown = _machine(subject, list(dict.fromkeys(runners[n].backend for n in contestants)), options.device)
@@ -170,6 +178,13 @@ def _tried(warm: Mapping[str, float], backends: Mapping[str, str]) -> list[str]:
     """Who the trial is between: who is hopeless, warm, would take its time from those that are near each other."""
     best = {backend: min(t for own, t in warm.items() if backends[own] == backend) for backend in backends.values()}
     return [own for own, t in warm.items() if t <= HOPELESS * best[backends[own]]]
+
+
+def _near(contestants: Sequence[Contestant]) -> list[Contestant]:
+    """Those whose trial leaves open which is the fastest, where there are several."""
+    medians = [float(np.median(one.seconds)) for one in contestants]
+    found = [one for one, median in zip(contestants, medians, strict=True) if median <= NEAR * min(medians)]
+    return found if len(found) > 1 else []
 
 
 def _entered(

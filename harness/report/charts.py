@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import altair as alt
@@ -317,14 +318,14 @@ def _drawer(
                 strokeWidth=line.width, strokeDash=list(line.dash), strokeJoin="round",
                 point=alt.OverlayMarkDef(size=20 + 14 * line.width, filled=True) if few and line.name != "allowed" else False,
             )  # fmt: skip
-            layers.append(mark.encode(**encoding))
+            layers.append(mark)
         widths = alt.StrokeWidth(
             "series:N", legend=legend, scale=alt.Scale(domain=names, range=[line.width for line in lines])
         )
         dashes = alt.StrokeDash(
             "series:N", legend=legend, scale=alt.Scale(domain=names, range=[list(line.dash) for line in lines])
         )
-        layers = [layer.encode(strokeWidth=widths, strokeDash=dashes) for layer in layers]
+        layers = [layer.encode(**encoding, strokeWidth=widths, strokeDash=dashes) for layer in layers]
         for i, line in enumerate(lines):
             if line.zeros:
                 marks = alt.Chart(alt.NamedData(name=f"zeros{i}")).mark_tick(
@@ -380,18 +381,27 @@ def _seconds(result: RunResult) -> list[Figure]:
 def styled(
     chart: alt.LayerChart | alt.FacetChart, data: Mapping[str, Sequence[Mapping[str, Any]]], width: int, height: int
 ) -> Spec:
-    """The chart in the report's style, as wide as it says, with its data; Altair would check it point by point. Tests check it."""
+    """The chart in the report's style, as wide as it says, with its data. Altair would check and copy it point by point."""
+    return {
+        **chart.to_dict(validate=False),
+        "width": width,
+        "height": height,
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "config": _style(),
+        "datasets": {name: list(rows) for name, rows in data.items()},
+    }
+
+
+@cache
+def _style() -> Spec:
     axis = alt.AxisConfig(
         labelColor=INK, titleColor=INK, domainColor=INK, tickColor=INK, gridColor=GRID, labelFontSize=11, titleFontSize=12,
         titleFontWeight="normal", titlePadding=8,
     )  # fmt: skip
-    sized = chart.properties(width=width, height=height, autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
-    dressed = sized.configure(
-        font=FONT, background="transparent", padding=6, aria=False, axis=axis,
-        legend=alt.LegendConfig(labelColor=INK, titleColor=INK, labelFontSize=12, symbolStrokeWidth=2),
-        view=alt.ViewConfig(stroke="transparent"),
-    )  # fmt: skip
-    return {**dressed.to_dict(validate=False), "datasets": {name: list(rows) for name, rows in data.items()}}
+    legend = alt.LegendConfig(labelColor=INK, titleColor=INK, labelFontSize=12, symbolStrokeWidth=2)
+    view = alt.ViewConfig(stroke="transparent")
+    style = alt.Config(font=FONT, background="transparent", padding=6, aria=False, axis=axis, legend=legend, view=view)
+    return dict(style.to_dict())
 
 
 def _tidy(drawn: str) -> str:

@@ -105,24 +105,26 @@ def run(
 ) -> None:
     """Train on every backend, compare, and report. Exit: 0 the same, 1 they differ, 2 a wrong spec or call, 3 a backend failed."""
     from harness import runs  # noqa: PLC0415 - seconds of imports that other commands do without
+    from harness.drawing import Artist  # noqa: PLC0415
     from harness.environment import backends as chosen  # noqa: PLC0415
 
-    def prepare() -> None:
-        from harness import report  # noqa: PLC0415 - while workers train, not before they start
+    artist = Artist()
 
-        report.prepare()
+    def prepare() -> None:
+        artist.start()
+        from harness import report  # noqa: F401, PLC0415 - seconds of imports too, while workers train
 
     options = runs.Options(
         chosen(backends), steps, seed, precision, threads, device, tuple(python or ()), out, timeout, start, until,
         programs=tuple(program or ()),
     )  # fmt: skip
     _check_json(json_file)
-    with _trainings() as listen:
+    with artist, _trainings() as listen:
         result = runs.run(spec, options, listen, prepare)
         from harness import report  # noqa: PLC0415 - as above
 
         listen("report", {"phase": "report"})
-        report.write(result.directory)
+        report.write(result.directory, artist)
     if json_file != "-":
         report.print_result(result, _console())
         if result.verdict == "differs":

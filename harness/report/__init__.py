@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from harness.drawing import Artist
 from harness.report import charts
 from harness.report.markdown import markdown
 from harness.report.page import page
@@ -9,28 +10,28 @@ from harness.report.sources import sources
 from harness.report.terminal import print_result
 from harness.results import RunResult
 
-__all__ = ["prepare", "print_result", "write"]
+__all__ = ["print_result", "write"]
 
 
-def prepare() -> None:
-    """Have everything loaded that writes a report: most of what the first one takes, and it can be done before there is a result."""
-    charts.start()
-
-
-def write(directory: Path) -> Path:
+def write(directory: Path, artist: Artist | None = None) -> Path:
     """Write report.md, charts/ and report.html from the run directory alone; returns the page's path.
 
-    Raises CallError where the directory is not a finished run.
+    `artist`: one that has been started already; left out, one of its own. Raises CallError where the directory is not a
+    finished run.
     """
+    if artist is None:
+        with Artist() as own:
+            return write(directory, own)
+    artist.start()
     result = RunResult.read(directory)
     found = sources(directory, result)
-    drawings = [charts.render(figure) for figure in charts.figures(result, found.exact)]
+    drawings = charts.render(charts.figures(result, found.exact), artist)
     folder = directory / "charts"
     folder.mkdir(exist_ok=True)
-    for drawing in drawings:
-        text, name = charts.svg(drawing), drawing.figure.name
+    texts = {drawing.figure.name: charts.svg(drawing) for drawing in drawings}
+    pictures = {name: artist.png(text, scale=2) for name, text in texts.items()}  # of two pixels a point
+    for name, text in texts.items():
         (folder / f"{name}.svg").write_text(text, encoding="utf-8")
-        (folder / f"{name}.png").write_bytes(charts.png(text))
     for name, image in found.images.items():
         (folder / f"images-{name}.png").write_bytes(image)
     (directory / "report.md").write_text(
@@ -38,4 +39,6 @@ def write(directory: Path) -> Path:
     )
     path = directory / "report.html"
     path.write_text(page(result, found, drawings), encoding="utf-8")
+    for name, picture in pictures.items():
+        (folder / f"{name}.png").write_bytes(picture.result())
     return path

@@ -1,6 +1,6 @@
 """The charts of a run: losses, how far they part, how far the parameters part, and where the time went.
 
-Drawn by Altair and vl-convert, in this process and from inline data alone: nothing is fetched, no browser is started.
+Drawn by Altair and vl-convert from inline data alone: nothing is fetched, no browser is started.
 """
 
 import html
@@ -12,9 +12,9 @@ from functools import cache
 from typing import Any
 
 import altair as alt
-import vl_convert
 from altair.utils.schemapi import debug_mode
 
+from harness.drawing import Artist
 from harness.report.story import (
     CAVEAT,
     PHASES,
@@ -89,22 +89,14 @@ def _of_steps(result: RunResult) -> list[Figure]:
     return [*losses, *_drift(result)]
 
 
-def start() -> None:
-    """Start what draws: its first chart takes ten times as long as the others."""
-    _drawn({"data": {"values": []}, "mark": "point"})
-
-
-def render(figure: Figure) -> Drawing:
-    """Draw the chart, for desks and for phones: the text of a chart that is scaled down cannot be read."""
+def render(figures: Sequence[Figure], artist: Artist) -> list[Drawing]:
+    """Draw charts, for desks and for phones: the text of a chart that is scaled down cannot be read."""
     with debug_mode(False):  # noqa: FBT003 - Altair's checks cost more than drawing; tests make them
-        specs = [figure.draw(width) for width in (WIDE, NARROW)]
-    wide, narrow = map(_drawn, specs)
-    return Drawing(figure, wide, narrow)
-
-
-def _drawn(spec: Spec) -> str:
-    version = VEGA_LITE if VEGA_LITE in vl_convert.get_vegalite_versions() else None
-    return str(vl_convert.vegalite_to_svg(spec, vl_version=version, allowed_base_urls=[]))
+        asked = [[artist.svg(figure.draw(width), VEGA_LITE) for width in (WIDE, NARROW)] for figure in figures]
+    return [
+        Drawing(figure, *(picture.result() for picture in pictures))
+        for figure, pictures in zip(figures, asked, strict=True)
+    ]
 
 
 def svg(drawing: Drawing) -> str:
@@ -126,11 +118,6 @@ def inline(drawing: Drawing) -> tuple[str, str]:
         text = _tidy(drawn).replace(f'"{INK}"', '"currentColor"')
         found.append(text.replace(f'"{GRID}"', '"currentColor" stroke-opacity="0.14"').replace("<svg ", label, 1))
     return found[0], found[1]
-
-
-def png(drawn: str) -> bytes:
-    """A chart's file as a picture, twice as fine as it is wide."""
-    return vl_convert.svg_to_png(drawn, scale=2)
 
 
 def thin(points: Sequence[Point], most: int = LONG) -> list[Point]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from harness.bench.record import SCHEMA
 from harness.bench.scaling import exponent
+from harness.drawing import Artist
 from harness.errors import CallError
 from harness.report import charts, story
 from harness.report.benches import SCALING, Merged, Record, Series, best_of, lanes_of, named, series, spoken, start
@@ -58,7 +59,8 @@ def _is_bench(found: Record) -> bool:
 def write(merged: Merged, folder: Path) -> Path:
     """Write report.md, charts/ and report.html into a folder; returns the page's path."""
     figures = figures_of(merged)
-    drawings = [charts.render(figure) for figure in figures]
+    with Artist() as artist:
+        drawings = charts.render(figures, artist)
     try:
         (folder / "charts").mkdir(parents=True, exist_ok=True)
         for drawing in drawings:

@@ -1,0 +1,106 @@
+"""Charts become pictures in a process of its own: Vega's engine takes a second to start and lets no Python run beside it.
+
+`python -P -m harness.drawing` draws what it reads, a line of JSON each, and answers with a line.
+"""
+
+import base64
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Self
+
+import vl_convert
+
+Spec = Mapping[str, Any]
+FIRST: dict[str, Any] = {"data": {"values": []}, "mark": "point"}
+"""A chart of nothing: what the engine draws first takes ten times as long as what follows."""
+
+
+class Artist:
+    """Draws one picture after the other, in the order in which they are asked for, while whoever asks goes on."""
+
+    def __init__(self) -> None:
+        self._asking = ThreadPoolExecutor(1)
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the artist
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the engine, unless it has been. A first picture starts it too; earlier it costs nobody a wait."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "harness.drawing"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
+            )  # fmt: skip
+
+    def svg(self, spec: Spec, version: str) -> Future[str]:
+        """A Vega-Lite spec as SVG; `version` of the language, or the engine's own where it does not know it."""
+        return self._asking.submit(lambda: str(self._asked({"spec": spec, "version": version})))
+
+    def png(self, svg: str, scale: float) -> Future[bytes]:
+        """An SVG as a picture of so many times its size."""
+        return self._asking.submit(lambda: base64.b64decode(self._asked({"svg": svg, "scale": scale})))
+
+    def close(self) -> None:
+        """End the process; what was asked for and is not drawn yet is given up."""
+        self._asking.shutdown(wait=False, cancel_futures=True)
+        if self._process is not None:
+            self._process.kill()
+        self._asking.shutdown(wait=True)
+        if self._process is not None:
+            self._process.communicate()
+        self._log.close()
+
+    def _asked(self, wanted: Mapping[str, Any]) -> str:
+        """Raises RuntimeError with what the engine said where it cannot draw."""
+        self.start()
+        process = self._process
+        if process is None or process.stdin is None or process.stdout is None:
+            raise RuntimeError("the process that draws has no pipes")
+        with contextlib.suppress(BrokenPipeError):  # it has ended: there is no answer either
+            process.stdin.write(json.dumps(wanted).encode() + b"\n")
+            process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            self._log.seek(0)
+            said = self._log.read().decode(errors="replace").strip()
+            raise RuntimeError(f"the process that draws ended with status {process.wait()}: {said}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(f"a chart cannot be drawn: {answer['error']}")
+        return str(answer["drawn"])
+
+
+def drawn(wanted: Mapping[str, Any]) -> str:
+    """What was asked for: SVG, or a picture in base 64. Nothing is fetched, whatever a spec says."""
+    if "svg" in wanted:
+        return base64.b64encode(vl_convert.svg_to_png(wanted["svg"], scale=wanted["scale"])).decode()
+    version = wanted["version"] if wanted["version"] in vl_convert.get_vegalite_versions() else None
+    return str(vl_convert.vegalite_to_svg(wanted["spec"], vl_version=version, allowed_base_urls=[]))
+
+
+def main() -> None:
+    """Draw until there is nothing more to read."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is its parent's business
+    drawn({"spec": FIRST, "version": ""})
+    for line in sys.stdin.buffer:
+        try:
+            answer = {"drawn": drawn(json.loads(line))}
+        except ValueError as error:
+            answer = {"error": str(error)}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

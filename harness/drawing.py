@@ -96,8 +96,8 @@ def main() -> None:
     for line in sys.stdin.buffer:
         try:
             answer = {"drawn": drawn(json.loads(line))}
-        except ValueError as error:
-            answer = {"error": str(error)}
+        except (RuntimeError, ValueError) as error:
+            answer = {"error": str(error).partition("\n\nStack backtrace")[0]}
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 

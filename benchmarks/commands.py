@@ -9,7 +9,6 @@ compiled files are kept, as they are for whoever has run a command before.
 
 import os
 import random
-import shutil
 import statistics
 import subprocess
 import sys
@@ -37,8 +36,7 @@ training:
       optimizer: {{sgd: {{learning_rate: 0.01}}}}
 """
 HARNESS = [sys.executable, "-c", "from harness.cli import main; main()"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
-ENVIRONMENT.pop("PYTHONDONTWRITEBYTECODE", None)
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def seconds(command: Sequence[str], where: Path) -> float:
@@ -64,7 +62,14 @@ def deep(layers: int) -> str:
 
 def main(rounds: int) -> None:
     """Time all of it, and print what was found."""
-    folder = Path(tempfile.mkdtemp(prefix="harness-commands-"))
+    if rounds < 2:  # noqa: PLR2004
+        raise SystemExit(f"ROUNDS is at least 2, got {rounds}")
+    with tempfile.TemporaryDirectory(prefix="harness-commands-") as folder:
+        timed_in(Path(folder), rounds)
+
+
+def timed_in(folder: Path, rounds: int) -> None:
+    """The same, in a folder that is there."""
     run = folder / "run"
     seconds([*HARNESS, "run", SPEC, "--out", str(run)], folder)  # what bare programs train on; and files are warm
     timed: dict[str, Callable[[int], float]] = {}
@@ -100,7 +105,6 @@ def main(rounds: int) -> None:
             f"{name}: " + ", ".join(f"{backend} {spelled(found[f'{name} {backend}'])}" for backend in BACKENDS)
         )
     sys.stdout.write("\n".join(lines) + "\n")
-    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

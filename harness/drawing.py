@@ -6,19 +6,29 @@
 import base64
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Self
+from pathlib import Path
+from typing import IO, Any, Self
 
 import vl_convert
 
+from harness.errors import HarnessError
+from harness.supervise import spell_status
+
 Spec = Mapping[str, Any]
+ROOT = Path(__file__).parents[1]
 FIRST: dict[str, Any] = {"data": {"values": []}, "mark": "point"}
 """A chart of nothing: what the engine draws first takes ten times as long as what follows."""
+
+
+class DrawingError(HarnessError):
+    """A chart that cannot be drawn, or an engine that has ended."""
 
 
 class Artist:
@@ -26,7 +36,7 @@ class Artist:
 
     def __init__(self) -> None:
         self._asking = ThreadPoolExecutor(1)
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the artist
+        self._log: IO[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -36,12 +46,15 @@ class Artist:
         self.close()
 
     def start(self) -> None:
-        """Start the engine, unless it has been. A first picture starts it too; earlier it costs nobody a wait."""
-        if self._process is None:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "harness.drawing"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
-            )  # fmt: skip
+        """Start the engine, unless it runs. A first picture starts it too; earlier it costs nobody a wait."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self._end()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the artist
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "harness.drawing"], env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
+        )  # fmt: skip
 
     def svg(self, spec: Spec, version: str) -> Future[str]:
         """A Vega-Lite spec as SVG; `version` of the language, or the engine's own where it does not know it."""
@@ -57,27 +70,32 @@ class Artist:
         if self._process is not None:
             self._process.kill()
         self._asking.shutdown(wait=True)
+        self._end()
+
+    def _end(self) -> None:
         if self._process is not None:
             self._process.communicate()
-        self._log.close()
+        if self._log is not None:
+            self._log.close()
 
     def _asked(self, wanted: Mapping[str, Any]) -> str:
-        """Raises RuntimeError with what the engine said where it cannot draw."""
+        """Raises DrawingError with what the engine said where it cannot draw."""
         self.start()
-        process = self._process
-        if process is None or process.stdin is None or process.stdout is None:
-            raise RuntimeError("the process that draws has no pipes")
+        process, log = self._process, self._log
+        if process is None or process.stdin is None or process.stdout is None or log is None:
+            raise DrawingError("the process that draws has no pipes")
         with contextlib.suppress(BrokenPipeError):  # it has ended: there is no answer either
             process.stdin.write(json.dumps(wanted).encode() + b"\n")
             process.stdin.flush()
         line = process.stdout.readline()
         if not line:
-            self._log.seek(0)
-            said = self._log.read().decode(errors="replace").strip()
-            raise RuntimeError(f"the process that draws ended with status {process.wait()}: {said}")
+            status = process.wait()
+            log.seek(0)
+            said = log.read().decode(errors="replace").strip()
+            raise DrawingError(f"the process that draws ended with {spell_status(status)}{said and ': '}{said}")
         answer = json.loads(line)
         if "error" in answer:
-            raise RuntimeError(f"a chart cannot be drawn: {answer['error']}")
+            raise DrawingError(f"a chart cannot be drawn: {answer['error']}")
         return str(answer["drawn"])
 
 

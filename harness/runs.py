@@ -79,7 +79,8 @@ def run(
 ) -> RunResult:
     """Train and compare. Raises SpecError, DataError or CallError before any worker starts.
 
-    `meanwhile` is called in a thread of its own as soon as a core has nothing to do.
+    `meanwhile` is called in a thread of its own when a core has nothing to do, with the last training at the latest. What it
+    raises is raised when the result has been written.
     """
     loaded, text = spec.load(spec.find(str(path)))
     return run_spec(loaded, text, options or Options(), listen or (lambda _backend, _event: None), meanwhile)
@@ -91,8 +92,11 @@ def run_spec(
     """See `run`."""
     with waiting(len(options.backends) + 1) as room:
         training = Training.begin(loaded, text, options, room)
-        side_by_side(training.jobs(options.backends), options, listen, room.pool, meanwhile)
-        return training.result()
+        beside = side_by_side(training.jobs(options.backends), options, listen, room.pool, meanwhile)
+        result = training.result()
+        if beside is not None:
+            beside.result()
+        return result
 
 
 @dataclass

@@ -34,10 +34,11 @@ class Job:
 def side_by_side(
     jobs: Iterable[Job], options: "Options", listen: Listener, pool: ThreadPoolExecutor,
     meanwhile: Meanwhile | None = None,
-) -> None:  # fmt: skip
+) -> Future[None] | None:  # fmt: skip
     """Do the jobs and those that follow from them, as many at once as there are cores for; on a GPU one after the other.
 
-    Ctrl-C, a termination or an error of one ends the workers of all, and the pool, which has a thread for each backend
+    `meanwhile` begins when a core has nothing to do, with the last job at the latest; it is returned, as it may have failed:
+    that is no reason to lose what was trained. Ctrl-C, a termination or an error of one ends the workers of all, and the pool, which has a thread for each backend
     and one for `meanwhile`.
     """
     idle = cores(options.threads * len(options.backends)) if options.device == "cpu" else []
@@ -65,18 +66,19 @@ def side_by_side(
         try:
             asked = {pool.submit(one, job): job for job in jobs}
             while asked:
-                if meanwhile is not None and beside is None and len(asked) < count:
+                if (
+                    meanwhile is not None and beside is None and len(asked) < max(count, 2)
+                ):  # of one place there is none to spare
                     beside = pool.submit(meanwhile)
                 ended, _ = wait(asked, return_when=FIRST_COMPLETED)
                 for future in ended:
                     for job in asked.pop(future).done(future.result()):
                         asked[pool.submit(one, job)] = job
-            if beside is not None:
-                beside.result()
         except BaseException:
             stopped.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+    return beside
 
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong here

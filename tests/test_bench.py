@@ -27,12 +27,12 @@ from harness.bench.scaling import exponent
 from harness.bench.selftest import SelfTest, self_test
 from harness.bench.target import LOOKS, WINDOW, Target, reach
 from harness.bench.target import parse as parse_target
-from harness.bench.timing import _near, _tried
+from harness.bench.timing import _entered, _near, _tried
 from harness.bench.vote import outvoted
 from harness.compare import Comparison, Difference
 from harness.errors import CallError
 from harness.graph import Program
-from harness.lanes import INFERENCE, PLAIN, strategies
+from harness.lanes import INFERENCE, PLAIN, Strategy, strategies
 from harness.questions import questions
 from harness.report.speed import spelled
 from harness.vary import parse
@@ -271,9 +271,19 @@ def test_who_the_trial_leaves_open_is_tried_again() -> None:
         return Contestant(name, lambda _steps: (0.0, 0.0), blocks=[Block(s, s) for s in seconds])
 
     whole, fused, eager = tried("whole", 1.00, 1.2, 1.1), tried("fused", 1.0, 1.2, 1.2), tried("eager", 1.3, 1.3, 1.3)
-    assert _near([whole, fused, eager]) == [whole, fused]
-    assert _near([whole, eager]) == []
-    assert _near([]) == []
+    assert _near({"whole": whole, "fused": fused, "eager": eager}) == {"whole", "fused"}
+    assert _near({"whole": whole, "eager": eager}) == set()
+    assert _near({}) == set()
+
+
+def test_who_was_not_tried_again_is_not_chosen_because_the_machine_slowed_down_since() -> None:
+    names = ("fused", "whole", "native")
+    runners = {n: Strategy("torch", n, ("best",), "") for n in names}
+    contestants = {n: Contestant(n, lambda _steps: (0.0, 0.0)) for n in names}
+    trial = {"fused": 1.2, "whole": 1.15, "native": 1.12}  # the last one in the fast rounds alone
+    options = BenchOptions(backends=("torch",), lanes=("best",))
+    assert _entered(contestants, runners, trial, options, {"fused", "whole"}) == [("best", "whole")]
+    assert _entered(contestants, runners, trial, options) == [("best", "native")]
 
 
 class Learner:

@@ -1,10 +1,14 @@
 """The process that draws: what it gives, and how it fails. Needs no framework."""
 
+import time
+from pathlib import Path
+
 import psutil
 import pytest
 import vl_convert
 
-from harness.drawing import Artist
+from harness import drawing
+from harness.drawing import Artist, DrawingError
 
 SPEC = {"data": {"values": [{"x": 1, "y": 2}, {"x": 2, "y": 1}]}, "mark": "line", "encoding": {"x": {"field": "x"}, "y": {"field": "y"}}}  # fmt: skip
 SQUARE = (
@@ -24,26 +28,42 @@ def test_nothing_is_fetched_and_what_cannot_be_drawn_costs_no_other_chart() -> N
         wrong = artist.png("no svg", scale=1)
         elsewhere = artist.svg({**SPEC, "data": {"url": "https://example.org/data.json"}}, "")
         right = artist.svg(SPEC, "")
-        with pytest.raises(RuntimeError, match="a chart cannot be drawn: "):
+        with pytest.raises(DrawingError, match="a chart cannot be drawn: "):
             wrong.result(timeout=60)
-        with pytest.raises(RuntimeError, match=r"(?s)a chart cannot be drawn: .*not allowed"):
+        with pytest.raises(DrawingError, match=r"(?s)a chart cannot be drawn: .*not allowed"):
             elsewhere.result(timeout=60)
         assert right.result(timeout=60).startswith("<svg")
 
 
-def test_an_engine_that_ends_is_an_error_and_no_hang() -> None:
+def engine() -> psutil.Process:
+    (found,) = (p for p in psutil.Process().children() if "harness.drawing" in p.cmdline())
+    return found
+
+
+def test_an_engine_that_ends_is_an_error_and_no_hang_and_the_next_chart_starts_another() -> None:
     with Artist() as artist:
         artist.start()
-        (engine,) = (p for p in psutil.Process().children() if "harness.drawing" in p.cmdline())
-        engine.kill()
-        with pytest.raises(RuntimeError, match="the process that draws ended with status -9"):
-            artist.svg(SPEC, "").result(timeout=60)
+        engine().suspend()
+        lost = artist.svg(SPEC, "")
+        time.sleep(1)  # it is asked, and does not answer
+        engine().kill()
+        with pytest.raises(DrawingError, match="the process that draws ended with SIGKILL"):
+            lost.result(timeout=60)
+        assert artist.svg(SPEC, "").result(timeout=60).startswith("<svg")
+
+
+def test_an_engine_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(drawing, "ROOT", tmp_path)
+    (tmp_path / "harness").mkdir()
+    (tmp_path / "harness" / "__init__.py").write_text("raise ImportError('no engine here')")
+    with Artist() as artist, pytest.raises(DrawingError, match=r"(?s)ended with status 1: .*no engine here"):
+        artist.svg(SPEC, "").result(timeout=60)
 
 
 def test_an_artist_leaves_no_process_behind() -> None:
     with Artist() as artist:
         waiting = [artist.svg(SPEC, "") for _ in range(3)]
         waiting[0].result(timeout=60)
-        (engine,) = (p for p in psutil.Process().children() if "harness.drawing" in p.cmdline())
-    assert not engine.is_running()
+        process = engine()
+    assert not process.is_running()
     assert waiting[-1].done()

@@ -24,6 +24,7 @@ from harness import runs, spec, supervise
 from harness import side_by_side as beside
 from harness.environment import backends, interpreters
 from harness.errors import CallError
+from harness.judge import Judging
 from harness.results import BackendResult, RunResult
 from harness.runs import Options
 
@@ -343,9 +344,60 @@ def test_meanwhile_begins_once_a_core_is_idle_and_its_error_is_not_lost(monkeypa
         raise ImportError("no altair")
 
     jobs = [beside.Job(backend, partial(work, backend), lambda _result: ()) for backend in Options().backends]
-    with ThreadPoolExecutor(4) as pool, pytest.raises(ImportError, match="no altair"):
-        beside.side_by_side(jobs, Options(), told, pool, meanwhile)
+    with ThreadPoolExecutor(4) as pool:
+        failed = beside.side_by_side(jobs, Options(), told, pool, meanwhile)
     assert ends[-1] == "jax"
+    assert failed is not None
+    with pytest.raises(ImportError, match="no altair"):
+        failed.result()
+
+
+def test_meanwhile_begins_with_the_last_job_where_no_core_is_ever_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beside, "cores", lambda _count: [0])
+    begun = threading.Event()
+
+    def work(backend: str, _own: Sequence[int], _tell: runs.Listener) -> BackendResult:
+        assert begun.wait(timeout=20) if backend == "jax" else not begun.is_set()
+        return BackendResult(backend, "ok")
+
+    jobs = [beside.Job(backend, partial(work, backend), lambda _result: ()) for backend in ("torch", "jax")]
+    with ThreadPoolExecutor(3) as pool:
+        assert beside.side_by_side(jobs, Options(), told, pool, begun.set) is not None
+
+
+def test_what_meanwhile_raises_loses_no_result(spec_file: Path, tmp_path: Path) -> None:
+    def meanwhile() -> None:
+        raise OSError("no memory")
+
+    bad = script(tmp_path, "bad", "exit 1")
+    options = Options(backends=("torch",), pythons=(f"torch={bad}",), out=tmp_path / "out")
+    with pytest.raises(OSError, match="no memory"):
+        runs.run(spec_file, options, None, meanwhile)
+    assert RunResult.read(tmp_path / "out").backends["torch"].status == "failed"
+
+
+def test_float64_is_asked_for_as_soon_as_two_losses_part(
+    spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Judging, "add", lambda self, result: self.results.update({result.backend: result}))
+    monkeypatch.setattr(Judging, "comparisons", lambda _self: [])
+    loaded, text = spec.load(spec_file)
+
+    def ended(backend: str, loss: float) -> BackendResult:
+        return BackendResult(backend, "ok", losses={"model": [1.0, loss]})
+
+    with supervise.waiting(1) as room:
+        training = runs.Training.begin(loaded, text, Options(out=tmp_path / "out"), room)
+        asked = [
+            [job.backend for job in training.done(result)]
+            for result in (ended("torch", 0.5), ended("tensorflow", 0.6), BackendResult("jax", "failed"))
+        ]
+        assert asked == [[], ["torch", "tensorflow"], []]
+        training = runs.Training.begin(loaded, text, Options(out=tmp_path / "other"), room)
+        results = [ended("torch", 0.5), ended("jax", 0.5), ended("tensorflow", 0.6)]
+        assert [[job.backend for job in training.done(result)] for result in results] == [
+            [], [], ["torch", "jax", "tensorflow"],
+        ]  # fmt: skip
 
 
 def test_an_error_in_a_verdict_ends_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:

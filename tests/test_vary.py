@@ -3,6 +3,7 @@
 import pytest
 
 from harness import source, spec
+from harness.bench.options import BenchOptions, validate
 from harness.errors import CallError, SpecError
 from harness.vary import Variation, parse, varied
 
@@ -83,3 +84,9 @@ def test_a_place_that_the_spec_does_not_have_is_a_sentence(place: str, expected:
 def test_a_value_that_the_spec_does_not_allow_is_found() -> None:
     with pytest.raises(SpecError):
         changed("data.batch", -1)
+
+
+def test_two_series_of_one_name_are_refused() -> None:
+    with pytest.raises(CallError, match="two series are called 'w'"):
+        validate(BenchOptions(vary=(parse("w:data.batch=1"), parse("w:training.steps=5"))))
+    validate(BenchOptions(vary=(parse("data.batch=1"), parse("training.steps=5"))))

@@ -68,5 +68,9 @@ def validate(options: BenchOptions) -> None:
     on_device(options.precision, options.device)
     if options.core is not None and options.core not in allowed_cores():
         raise CallError(f"--core {options.core}: this process may use {', '.join(map(str, allowed_cores()))}")
+    names = [variation.name for variation in options.vary]
+    for name in names:
+        if names.count(name) > 1:
+            raise CallError(f"--vary: two series are called '{name}'")
     if options.target is not None and "start" not in options.parts:
         raise CallError("--target is reached in the processes that --parts start has")

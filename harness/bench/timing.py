@@ -1,10 +1,11 @@
 """The times: every way of running a program warmed up, tried, and timed in interleaved rounds; then started alone, and asked."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -52,6 +53,8 @@ AGAIN = 3 * LEAST
 FIT = 0.5
 """Seconds that a block of Keras's `fit` lasts at least: each call of it sets a training up anew."""
 
+Name = TypeVar("Name")
+
 
 @dataclass
 class Timed:
@@ -93,19 +96,23 @@ def timed(
     warm = {own: one.warm_up[-1] for own, one in contestants.items()}
     tried = _tried(warm, {own: runners[own].backend for own in contestants})
     rounds([*(contestants[own] for own in tried), *rivals.values()], most=LEAST, budget=TRIAL)
-    groups = [[contestants[own] for own in tried if runners[own].backend == backend] for backend in options.backends]
-    groups += [
-        [own for key, own in rivals.items() if key[0] == backend and key[1] != EVERYDAY] for backend in options.backends
-    ]
-    rounds([own for group in groups for own in _near(group)], most=AGAIN, budget=TRIAL)
+    finalists: set[str] = set()
+    beside_them: set[tuple[str, str]] = set()
+    for backend in options.backends if "best" in options.lanes else ():
+        able = [own for own in tried if runners[own].backend == backend and "best" in runners[own].lanes]
+        finalists |= _near({own: contestants[own] for own in able})
+        beside_them |= _near({key: own for key, own in rivals.items() if key[0] == backend and key[1] != EVERYDAY})
+    again = [*(contestants[own] for own in finalists), *(rivals[key] for key in beside_them)]
+    rounds(again, most=AGAIN if again else 0, budget=TRIAL)
     trial = warm | {own: float(np.median(contestants[own].seconds)) for own in tried}
-    entered = _entered(contestants, runners, trial, options)
+    entered = _entered(contestants, runners, trial, options, finalists)
     shown = _machine(subject, list(dict.fromkeys(runners[n].backend for n in contestants)), options.device)
     chosen = {own: contestants[own] for own in dict.fromkeys(own for _, own in entered)}
     # Of the peers the everyday one, and of the others whichever was the fastest in the trial.
     raced = {key: own for key, own in rivals.items() if key[1] == EVERYDAY}
     for backend in options.backends:
         fast = [key for key in rivals if key[0] == backend and key[1] != EVERYDAY]
+        fast = [key for key in fast if key in beside_them] or fast
         raced |= {key: rivals[key] for key in sorted(fast, key=lambda k: float(np.median(rivals[k].seconds)))[:1]}
     for one in (*chosen.values(), *raced.values()):
         one.blocks.clear()
@@ -180,24 +187,28 @@ def _tried(warm: Mapping[str, float], backends: Mapping[str, str]) -> list[str]:
     return [own for own, t in warm.items() if t <= HOPELESS * best[backends[own]]]
 
 
-def _near(contestants: Sequence[Contestant]) -> list[Contestant]:
+def _near(contestants: Mapping[Name, Contestant]) -> set[Name]:
     """Those whose trial leaves open which is the fastest, where there are several."""
-    medians = [float(np.median(one.seconds)) for one in contestants]
-    found = [one for one, median in zip(contestants, medians, strict=True) if median <= NEAR * min(medians)]
-    return found if len(found) > 1 else []
+    medians = {own: float(np.median(one.seconds)) for own, one in contestants.items()}
+    found = {own for own, median in medians.items() if median <= NEAR * min(medians.values())}
+    return found if len(found) > 1 else set()
 
 
 def _entered(
-    contestants: Mapping[str, Contestant], runners: Mapping[str, Strategy], trial: Mapping[str, float], options: BenchOptions
+    contestants: Mapping[str, Contestant], runners: Mapping[str, Strategy], trial: Mapping[str, float], options: BenchOptions,
+    finalists: AbstractSet[str] = frozenset(),
 ) -> list[tuple[str, str]]:  # fmt: skip
-    """Lanes and who is in them: of the lane `best` each backend's fastest in the trial."""
+    """Lanes and who is in them: of the lane `best` each backend's fastest in the trial, of its finalists where it has some.
+
+    What was not tried again was timed in other rounds: its median cannot be held against theirs.
+    """
     found: list[tuple[str, str]] = []
     for lane in options.lanes:
         for backend in options.backends:
             able = [n for n in contestants if runners[n].backend == backend and lane in runners[n].lanes]
-            found += (
-                [(lane, min(able, key=trial.__getitem__))] if lane == "best" and able else [(lane, n) for n in able]
-            )
+            if lane == "best" and able:
+                able = [min([n for n in able if n in finalists] or able, key=trial.__getitem__)]
+            found += [(lane, n) for n in able]
     return found
 
 

@@ -41,7 +41,7 @@ PHASES = {
     "rest": "rest",
 }
 """The parts of a worker's time, in order; `rest` is what the clock saw beside them."""
-CAVEAT = "One run of each, one after the other: these times say where the time went, they are no benchmark."
+CAVEAT = "One run of each, beside the others where there are cores for it: these times say where the time went, they are no benchmark."
 REST = (
     "Checks are what only a comparison needs: gradients, digests and recorded states; "
     "the rest is starting the interpreter and reading the inputs."

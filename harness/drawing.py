@@ -18,7 +18,7 @@ from typing import IO, Any, Self
 
 import vl_convert
 
-from harness.errors import HarnessError
+from harness.errors import WorkerFailed
 from harness.supervise import spell_status
 
 Spec = Mapping[str, Any]
@@ -27,7 +27,7 @@ FIRST: dict[str, Any] = {"data": {"values": []}, "mark": "point"}
 """A chart of nothing: what the engine draws first takes ten times as long as what follows."""
 
 
-class DrawingError(HarnessError):
+class DrawingError(WorkerFailed):
     """A chart that cannot be drawn, or an engine that has ended."""
 
 

@@ -52,11 +52,11 @@ def one(wanted: str, common: Mapping[str, str], out: Path, ready: Event, go: Eve
 
     def listen(name: str, event: Mapping[str, Any]) -> None:
         phase = event.get("phase", "")
-        if phase:
-            sys.stderr.write(f"{time.perf_counter() - began:6.1f} s  {name} {own.precision}: {phase}\n")
         if phase.endswith("warm-up"):
             ready.set()
-            go.wait()
+            go.wait()  # its turn; what is said before it would be said while another is timed
+        if phase:
+            sys.stderr.write(f"{time.perf_counter() - began:6.1f} s  {name} {own.precision}: {phase}\n")
 
     try:
         results = bench([path], own, listen)

@@ -17,8 +17,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-SPECS = ("linear_regression", "digits_mlp", "digits_cnn", "digits_lstm", "char_transformer", "digits_gan")
-BACKENDS = ("torch", "tensorflow", "jax")
+from harness import spec
+from harness.backend import BACKENDS
+
+SPECS = sorted(path.stem for path in spec.directory().glob("*.yaml"))
 SPEC = "digits_mlp"
 LAYERS = (250, 500, 1000)
 DEEP = """\
@@ -77,10 +79,10 @@ def timed_in(folder: Path, rounds: int) -> None:
         bare = [sys.executable, f"{SPEC}_{backend}.py", str(run)]
         timed[f"bare {backend}"] = lambda _n, bare=bare, where=run / backend: seconds(bare, where)
     timed["run"] = lambda n: seconds([*HARNESS, "run", SPEC, "--out", str(folder / f"run-{n}")], folder)
-    for spec in SPECS:
+    for own in SPECS:
         for backend in BACKENDS:
-            emit = [*HARNESS, "emit", spec, "--backend", backend]
-            timed[f"emit {spec} {backend}"] = lambda _n, emit=emit: seconds(emit, folder)
+            emit = [*HARNESS, "emit", own, "--backend", backend]
+            timed[f"emit {own} {backend}"] = lambda _n, emit=emit: seconds(emit, folder)
     for layers in LAYERS:
         path = folder / f"deep-{layers}.yaml"
         path.write_text(deep(layers))
@@ -100,7 +102,7 @@ def timed_in(folder: Path, rounds: int) -> None:
         f"harness run {SPEC}: {spelled(found['run'])}; the bare programs in turn: {spelled(bare)}",
         f"ratio {spelled(ratios, '')}, by round {', '.join(f'{ratio:.2f}' for ratio in ratios)}",
     ]
-    for name in [*(f"emit {spec}" for spec in SPECS), *(f"{layers} layers" for layers in LAYERS)]:
+    for name in [*(f"emit {own}" for own in SPECS), *(f"{layers} layers" for layers in LAYERS)]:
         lines.append(
             f"{name}: " + ", ".join(f"{backend} {spelled(found[f'{name} {backend}'])}" for backend in BACKENDS)
         )

@@ -114,8 +114,6 @@ class Training:
     directory: Path
     judging: Judging
     room: Waiting
-    stays: bool
-    """Whether workers wait in the room for the training in float64."""
     started: str
     exact: "Training | None" = None
     """The same in float64, which tells rounding from meaning."""
@@ -138,11 +136,14 @@ class Training:
         directory = make_directory(program, options)
         write_inputs(directory, program, inputs, text, options, checkpoint)
         judging = Judging(program, inputs, directory, options, 0 if checkpoint is None else checkpoint.step)
-        # On a GPU a worker that waits would keep its memory from the others.
-        stays = options.evidence and options.precision != "float64" and options.device == "cpu"
         return cls(
-            loaded, text, options, checkpoint, program, inputs, given, pythons, directory, judging, room, stays, started
+            loaded, text, options, checkpoint, program, inputs, given, pythons, directory, judging, room, started
         )
+
+    @property
+    def proves(self) -> bool:
+        """Whether it is trained in float64 too, should it part."""
+        return self.options.evidence and self.options.precision != "float64"
 
     def jobs(self, backends: Iterable[str]) -> Iterator[Job]:
         """Train these backends."""
@@ -154,7 +155,9 @@ class Training:
         request = write_request(
             self.directory, self.program, self.inputs, self.text, backend, self.options, self.checkpoint, self.given, own
         )  # fmt: skip
-        room = self.room if self.stays or backend in self.room.workers else None
+        # On a GPU a worker that waits would keep its memory from the others.
+        stays = self.proves and self.options.device == "cpu"
+        room = self.room if stays or backend in self.room.workers else None
         return train(self.directory, backend, request, self.pythons[backend], self.options, tell, room)
 
     def done(self, result: BackendResult) -> Iterator[Job]:
@@ -170,9 +173,9 @@ class Training:
             yield from self.again(self.judging.ok())
 
     def again(self, backends: Iterable[str]) -> Iterator[Job]:
-        """Train these in float64, unless they have been asked to, or that would prove nothing."""
+        """Train these in float64, unless they have been asked to, or it is not to be proved."""
         wanted = [backend for backend in backends if backend not in self.asked]
-        if not self.options.evidence or self.options.precision == "float64" or not wanted:
+        if not self.proves or not wanted:
             return
         self.asked.update(wanted)
         if self.exact is None:

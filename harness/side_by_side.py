@@ -38,8 +38,8 @@ def side_by_side(
     """Do the jobs and those that follow from them, as many at once as there are cores for; on a GPU one after the other.
 
     `meanwhile` begins when a core has nothing to do, with the last job at the latest; it is returned, as it may have failed:
-    that is no reason to lose what was trained. Ctrl-C, a termination or an error of one ends the workers of all, and the pool, which has a thread for each backend
-    and one for `meanwhile`.
+    that is no reason to lose what was trained. Ctrl-C, a termination or an error of one ends the workers of all, and the
+    pool, which has a thread for each backend and one for `meanwhile`.
     """
     idle = cores(options.threads * len(options.backends)) if options.device == "cpu" else []
     count = max(1, len(idle) // options.threads)

@@ -28,7 +28,10 @@ from harness.bench.options import BenchOptions, validate
 from harness.bench.record import SCHEMA
 from harness.errors import HarnessError
 
-SUSPENDED = "Other benchmarks had their processes on this machine, suspended while this one was timed."
+SUSPENDED = (
+    "Compiled, tuned and checked while other benchmarks did the same on this machine; their processes were suspended while this "
+    "one was timed."
+)
 LISTS = ("backends", "lanes", "parts")
 NUMBERS = ("rounds", "timeout")
 

@@ -131,6 +131,9 @@ class Session(StepByStep):
             inputs: jax.jit(partial(self._gradients, inputs=inputs), compiler_options=UNTUNED)
             for inputs in (False, True)
         }
+        self.train_step = getattr(module, "train_step", None)
+        if self.observes and hasattr(self.train_step, "lower"):
+            self.train_step = jax.jit(self.train_step, compiler_options=UNTUNED)
         _, learned, statistics = nnx.split(nnx.eval_shape(lambda: self.model(nnx.Rngs(0))), nnx.Param, ...)
         self.live = _by_path(learned) | _by_path(statistics)
         check_tables(module, _by_path(learned), _by_path(statistics))
@@ -151,11 +154,11 @@ class Session(StepByStep):
 
     def compile(self, batch: Any) -> None:
         # JAX keeps the executable: a call with such arguments finds it.
-        self.module.train_step.lower(self.state_now, batch).compile()
+        self.train_step.lower(self.state_now, batch).compile()
 
     def step(self, step: int, batch: Any) -> Any:  # noqa: ARG002 - Optax counts steps itself
         self.count += 1
-        self.state_now, result = self.module.train_step(self.state_now, batch)
+        self.state_now, result = self.train_step(self.state_now, batch)
         return result
 
     def wait(self, result: Any) -> dict[str, float]:

@@ -4,20 +4,34 @@ Both count the whole chip, whatever runs on it: on a shared machine that is ever
 """
 
 import ctypes
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 POWERCAP = Path("/sys/class/powercap")
 NVML = "libnvidia-ml.so.1"
+TICKS = 20
+"""Moves of a counter that a measurement lasts at least: then one too many or too few is a twentieth."""
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Meter:
     """Something that counts energy: `read()` says how many joules so far."""
 
     name: str
     read: Callable[[], float]
+
+    def period(self, moves: int = 4, budget: float = 2.0) -> float | None:
+        """Seconds from one move of the counter to the next, on average; None where it stays still for `budget` seconds."""
+        until, last, times = time.perf_counter() + budget, self.read(), []
+        while len(times) <= moves:
+            if (now := time.perf_counter()) > until:
+                return None
+            if (value := self.read()) != last:
+                last = value
+                times.append(now)
+        return (times[-1] - times[0]) / moves
 
 
 def meters(device: str, powercap: Path = POWERCAP) -> list[Meter]:

@@ -3,13 +3,13 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from harness.bench.energy import Meter
+from harness.bench.energy import TICKS, Meter
 from harness.bench.ratio import LEAST, Ratio, ratio, settled
 
 BLOCK = 0.05
@@ -26,8 +26,6 @@ class Block:
     """A step, by the wall clock."""
     cpu: float
     """A step, of the processor, all threads together."""
-    joules: Mapping[str, float] = field(default_factory=dict)
-    """A step, by meter."""
 
 
 @dataclass
@@ -47,6 +45,8 @@ class Contestant:
     warm: int | None = None
     """After how many of them it was warm; None where it never was."""
     blocks: list[Block] = field(default_factory=list)
+    joules: dict[str, float] = field(default_factory=dict)
+    """A step's, by meter, in a block of its own; see `metered`."""
 
     def __post_init__(self) -> None:
         self.steps = self.steps or self.unit
@@ -55,18 +55,10 @@ class Contestant:
         """Set the steps of a block, rounded up to whole calls."""
         self.steps = min(max(MOST // self.unit, 1), math.ceil(steps / self.unit)) * self.unit
 
-    def block(self, meters: Sequence[Meter] = ()) -> Block:
-        """Time one block, and count its energy."""
-        before = [meter.read() for meter in meters]
+    def block(self) -> Block:
+        """Time one block."""
         wall, cpu = self.run(self.steps)
-        joules = {m.name: (m.read() - was) / self.steps for m, was in zip(meters, before, strict=True)}
-        return Block(wall / self.steps, cpu / self.steps, joules)
-
-    @property
-    def joules(self) -> dict[str, float]:
-        """A step's, by meter, over all blocks: a counter moves more rarely than a block ends."""
-        names = dict.fromkeys(name for block in self.blocks for name in block.joules)
-        return {name: float(np.mean([block.joules[name] for block in self.blocks])) for name in names}
+        return Block(wall / self.steps, cpu / self.steps)
 
     @property
     def seconds(self) -> list[float]:
@@ -114,25 +106,45 @@ def warmed(contestant: Contestant, block: float | None = None, budget: float = 2
 
 def rounds(
     contestants: Sequence[Contestant], *, along: Sequence[Contestant] = (), most: int, width: float = 0.0, seed: int = 0, budget: float = float("inf"),
-    meters: Sequence[Meter] = (),
     listen: Callable[[int], None] = lambda _done: None,
 ) -> None:  # fmt: skip
     """Time all of them `most` times, or until every ratio's interval is narrower than `width`, or time is up.
 
-    `along`: what is timed in the same rounds, and is no contestant. `meters`: of energy, read around every block.
+    `along`: what is timed in the same rounds, and is no contestant.
     """
     rng = np.random.default_rng(seed)
     everybody = [*contestants, *along]
     until = time.perf_counter() + budget
     for number in range(most):
         for i in rng.permutation(len(everybody)):
-            everybody[i].blocks.append(everybody[i].block(meters))
+            everybody[i].blocks.append(everybody[i].block())
         listen(number + 1)
         enough = number + 1 >= LEAST
         if enough and width and all(r.width <= width for r in ratios(contestants).values()):
             break
         if enough and time.perf_counter() > until:
             break
+
+
+def metered(contestants: Sequence[Contestant], meters: Sequence[Meter]) -> str:
+    """Count the energy of a step of each, in a block as long as the counters need. What is to be said of it, if anything.
+
+    A counter moves at times of its own, NVIDIA's a few times a second: of a shorter block it says what ran before it.
+    """
+    periods = {meter: moves for meter in meters if (moves := meter.period()) is not None}
+    if not periods:
+        return ""
+    lasts = TICKS * max(periods.values())
+    for one in contestants:
+        own, steps = replace(one, blocks=[]), 0
+        own.fill(1.1 * lasts / float(np.median(one.seconds)))
+        began, before = time.perf_counter(), {meter: meter.read() for meter in periods}
+        while time.perf_counter() < began + lasts:
+            own.run(own.steps)
+            steps += own.steps
+        one.joules = {meter.name: (meter.read() - was) / steps for meter, was in before.items()}
+    told = ", ".join(f"{meter.name}'s every {1e3 * moves:.3g} ms" for meter, moves in periods.items())
+    return f"Energy is of one block of at least {lasts:.2g} s of each, since its counters move at times of their own: {told}."
 
 
 def ratios(contestants: Sequence[Contestant]) -> dict[tuple[str, str], Ratio]:

@@ -18,7 +18,7 @@ from harness.bench.options import BenchOptions
 from harness.bench.peers import EVERYDAY, Peer
 from harness.bench.ratio import LEAST
 from harness.bench.record import Lane, Ledger, Roof
-from harness.bench.rounds import BLOCK, Contestant, first, rounds, table, warmed
+from harness.bench.rounds import BLOCK, Contestant, first, metered, rounds, table, warmed
 from harness.check.live import LiveWorker
 from harness.check.subject import Subject, each, open_program
 from harness.environment import Interpreter, machine
@@ -119,9 +119,11 @@ def timed(
     listen(name, {"phase": "rounds", "total": options.rounds})
     competing, compiled = list(chosen.values()), _compilations(subject, chosen, runners)
     rounds(
-        competing, along=[*shown, *raced.values()], most=options.rounds, width=WIDTH, meters=meters(options.device),
+        competing, along=[*shown, *raced.values()], most=options.rounds, width=WIDTH,
         listen=lambda n: listen(name, {"step": n, "losses": {}}),
     )  # fmt: skip
+    if said := metered(competing, meters(options.device)):
+        found.notes.append(said)
     found.notes += _recompiled(compiled, _compilations(subject, chosen, runners))
     products, copies = (
         [float(np.median(one.seconds)) for one in shown if one.name.endswith(what)] for what in (PRODUCT, COPY)

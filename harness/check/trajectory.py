@@ -1,19 +1,22 @@
 """Rungs four to six: whole trainings, how fast they part beside a framework and its own twin, and handing one over."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import combinations, permutations
+from itertools import combinations, islice, permutations
+from typing import TypeVar
 
 import numpy as np
 from safetensors.numpy import load_file
 
 from harness.backend import Array, Arrays
-from harness.check.live import LiveWorker
+from harness.check.live import LiveWorker, allowed_cores
 from harness.check.record import Rung, judged
 from harness.check.subject import Subject, each, open_program, part, twin
 from harness.compare import FLOAT64, TOLERANCES, Comparison, Derived, Difference, Tolerance, compare, compare_losses
 
 Losses = dict[str, list[float]]
+T, W = TypeVar("T"), TypeVar("W")
 TIMES = 3
 """How many times the worst twin's drift two frameworks may drift apart."""
 
@@ -49,12 +52,14 @@ def train(subject: Subject, steps: int) -> dict[str, Training]:
 def trajectory(subject: Subject, trainings: Mapping[str, Training], twins: "Drift | None", exact: Rung | None) -> Rung:
     """Losses, parameters and statistics at every step, pairwise."""
     tolerances = TOLERANCES[subject.precision]
-    comparisons: list[Comparison] = []
-    for a, b in combinations(trainings, 2):
-        x, y = trainings[a], trainings[b]
-        comparisons.append(compare_losses((a, b), x.losses, y.losses, tolerances["loss"]))
+
+    def beside(pair: tuple[str, str]) -> tuple[Comparison, Comparison]:
+        x, y = (trainings[name] for name in pair)
         left, right = ({n: s for n, s in t.states.items() if n not in subject.apart} for t in (x, y))
-        comparisons.append(compare_series("state", (a, b), left, right, tolerances["state"], x.at))
+        states = compare_series("state", pair, left, right, tolerances["state"], x.at)
+        return compare_losses(pair, x.losses, y.losses, tolerances["loss"]), states
+
+    comparisons = [c for pair in _at_once(beside, list(combinations(trainings, 2))) for c in pair]
     void = still(subject, trainings)
     found = judged("trajectory", subject.precision, comparisons, void=void)
     if found.status != "failed" or void or subject.precision == "float64":
@@ -190,7 +195,7 @@ def drift(
     """Cross-framework drift over the worst twin's, by tensor and overall, at every step."""
     names = [n for n in next(iter(trainings.values())).states if n not in subject.apart]
     states = next(iter(trainings.values())).states
-    sizes = {n: _norm(states[n]) for n in names}
+    sizes = dict(zip(names, _at_once(lambda n: _norm(states[n]), names), strict=True))
     for n in names:
         if (spread := f"{n.removesuffix('.mean')}.variance") in states and n.endswith(".mean"):
             # A mean is as exact as the values that it is of, however near to zero it is itself.
@@ -204,9 +209,16 @@ def drift(
     overall: dict[str, list[float]] = {}
     tensors: dict[str, dict[str, float]] = {}
     exact = True
-    for a, b in combinations(trainings, 2):
-        cross = {n: _norm(trainings[a].states[n].astype(np.float64) - trainings[b].states[n]) for n in names}
-        exact = exact and not any(np.any(gaps) for gaps in cross.values())
+    pairs = list(combinations(trainings, 2))
+
+    def gap(wanted: tuple[str, str, str]) -> Array:
+        a, b, n = wanted
+        return _norm(trainings[a].states[n].astype(np.float64) - trainings[b].states[n])
+
+    gaps = iter(_at_once(gap, [(a, b, n) for a, b in pairs for n in names]))
+    for a, b in pairs:
+        cross = dict(zip(names, islice(gaps, len(names)), strict=True))
+        exact = exact and not any(np.any(apart) for apart in cross.values())
         overall[f"{a}~{b}"] = (_together(list(cross.values())) / together).tolist()
         tensors[f"{a}~{b}"] = {n: float(np.max(cross[n] / worst[n])) for n in names}
     # What is no number is no small drift: Python's max would pass over it.
@@ -251,6 +263,12 @@ def _counted(found: Drift) -> str:
     kinds = ("exact", "within rounding", "differs")
     said = [f"{verdicts.count(kind)} {kind}" for kind in kinds if kind in verdicts]
     return f"each tensor by itself: {', '.join(said)}".replace("differs", "beyond")
+
+
+def _at_once(work: Callable[[W], T], items: Sequence[W]) -> list[T]:
+    """Each item's answer, on as many threads as there are cores: those of a large network take minutes one by one."""
+    with ThreadPoolExecutor(len(allowed_cores())) as pool:
+        return list(pool.map(work, items))
 
 
 def _norm(states: Array) -> Array:

@@ -24,7 +24,8 @@ class Meter:
 
     def period(self, moves: int = 4, budget: float = 2.0) -> float | None:
         """Seconds from one move of the counter to the next, on average; None where it stays still for `budget` seconds."""
-        until, last, times = time.perf_counter() + budget, self.read(), []
+        until, last = time.perf_counter() + budget, self.read()
+        times: list[float] = []
         while len(times) <= moves:
             if (now := time.perf_counter()) > until:
                 return None

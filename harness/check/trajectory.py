@@ -16,7 +16,8 @@ from harness.check.subject import Subject, each, open_program, part, twin
 from harness.compare import FLOAT64, TOLERANCES, Comparison, Derived, Difference, Tolerance, compare, compare_losses
 
 Losses = dict[str, list[float]]
-T, W = TypeVar("T"), TypeVar("W")
+T = TypeVar("T")
+W = TypeVar("W")
 TIMES = 3
 """How many times the worst twin's drift two frameworks may drift apart."""
 

@@ -253,7 +253,7 @@ def _roof(chip: str, precision: str, benches: list[Record], number: int) -> Figu
         line = alt.Chart(alt.NamedData(name="roof")).mark_line(strokeWidth=2, color="#8a8f98").encode(x=x, y=y)
         narrow = width < PHONE
         shapes = alt.Legend(
-            orient="bottom" if narrow else "top", title=None, direction="vertical" if narrow else "horizontal", labelLimit=0,
+            orient="bottom", title=None, direction="vertical" if narrow else "horizontal", labelLimit=0,  # apart from the colours
             columns=1 if narrow else 0, symbolFillColor=INK, symbolStrokeColor=INK,
         )  # fmt: skip
         dots = (

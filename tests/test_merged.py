@@ -1,6 +1,7 @@
 """One report of any number of runs and benchmarks: what it says is what the numbers say. Needs no framework."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,18 @@ def test_the_ledger_says_once_what_is_alike(tmp_path: Path) -> None:
     assert differs is not None
     assert (differs.head, differs.rows) == (("differs", "PyTorch", "JAX"), (("denormals", "kept", "flushed"),))
     assert merged.alike(bench).rows == (("threads", "1"), ("data", "ready"), ("torch version", "2.13.0 (PyTorch)"))
+
+
+def test_only_the_columns_that_are_there_are_explained(tmp_path: Path) -> None:
+    own = result()
+    there = merged.page(merged.read([written(tmp_path, own)]), [])
+    assert "Memory: at most" in there
+    assert "Pays after: the steps" in there
+    for lane in own["lanes"]:
+        lane["alone"] = None
+    bare = merged.page(merged.read([written(tmp_path, own)]), [])
+    assert "Lines: of the program." in bare
+    assert not re.search("Memory: at most|To start:|Pays after:", bare)
 
 
 def test_the_tables_have_what_was_measured_beside_the_step(tmp_path: Path) -> None:

@@ -183,6 +183,15 @@ def choosing(merged: Merged) -> Table:
     return without_empty(Table(head, tuple(rows)))
 
 
+COLUMNS = {
+    "to start": "To start: building the model and the first two calls, in a process of its own, without any cache.",
+    "pays after": "Pays after: the steps after which that is ahead of the framework's own beginner's way.",
+    "memory": "Memory: at most, beyond what the framework takes by itself.",
+    "lines": "Lines: of the program.",
+}
+"""What heads of `choosing` mean."""
+
+
 def everything(bench: Record) -> Table:
     """Every way of running one spec."""
     rows = []
@@ -370,9 +379,11 @@ def page(merged: Merged, drawings: Sequence[Drawing]) -> str:
          "by_hand": by_hand(bench), "ledger": ledger(bench), "alike": alike(bench)}
         for number, bench in enumerate(merged.benches)
     ]  # fmt: skip
+    first = choosing(merged) if merged.benches else None
     return template("merged.html").render(
         conclusions=[conclusion(bench) for bench in merged.benches],
-        choosing=choosing(merged) if merged.benches else None,
+        choosing=first,
+        columns=" ".join(COLUMNS[head] for head in first.head if head in COLUMNS) if first else "",
         scaling=drawn.get(SCALING, []), exponents=exponents(series(merged)),
         benches=benches, runs=trained(merged), suites=suite(merged),
         style=style(),

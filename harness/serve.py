@@ -224,12 +224,7 @@ class Server:
         ready = self._ready(asked["name"], asked["batches"], asked.get("stack"))
         if asked.get("arrays"):
             self.load(asked)
-        if not self.frozen:
-            # What a framework's import leaves behind takes a third of a second to look through: once, then never again.
-            gc.collect()
-            gc.freeze()
-            self.frozen = True
-        gc.collect()
+        self._collected()
         gc.disable()
         try:
             cpu, began = time.process_time(), time.perf_counter()
@@ -239,6 +234,15 @@ class Server:
         finally:
             gc.enable()
         return {"seconds": wall, "cpu": used, "losses": {name: float(own[-1]) for name, own in losses.items()}}
+
+    def _collected(self) -> None:
+        """Garbage is collected, of everybody alike."""
+        if not self.frozen:
+            # What a framework's import leaves behind takes a third of a second to look through: once, then never again.
+            gc.collect()
+            gc.freeze()
+            self.frozen = True
+        gc.collect()
 
     def ledger(self, _asked: Question) -> dict[str, Any]:
         """How this process computes, as far as speed depends on it: what it says, and what a computation shows."""
@@ -294,7 +298,7 @@ class Server:
     def clock_peer(self, asked: Question) -> dict[str, Any]:
         """The time of `steps` more steps of a peer, which returns the loss of every one of them."""
         train = self.peers[asked["name"]]
-        gc.collect()
+        self._collected()
         gc.disable()
         try:
             cpu, began = time.process_time(), time.perf_counter()

@@ -79,6 +79,27 @@ def test_the_ratio_the_other_way_round_is_the_reciprocal(a: list[float], b: list
     assert one.value <= one.high * (1 + 1e-12)
 
 
+@pytest.mark.parametrize("count", [LEAST, 10, 20, 33])
+def test_the_interval_holds_the_median_as_often_as_it_says(count: int) -> None:
+    """Of values of any continuous distribution, the share on one side is a fair coin's: lognormal ones, say."""
+    rng = np.random.default_rng(count)
+    missed = sum(ratio(np.exp(rng.normal(0, 0.02, count)), np.ones(count), i).different for i in range(2000))
+    # One of a hundred, and chance: 20 of 2,000, four standard deviations of 4.4 more at most.
+    assert missed <= 38
+
+
+def test_stopping_where_the_interval_is_narrow_does_not_make_equal_contestants_differ() -> None:
+    rng = np.random.default_rng(5)
+    missed, stopped = 0, 0
+    for _ in range(400):
+        one, other = (Contestant(name, lambda _steps: (float(np.exp(rng.normal(0, 0.007))), 0.0)) for name in "ab")
+        rounds([one, other], most=40, width=0.01)
+        missed += ratio(one.seconds, other.seconds).different
+        stopped += len(one.blocks) < 40
+    assert stopped > 200, "most of them are stopped"
+    assert missed <= 12
+
+
 def test_one_outlier_is_one_round() -> None:
     base = [1.0] * 20
     found = ratio([*base[:-1], 1000.0], base)
@@ -88,8 +109,8 @@ def test_one_outlier_is_one_round() -> None:
 @pytest.mark.parametrize(
     ("a", "b", "expected"),
     [
-        ([1.0] * 6, [1.0] * 7, "cannot be paired"), ([1.0] * 5, [1.0] * 5, "too few for an interval"),
-        ([1.0] * 5 + [0.0], [1.0] * 6, "not above 0"), ([1.0] * 6, [1.0] * 5 + [float("nan")], "not above 0"),
+        ([1.0] * 8, [1.0] * 9, "cannot be paired"), ([1.0] * 7, [1.0] * 7, "too few for an interval"),
+        ([1.0] * 7 + [0.0], [1.0] * 8, "not above 0"), ([1.0] * 8, [1.0] * 7 + [float("nan")], "not above 0"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_judged_is_refused(a: list[float], b: list[float], expected: str) -> None:
@@ -169,7 +190,7 @@ def test_times_have_the_unit_that_suits_them(seconds: float, said: str) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (BenchOptions(rounds=5), "--rounds is at least 6"), (BenchOptions(device="tpu"), "--device is cpu or gpu"),
+        (BenchOptions(rounds=5), "--rounds is at least 8"), (BenchOptions(device="tpu"), "--device is cpu or gpu"),
         (BenchOptions(precision="float16"), "--precision is float64, float32, tf32 or bfloat16"),
         (BenchOptions(precision="tf32"), "TF32 products exist on GPUs alone"), (BenchOptions(core=4096), "--core 4096"),
     ],
@@ -184,7 +205,7 @@ def test_a_spec_is_checked_and_timed_on_every_backend(tmp_path: Path) -> None:
     path = tmp_path / "case.yaml"
     path.write_text(json.dumps(spec_of(CASES["relu"])))
     steps = program_of(path.read_text()).steps
-    (found,) = bench([path], BenchOptions(backends=INSTALLED, lanes=("best",), rounds=6, target=Target(1e9)))
+    (found,) = bench([path], BenchOptions(backends=INSTALLED, lanes=("best",), rounds=8, target=Target(1e9)))
     assert (found.verdict, found.exit) == ("same", 0), found
     assert {lane.backend for lane in found.lanes} == set(INSTALLED)
     assert sum(lane.ratio is None for lane in found.lanes) == 1, "the fastest is what the others are held against"
@@ -238,7 +259,7 @@ def test_what_does_not_train_identically_has_no_times(tmp_path: Path, monkeypatc
         return text if strategy != plain else text.replace("0.01", "0.013")
 
     monkeypatch.setattr(benches, "emitted", faulty)
-    (found,) = bench([path], BenchOptions(backends=(backend,), parts=(), rounds=6))
+    (found,) = bench([path], BenchOptions(backends=(backend,), parts=(), rounds=8))
     assert (found.verdict, found.exit) == ("differs", 1)
     assert found.lanes, "the others are timed"
     assert not [lane for lane in found.lanes if lane.strategy == plain]
@@ -251,7 +272,7 @@ def test_a_spec_is_timed_with_every_value_of_a_setting(tmp_path: Path) -> None:
     path.write_text(json.dumps(spec_of(CASES["relu"])))
     kept: list[list[int]] = []
     options = BenchOptions(
-        INSTALLED[:1], vary=(parse("data.batch=2,4"),), lanes=("step",), rounds=6, parts=(), target=None
+        INSTALLED[:1], vary=(parse("data.batch=2,4"),), lanes=("step",), rounds=8, parts=(), target=None
     )
     found = bench([path], options, keep=lambda results: kept.append([result.batch for result in results]))
     assert [(own.batch, own.setting) for own in found] == [(2, {"data.batch": 2}), (4, {"data.batch": 4})]
@@ -345,7 +366,7 @@ def test_a_metric_that_the_spec_lacks_is_a_sentence() -> None:
 def test_the_time_to_a_metric_ends_where_a_run_of_as_many_steps_has_it(tmp_path: Path) -> None:
     path = tmp_path / "short.yaml"
     path.write_text(re.sub(r"steps: \d+", "steps: 50", spec.find("digits_mlp").read_text()))
-    options = BenchOptions(INSTALLED[:1], lanes=("step",), rounds=6, parts=("start",), target=Target(0.6, "accuracy"))
+    options = BenchOptions(INSTALLED[:1], lanes=("step",), rounds=8, parts=("start",), target=Target(0.6, "accuracy"))
     (found,) = bench([path], options)
     alone = found.lanes[0].alone
     assert alone is not None, found
@@ -465,14 +486,14 @@ def test_what_is_written_by_hand_is_checked_and_timed_beside(tmp_path: Path) -> 
     text = spec_of(CASES["relu"])
     path.write_text(json.dumps(text))
     backend = INSTALLED[0]
-    (plain,) = bench([path], BenchOptions(backends=(backend,), parts=(), lanes=("step",), rounds=6))
+    (plain,) = bench([path], BenchOptions(backends=(backend,), parts=(), lanes=("step",), rounds=8))
     assert plain.peers == ()
     from harness import runs  # noqa: PLC0415
 
     trained = runs.run(str(path), runs.Options(backends=(backend,), out=tmp_path / "run"))
     losses = next(iter(trained.backends[backend].losses.values()))
     (tmp_path / f"{backend}_peers.py").write_text(PEER.format(losses=losses))
-    (found,) = bench([path], BenchOptions(backends=(backend,), parts=(), rounds=6, peers=tmp_path))
+    (found,) = bench([path], BenchOptions(backends=(backend,), parts=(), rounds=8, peers=tmp_path))
     assert {peer.strategy for peer in found.peers} == {"fast", "everyday"}
     for peer in found.peers:
         assert peer.contestant.unit == 3
@@ -506,7 +527,7 @@ def test_in_float32_twins_decide_how_far_two_ways_may_part(
 
     monkeypatch.setattr(benches, "_twins", drift)
     monkeypatch.setattr(benches, "emitted", faulty)
-    (found,) = bench([path], BenchOptions(backends=(backend,), parts=(), lanes=("default", "step"), rounds=6))
+    (found,) = bench([path], BenchOptions(backends=(backend,), parts=(), lanes=("default", "step"), rounds=8))
     assert seen, "they part by more than is allowed"
     assert max(max(own) for own in seen[0].overall.values()) > 3, "what twins say of that fault by themselves"
     assert found.verdict == expected
@@ -546,7 +567,7 @@ def test_a_call_of_many_steps_that_takes_them_otherwise_is_caught(
         return own.replace(old, new)
 
     monkeypatch.setattr(benches, "emitted", faulty)
-    (found,) = bench([path], BenchOptions(backends=(backend,), parts=(), lanes=("best",), rounds=6))
+    (found,) = bench([path], BenchOptions(backends=(backend,), parts=(), lanes=("best",), rounds=8))
     assert found.verdict == "differs"
     assert [note.split(" is not timed")[0] for note in found.notes if " is not timed" in note] == [
         f"{backend} {strategy}"
@@ -561,7 +582,7 @@ def test_what_the_checks_say_nothing_of_has_no_times(tmp_path: Path) -> None:
     text["training"]["updates"][0]["optimizer"] = {"sgd": {"learning_rate": 1e-30}}
     path = tmp_path / "dead.yaml"
     path.write_text(json.dumps(text))
-    (found,) = bench([path], BenchOptions(backends=INSTALLED[:1], parts=(), lanes=("step",), rounds=6))
+    (found,) = bench([path], BenchOptions(backends=INSTALLED[:1], parts=(), lanes=("step",), rounds=8))
     assert (found.verdict, found.exit, found.lanes) == ("void", 1, ())
     assert any("is not timed" in note for note in found.notes)
 
@@ -572,7 +593,7 @@ def test_a_ledger_that_changes_voids_the_times(tmp_path: Path, monkeypatch: pyte
     path.write_text(json.dumps(spec_of(CASES["relu"])))
     told = iter([Ledger({"threads": {"torch": 1}}), Ledger({"threads": {"torch": 2}})])
     monkeypatch.setattr(benches, "ledger", lambda _subject, _device: next(told))
-    (found,) = bench([path], BenchOptions(backends=INSTALLED[:1], parts=(), lanes=("default",), rounds=6))
+    (found,) = bench([path], BenchOptions(backends=INSTALLED[:1], parts=(), lanes=("default",), rounds=8))
     assert (found.verdict, found.exit, found.lanes) == ("failed", 3, ())
     assert "Refused: while it was timed, this changed: threads" in found.notes
 

@@ -34,7 +34,7 @@ def test_a_wrong_call_starts_nothing(tmp_path: Path) -> None:
 @pytest.mark.skipif("torch" not in INSTALLED, reason="torch is not installed")
 def test_each_is_timed_alone_and_one_that_fails_is_left_out(tmp_path: Path) -> None:
     wanted = ["linear_regression", "no_such_spec", "digits_mlp:float64"]
-    done = called(tmp_path / "out.json", *wanted, "--", "backends=torch", "lanes=default", "parts=", "rounds=6")
+    done = called(tmp_path / "out.json", *wanted, "--", "backends=torch", "lanes=default", "parts=", "rounds=8")
     assert done.returncode == 1, "one of them failed"
     assert "no_such_spec: " in done.stderr
     assert "Traceback" not in done.stderr

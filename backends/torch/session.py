@@ -32,7 +32,7 @@ def renew() -> None:
     """Make ready for another program. What a program sets for the whole process, the next one sets again."""
 
 
-LAYOUT = "NCHW"
+LAYOUT = "NCHW, channels last in memory"
 """Of images and convolutions, by PyTorch's own convention."""
 
 

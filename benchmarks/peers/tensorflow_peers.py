@@ -347,17 +347,20 @@ def make_model(network: str) -> tuple[keras.Model, list[str]]:
 
 
 class Losses(keras.callbacks.Callback):
-    """The loss of every batch: Keras logs the epoch's mean so far, so that it starts anew at each."""
+    """The loss of every batch, out of the epoch's mean so far that Keras logs."""
 
     def __init__(self) -> None:
         super().__init__()
         self.values: list[float] = []
+        self.total = 0.0
 
-    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:  # noqa: ARG002
-        self.model.reset_metrics()
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:  # noqa: ARG002
+        self.total = 0.0
 
-    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:  # noqa: ARG002
-        self.values.append(logs["loss"])
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        total = (batch + 1) * logs["loss"]
+        self.values.append(total - self.total)
+        self.total = total
 
 
 def everyday(network: str, run: Path) -> Train:

@@ -2,22 +2,24 @@
 
 A round times every contestant once, in an order drawn anew: what slows a round slows all of it, and the ratio of two
 times of one round is free of it. The interval is a percentile bootstrap of the median of the rounds' log-ratios (B.
-Efron, R. Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13): no distribution is assumed, and an outlier is
-one round.
+Efron, R. Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13), and no narrower than the two order statistics
+that hold a median in 99 of 100 samples whatever the distribution (W. R. Thompson, Annals of Mathematical Statistics 7,
+1936): of few rounds the bootstrap alone is too narrow; of ten of equal contestants it left 1 out in 2.3 of 100.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import comb
 from typing import Any
 
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 CONFIDENCE = 0.99
-"""Of an interval. Two equal contestants differ by it in at most 1 of 100 comparisons, were rounds independent."""
+"""Of an interval. Two equal contestants differ by it in at most 1 of 100 comparisons of so many independent rounds."""
 RESAMPLES = 2000
-LEAST = 6
-"""Rounds below which an interval says nothing: the median of fewer cannot leave their range at this confidence."""
+LEAST = 8
+"""Rounds below which there is no interval at this confidence: a median lies outside seven values in 1.6 of 100 samples."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,22 @@ def ratio(times: Sequence[float], base: Sequence[float], seed: int = 0, confiden
     medians = np.median(logs[draws], axis=1)
     tail = (1 - confidence) / 2
     low, high = np.quantile(medians, (tail, 1 - tail))
+    ordered, edge = np.sort(logs), _edge(len(logs), tail)
+    low, high = min(low, ordered[edge]), max(high, ordered[-1 - edge])
     return Ratio(float(np.exp(np.median(logs))), float(np.exp(low)), float(np.exp(high)), len(logs))
+
+
+def _edge(count: int, tail: float) -> int:
+    """How many of `count` values may lie outside an interval at each side: the median leaves the rest in `tail` of samples.
+
+    >>> [_edge(count, 0.005) for count in (8, 11, 12, 20, 40)]
+    [0, 0, 1, 3, 11]
+    """
+    found, below = 0, 1 / 2**count
+    while below + comb(count, found + 1) / 2**count <= tail:
+        found += 1
+        below += comb(count, found) / 2**count
+    return found
 
 
 def settled(times: Sequence[float], window: int = 5, share: float = 0.1) -> int | None:

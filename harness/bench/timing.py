@@ -50,8 +50,9 @@ TRIAL = 60.0
 NEAR = 1.1
 """Times as long as the fastest: who is nearer than that in the trial is tried again, in AGAIN more rounds."""
 AGAIN = 3 * LEAST
-FIT = 0.5
-"""Seconds that a block of Keras's `fit` lasts at least: each call of it sets a training up anew."""
+LONG = 0.5
+"""Seconds that a block of Keras's `fit` lasts at least, since each call of it sets a training up anew, and any block on a GPU,
+where steps that are called one by one run ahead of it."""
 
 Name = TypeVar("Name")
 
@@ -305,20 +306,26 @@ def _peers(
 def contestant(
     subject: Subject, live: LiveWorker, name: str, strategy: Strategy | None = None, *, slower: float = 0.0
 ) -> Contestant:
-    """The training steps of an opened program, each block from the start of training, unless that takes too long to load."""
-    afresh = True
+    """The training steps of an opened program, a block going on from where the last one ended, as training does.
+
+    From the start again before a block would pass the training's end, unless that takes too long to load, and where a loss
+    was no number: on and on over few batches, gradients come to be denormal. Not before every block, though: what has just
+    been loaded is in no cache, and the memory is not what the steps before had warmed.
+    """
+    done: int | None = None
 
     def run(steps: int) -> tuple[float, float]:
-        nonlocal afresh
+        nonlocal done
+        afresh = done is None or (subject.restarts and done + steps > subject.program.steps)
         wall, cpu, sound = _clocked(subject, live, strategy, steps, restart=afresh, slower=slower)
-        afresh = subject.restarts or not sound
+        done = (0 if afresh or done is None else done) + steps if sound else None
         return wall, cpu
 
     return Contestant(
         name,
         run,
         unit(subject, strategy),
-        block_seconds=FIT if strategy and strategy.name == "fit" else BLOCK,
+        block_seconds=LONG if subject.device == "gpu" or (strategy and strategy.name == "fit") else BLOCK,
     )
 
 
@@ -375,7 +382,7 @@ COMMON: Mapping[str, Mapping[str, Any]] = {
         "data": f"{BATCHES} different batches, made and put on the device before the clock starts",
         "clock": "from the first call until the loss of every step is on the host, wall time",
         "garbage collection": "before every block, off during it",
-        "blocks": "start from the same parameters, in an order drawn anew every round",
+        "blocks": "go on from where the last one of the same ended, from the start again before they would pass the training's end, in an order drawn anew every round",
     }.items()
 }
 """Entries that are the same for all by construction."""

@@ -272,5 +272,10 @@ def _roof(chip: str, precision: str, benches: list[Record], number: int) -> Figu
         f"The roof is the fastest framework's plain product ({peak / 1e9:,.0f} billion operations a second) and copy "
         f"({bandwidth / 1e9:,.1f} GB a second), measured in the same rounds. Bytes are counted from the graph, nothing fused and nothing "
         "kept in caches: a program that does either may stand above the slope."
+        + (
+            " Values between operations count 4 bytes each, those of bfloat16 products too."
+            if precision == "bfloat16"
+            else ""
+        )
     )
     return Figure(f"roof-{number}", SCALING, f"Steps under the roof: {chip}, {precision}", caption, draw)

@@ -241,6 +241,7 @@ def test_a_spec_is_checked_and_timed_on_every_backend(tmp_path: Path) -> None:
     assert set(found.ledger.entries["cores"]) == set(INSTALLED)
     assert "cores" not in found.ledger.differing, "every worker is pinned to the same one"
     assert found.ledger.entries["$MALLOC_MMAP_MAX_"] == dict.fromkeys(INSTALLED, "0"), "all keep their memory"
+    assert found.ledger.entries["$GLIBC_TUNABLES"] == dict.fromkeys(INSTALLED, "glibc.malloc.hugetlb=1")
     json.dumps(found.to_json(), allow_nan=False)
 
 

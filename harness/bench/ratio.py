@@ -4,7 +4,7 @@ A round times every contestant once, in an order drawn anew: what slows a round 
 times of one round is free of it. The interval is a percentile bootstrap of the median of the rounds' log-ratios (B.
 Efron, R. Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13), and no narrower than the two order statistics
 that hold a median in 99 of 100 samples whatever the distribution (W. R. Thompson, Annals of Mathematical Statistics 7,
-1936): of few rounds the bootstrap alone is too narrow; of ten of equal contestants it left 1 out in 2.3 of 100.
+1936): of few rounds the bootstrap alone is too narrow; of ten of equal contestants it left 1 out in 2 to 3 of 100.
 """
 
 from collections.abc import Sequence

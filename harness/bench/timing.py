@@ -315,7 +315,7 @@ def contestant(
     """The training steps of an opened program, a block going on from where the last one ended, as training does.
 
     From the start again before a block would pass the training's end, unless that takes too long to load, and where a loss
-    was no number: on and on over few batches, gradients come to be denormal. Not before every block, though: what has just
+    was no number: on and on over few batches, gradients may come to be denormal. Not before every block, though: what has just
     been loaded is in no cache, and the memory is not what the steps before had warmed.
     """
     done: int | None = None

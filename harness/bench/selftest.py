@@ -24,8 +24,8 @@ from harness.resolve import compile_spec
 from harness.runs import prepared
 
 COMPARISONS = 100
-ROUNDS = 20
-"""Of one comparison."""
+ROUNDS = 40
+"""Of one comparison: as many as `harness bench` takes where nothing else is said."""
 SLOWER = 0.05
 """Of a step's time, spent busily in every step of the planted slowdown."""
 BLOCK = 0.02

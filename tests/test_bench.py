@@ -18,12 +18,11 @@ from hypothesis import strategies as st
 from harness import flops, programs, run, spec
 from harness.bench import bench as benches
 from harness.bench import energy, inference
-from harness.bench import rounds as rounds_module
 from harness.bench.bench import bench
 from harness.bench.options import BenchOptions
 from harness.bench.ratio import LEAST, Ratio, ratio, settled
 from harness.bench.record import Ledger
-from harness.bench.rounds import Block, Contestant, fastest, metered, ratios, rounds, table, warmed
+from harness.bench.rounds import Block, Contestant, fastest, ratios, rounds, table, warmed
 from harness.bench.scaling import exponent
 from harness.bench.selftest import SelfTest, self_test
 from harness.bench.target import LOOKS, WINDOW, Target, reach
@@ -633,7 +632,6 @@ class Counted:
         self.now, self.used, self.every, self.shown, self.next = 0.0, 0.0, every, 0.0, every
         clock = SimpleNamespace(perf_counter=lambda: self.goes_on(0.001, watts=50.0))
         monkeypatch.setattr(energy, "time", clock)
-        monkeypatch.setattr(rounds_module, "time", clock)
 
     def goes_on(self, seconds: float, watts: float) -> float:
         until = self.now + seconds
@@ -657,7 +655,7 @@ def test_energy_is_counted_over_many_moves_of_its_counter(monkeypatch: pytest.Mo
     # Of blocks of four steps, 60 ms, the counter would say now nothing and now what ran before.
     chip = Counted(monkeypatch)
     thrifty, hungry = chip.runs("thrifty", 0.015, 100.0), chip.runs("hungry", 0.015, 600.0)
-    said = metered([thrifty, hungry], [energy.Meter("gpu", lambda: chip.shown)])
+    said = energy.metered([thrifty, hungry], [energy.Meter("gpu", lambda: chip.shown)])
     assert thrifty.joules["gpu"] == pytest.approx(100 * 0.015, rel=0.1)
     assert hungry.joules["gpu"] == pytest.approx(600 * 0.015, rel=0.1)
     assert re.search(r"one block of at least 1\.6 s of each.*gpu's every 80 ms", said)
@@ -667,9 +665,9 @@ def test_energy_is_counted_over_many_moves_of_its_counter(monkeypatch: pytest.Mo
 def test_a_counter_that_stays_still_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     chip = Counted(monkeypatch, every=1e9)
     own = chip.runs("a", 0.01, 100.0)
-    assert metered([own], [energy.Meter("gpu", lambda: chip.shown)]) == ""
+    assert energy.metered([own], [energy.Meter("gpu", lambda: chip.shown)]) == ""
     assert own.joules == {}
-    assert metered([own], []) == ""
+    assert energy.metered([own], []) == ""
 
 
 @given(st.floats(-2, 3), st.lists(st.integers(1, 10**6), min_size=3, max_size=8, unique=True))

@@ -147,7 +147,7 @@ class Session(StepByStep):
             for inputs in (False, True)
         }
         self.train_step = getattr(module, "train_step", None)
-        if self.observes and hasattr(self.train_step, "lower"):
+        if self.observes and hasattr(self.train_step, "lower"):  # asked for values, never timed
             self.train_step = jax.jit(self.train_step, compiler_options=UNTUNED)
         _, learned, statistics = nnx.split(nnx.eval_shape(lambda: self.model(nnx.Rngs(0))), nnx.Param, ...)
         self.live = _by_path(learned) | _by_path(statistics)

@@ -5,9 +5,13 @@ Both count the whole chip, whatever runs on it: on a shared machine that is ever
 
 import ctypes
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
+
+from harness.bench.rounds import Contestant
 
 POWERCAP = Path("/sys/class/powercap")
 NVML = "libnvidia-ml.so.1"
@@ -41,6 +45,27 @@ def meters(device: str, powercap: Path = POWERCAP) -> list[Meter]:
     own = [meter for meter in found if meter is not None]
     gpu = _gpu() if device == "gpu" else None
     return [*own, gpu] if gpu else own
+
+
+def metered(contestants: Sequence[Contestant], meters: Sequence[Meter]) -> str:
+    """Count the energy of a step of each, in a block as long as the counters need. What is to be said of it, if anything.
+
+    A counter moves at times of its own, NVIDIA's a few times a second: of a shorter block it says what ran before it.
+    """
+    periods = {meter: moves for meter in meters if (moves := meter.period()) is not None}
+    if not periods:
+        return ""
+    lasts = TICKS * max(periods.values())
+    for one in contestants:
+        own, steps = replace(one, blocks=[]), 0
+        own.fill(1.1 * lasts / float(np.median(one.seconds)))
+        began, before = time.perf_counter(), {meter: meter.read() for meter in periods}
+        while time.perf_counter() < began + lasts:
+            own.run(own.steps)
+            steps += own.steps
+        one.joules = {meter.name: (meter.read() - was) / steps for meter, was in before.items()}
+    told = ", ".join(f"{meter.name}'s every {1e3 * moves:.3g} ms" for meter, moves in periods.items())
+    return f"Energy is of one block of at least {lasts:.2g} s of each, since its counters move at times of their own: {told}."
 
 
 def _package(path: Path) -> Meter | None:

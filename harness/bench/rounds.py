@@ -3,13 +3,12 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from harness.bench.energy import TICKS, Meter
 from harness.bench.ratio import LEAST, Ratio, ratio, settled
 
 BLOCK = 0.05
@@ -46,7 +45,7 @@ class Contestant:
     """After how many of them it was warm; None where it never was."""
     blocks: list[Block] = field(default_factory=list)
     joules: dict[str, float] = field(default_factory=dict)
-    """A step's, by meter, in a block of its own; see `metered`."""
+    """A step's, by meter, in a block of its own; see harness.bench.energy."""
 
     def __post_init__(self) -> None:
         self.steps = self.steps or self.unit
@@ -126,27 +125,6 @@ def rounds(
             break
         if enough and time.perf_counter() > until:
             break
-
-
-def metered(contestants: Sequence[Contestant], meters: Sequence[Meter]) -> str:
-    """Count the energy of a step of each, in a block as long as the counters need. What is to be said of it, if anything.
-
-    A counter moves at times of its own, NVIDIA's a few times a second: of a shorter block it says what ran before it.
-    """
-    periods = {meter: moves for meter in meters if (moves := meter.period()) is not None}
-    if not periods:
-        return ""
-    lasts = TICKS * max(periods.values())
-    for one in contestants:
-        own, steps = replace(one, blocks=[]), 0
-        own.fill(1.1 * lasts / float(np.median(one.seconds)))
-        began, before = time.perf_counter(), {meter: meter.read() for meter in periods}
-        while time.perf_counter() < began + lasts:
-            own.run(own.steps)
-            steps += own.steps
-        one.joules = {meter.name: (meter.read() - was) / steps for meter, was in before.items()}
-    told = ", ".join(f"{meter.name}'s every {1e3 * moves:.3g} ms" for meter, moves in periods.items())
-    return f"Energy is of one block of at least {lasts:.2g} s of each, since its counters move at times of their own: {told}."
 
 
 def ratios(contestants: Sequence[Contestant]) -> dict[tuple[str, str], Ratio]:

@@ -24,7 +24,7 @@ from harness.resolve import compile_spec
 from harness.runs import prepared
 
 COMPARISONS = 100
-ROUNDS = 40
+ROUNDS = BenchOptions.rounds
 """Of one comparison: as many as `harness bench` takes where nothing else is said."""
 SLOWER = 0.05
 """Of a step's time, spent busily in every step of the planted slowdown."""

@@ -12,13 +12,13 @@ import numpy as np
 from harness import flops
 from harness.bench import peers
 from harness.bench.alone import Alone, Conditions, alone
-from harness.bench.energy import driver, meters
+from harness.bench.energy import driver, metered, meters
 from harness.bench.inference import Evaluation, Inference, inference
 from harness.bench.options import BenchOptions
 from harness.bench.peers import EVERYDAY, Peer
 from harness.bench.ratio import LEAST
 from harness.bench.record import Lane, Ledger, Roof
-from harness.bench.rounds import BLOCK, Contestant, first, metered, rounds, table, warmed
+from harness.bench.rounds import BLOCK, Contestant, first, rounds, table, warmed
 from harness.check.live import LiveWorker
 from harness.check.subject import Subject, each, open_program
 from harness.environment import Interpreter, machine
@@ -388,7 +388,7 @@ COMMON: Mapping[str, Mapping[str, Any]] = {
         "data": f"{BATCHES} different batches, made and put on the device before the clock starts",
         "clock": "from the first call until the loss of every step is on the host, wall time",
         "garbage collection": "before every block, off during it",
-        "blocks": "go on from where the last one of the same ended, from the start again before they would pass the training's end, in an order drawn anew every round",
+        "blocks": "go on from where the last one of the same ended, in an order drawn anew every round; emitted programs begin again before they would pass the training's end",
     }.items()
 }
 """Entries that are the same for all by construction."""

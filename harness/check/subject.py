@@ -77,7 +77,7 @@ class Subject:
     """What the workers compute on."""
     effort: Effort = Effort()
     restarts: bool = True
-    """Whether every block of steps that is timed begins at the start of training: a large network's takes long to load."""
+    """Whether what is timed begins training again at its end: a large network's start takes long to load."""
 
     def known(self, what: str, find: Callable[[], T]) -> T:
         """Something that the reference says, found once."""

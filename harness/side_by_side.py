@@ -2,12 +2,12 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.environment import cores
 from harness.results import BackendResult
@@ -16,6 +16,7 @@ from harness.supervise import Listener
 if TYPE_CHECKING:
     from harness.runs import Options
 
+T = TypeVar("T")
 Meanwhile = Callable[[], None]
 """What whoever asked for the trainings has to do anyway, and can be done beside them."""
 
@@ -70,8 +71,7 @@ def side_by_side(
                     meanwhile is not None and beside is None and len(asked) < max(count, 2)
                 ):  # of one place there is none to spare
                     beside = pool.submit(meanwhile)
-                ended, _ = wait(asked, return_when=FIRST_COMPLETED)
-                for future in ended:
+                for future in first_ended(asked):
                     for job in asked.pop(future).done(future.result()):
                         asked[pool.submit(one, job)] = job
         except BaseException:
@@ -79,6 +79,18 @@ def side_by_side(
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     return beside
+
+
+def first_ended(asked: Collection[Future[T]]) -> set[Future[T]]:
+    """Those that have ended, once one has. Ctrl-C and a termination are heard while it waits.
+
+    A signal that comes just before the main thread falls asleep, or is given to another thread, does not wake it: Python
+    runs a handler when the main thread next runs, so it must not sleep until the work is done.
+    """
+    while True:
+        ended, _ = wait(asked, timeout=0.2, return_when=FIRST_COMPLETED)
+        if ended:
+            return ended
 
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong here

@@ -186,15 +186,16 @@ def test_interrupting_leaves_no_process_and_no_result(spec_file: Path, tmp_path:
     )
     options = ["--backends", "torch", "--python", f"torch={bad}", "--out", str(tmp_path / "out")]
     command = [sys.executable, "-c", code, "run", str(spec_file), *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 60
-        while not marker.exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(stop)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not marker.exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert marker.exists(), "no worker has started"
+            process.send_signal(stop)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "interrupted" in errors
     assert "Traceback" not in errors
@@ -202,6 +203,24 @@ def test_interrupting_leaves_no_process_and_no_result(spec_file: Path, tmp_path:
     with pytest.raises(CallError, match="did not finish"):
         RunResult.read(tmp_path / "out")
     assert gone(f"sleep {NAP}")
+
+
+def test_a_signal_that_does_not_wake_the_main_thread_is_heard_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given to another thread, or just before the main thread falls asleep, a signal interrupts nothing that sleeps."""
+    monkeypatch.setattr(beside, "cores", lambda _count: [0, 1])
+    deadline = time.monotonic() + 20
+
+    def work(backend: str, _own: Sequence[int], tell: runs.Listener) -> BackendResult:
+        time.sleep(0.3)  # the main thread waits by now
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        while time.monotonic() < deadline:
+            tell(backend, {})
+            time.sleep(0.01)
+        return BackendResult(backend, "ok")
+
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side(work, Options(backends=("torch",)), told)
+    assert time.monotonic() < deadline, "it was heard when the work had ended"
 
 
 def test_a_killed_parent_leaves_no_worker(spec_file: Path, tmp_path: Path) -> None:

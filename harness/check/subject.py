@@ -29,7 +29,7 @@ from harness.precision import PRECISIONS
 from harness.programs import Written, sources
 from harness.questions import Question, questions
 from harness.runs import Options, describe, write_inputs
-from harness.side_by_side import ending_as_interrupted
+from harness.side_by_side import ending_as_interrupted, first_ended
 from harness.source import Source
 from harness.supervise import kill
 
@@ -303,7 +303,11 @@ def each(subject: Subject, ask: Callable[[LiveWorker], T]) -> dict[str, T]:
 
     with ThreadPoolExecutor(max(1, len(queues))) as pool:
         try:
-            list(pool.map(work, queues.values()))
+            asked = {pool.submit(work, queue) for queue in queues.values()}
+            while asked:
+                for future in first_ended(asked):
+                    asked.remove(future)
+                    future.result()
         except BaseException:
             # The pool waits for its threads, and they for answers, which may take minutes: there will be none.
             for live in subject.workers.values():

@@ -175,6 +175,7 @@ VARIABLES = frozenset(
         "bfloat16_linear",
         "bfloat16_matmul",
         "clip_by_global_norm",
+        "compiled_step",
         "conv_general_dilated",
         "convolve",
         "dot_general",

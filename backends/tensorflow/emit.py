@@ -32,7 +32,9 @@ def emit(
         helpers += used
     functions, used = step(program, observe=observe, strategy=strategy)
     helpers += used
-    if strategy in lanes.LOOPS:
+    if strategy in lanes.STEPS:
+        functions += lanes.compiled_step(program, observe=observe, xla=strategy != "function")
+    elif strategy in lanes.LOOPS:
         functions += lanes.train_steps(program, PRECISIONS[precision].dtype, xla=strategy != "loop")
     elif strategy == "fit":
         functions += lanes.trainer(program)
@@ -205,10 +207,7 @@ class {rate_name(program, update)}(keras.optimizers.schedules.LearningRateSchedu
         signature = f"model: {cls}, optimizers: dict[str, keras.optimizers.Optimizer], batch: dict) -> {kind}"
         doc = f"One update after another; returns the loss before each{OBSERVED if observe else ''}."
         lines = ["losses = {}", *lines, f"return losses{also}"]
-    # Keras's `fit` makes a function of its own, and so does the loop.
-    decorator = {"function": "@tf.function", "function_xla": "@tf.function(jit_compile=True)"}.get(strategy, "")
     parts.append(f'''
-{decorator}
 def train_step({signature}:
     """{doc}"""
 {indented(lines, 4)}
@@ -313,8 +312,9 @@ def running(
     else:
         losses = f"{'loss' if single else 'losses'}{', _' if observe else ''}"
         loop = [
+            f"compiled_step = make_compiled_step(model, {optimizer})",
             'for step in range(len(inputs["order"])):',
-            f"    {losses} = train_step(model, {optimizer}, load_batch(inputs, step))",
+            f"    {losses} = compiled_step(load_batch(inputs, step))",
             f"    print(step + 1, {show})",
         ]
     stack = lanes.STACK if strategy in ("fit", *lanes.LOOPS) else ""

@@ -4,6 +4,8 @@ from harness import emit as shared
 from harness.graph import Program
 from harness.lanes import steps_a_call
 
+STEPS = ("function", "function_xla")
+"""The strategies of one call a step; the last is compiled by XLA."""
 LOOPS = ("loop", "loop_xla", "tuned")
 """The strategies that take many steps in one call; those after the first are compiled by XLA."""
 HELPERS = {
@@ -22,17 +24,33 @@ def stack(batches: list[dict]) -> dict:
 '''
 
 
+def held(program: Program) -> tuple[str, str, str]:
+    """The optimizer's name, its type, and that of what a step returns."""
+    if len(program.updates) == 1:
+        return "optimizer", "keras.optimizers.Optimizer", "tf.Tensor"
+    return "optimizers", "dict[str, keras.optimizers.Optimizer]", "dict[str, tf.Tensor]"
+
+
+def compiled_step(program: Program, *, observe: bool, xla: bool) -> str:
+    """The function that takes one step in one call."""
+    name, optimizer, kind = held(program)
+    kind = f"tuple[{kind}, dict]" if observe else kind
+    return f'''
+
+def make_compiled_step(model: {shared.container(program)}, {name}: {optimizer}) -> Callable[[dict], {kind}]:
+    """`train_step` as a graph, of tensors alone: TensorFlow looks through objects anew at each call."""
+    return tf.function(lambda batch: train_step(model, {name}, batch){", jit_compile=True" if xla else ""})
+'''
+
+
 def train_steps(program: Program, precision: str, *, xla: bool) -> str:
     """The function that takes many steps in one call."""
-    cls = shared.container(program)
-    if len(program.updates) == 1:
-        optimizer, kind, each = "optimizer: keras.optimizers.Optimizer", "tf.Tensor", f"tf.{precision}"
-    else:
-        optimizer, kind = "optimizers: dict[str, keras.optimizers.Optimizer]", "dict[str, tf.Tensor]"
-        each = "{" + ", ".join(f'"{update.name}": tf.{precision}' for update in program.updates) + "}"
-    name = optimizer.partition(":")[0]
+    name, optimizer, kind = held(program)
+    each = f"tf.{precision}"
+    if len(program.updates) > 1:
+        each = "{" + ", ".join(f'"{update.name}": {each}' for update in program.updates) + "}"
     return f'''
-def make_train_steps(model: {cls}, {optimizer}) -> Callable[[dict], {kind}]:
+def make_train_steps(model: {shared.container(program)}, {name}: {optimizer}) -> Callable[[dict], {kind}]:
     """A function of a stack of batches: `train_step` for each, in one call; it returns every loss."""
 
     # Of tensors alone: TensorFlow looks through objects among the arguments anew at each call.
@@ -53,7 +71,7 @@ def blocks(program: Program, precision: str) -> list[str]:
     """The loop of `main` over calls of many steps."""
     single = len(program.updates) == 1
     size = steps_a_call(program, precision)
-    name = "optimizer" if single else "optimizers"
+    name, *_ = held(program)
     show = "float(losses[i])" if single else "*(float(loss[i]) for loss in losses.values())"
     return [
         f"train_steps = make_train_steps(model, {name})",
@@ -70,11 +88,7 @@ def blocks(program: Program, precision: str) -> list[str]:
 def trainer(program: Program) -> str:
     """The class whose `fit` trains, and what keeps the losses."""
     cls, single = shared.container(program), len(program.updates) == 1
-    name, kind = (
-        ("optimizer", "keras.optimizers.Optimizer")
-        if single
-        else ("optimizers", "dict[str, keras.optimizers.Optimizer]")
-    )
+    name, kind, _ = held(program)
     own = "own_optimizer" if single else "own_optimizers"
     result = f"train_step(self.network, self.{own}, batch)"
     return f'''
@@ -118,7 +132,7 @@ def fit(trainer: Trainer, batches: dict, times: int = 1) -> list[dict[str, float
 
 def fitting(program: Program) -> list[str]:
     """The body of `main` that trains by `fit`."""
-    name = "optimizer" if len(program.updates) == 1 else "optimizers"
+    name, *_ = held(program)
     return [
         f"trainer = make_trainer(model, {name})",
         'batches = stack([load_batch(inputs, step) for step in range(len(inputs["order"]))])',

@@ -114,6 +114,9 @@ class Session(StepByStep):
         learned = {path: v for path, v in self.variables.items() if v.trainable}
         statistics = {path: v for path, v in self.variables.items() if not v.trainable}
         check_tables(module, learned, statistics)
+        # Programs that take many steps in one call have none.
+        make_step = getattr(module, "make_compiled_step", None)
+        self.compiled_step = make_step and make_step(self.model, self.optimizers)
         self.compiled: dict[str, Callable[..., Any]] = {}
 
     def load(self, arrays: Arrays) -> None:
@@ -127,10 +130,10 @@ class Session(StepByStep):
         return {name: value.numpy() for name, value in flatten(batch).items()}
 
     def compile(self, batch: Any) -> None:
-        self.module.train_step.get_concrete_function(self.model, self.optimizers, batch)
+        self.compiled_step.get_concrete_function(batch)
 
     def step(self, step: int, batch: Any) -> Any:  # noqa: ARG002 - the optimizers count
-        return self.module.train_step(self.model, self.optimizers, batch)
+        return self.compiled_step(batch)
 
     def wait(self, result: Any) -> dict[str, float]:
         result = result[0] if self.observes else result

@@ -84,9 +84,7 @@ def _body(main: str) -> str:
     body = main.partition("\n\nif __name__")[0].rstrip()
     body = re.sub(r"inputs = load_file\(.*?\) \| load_file\(.*?batches\.safetensors.\s*\)\n", "inputs = INPUTS\n", body, flags=re.DOTALL)  # fmt: skip
     body = re.sub(r"load_file\(run / .inputs. / .parameters\.safetensors.\)", "START", body)
-    body = re.sub(r"(loss(?:es)?), _ = train_step", r"\1, observed = train_step", body)
-    body = re.sub(r"\((loss(?:es)?), _\)\) = train_step", r"(\1, observed)) = train_step", body)
-    body = re.sub(r"\((loss(?:es)?), _\) = train_step", r"(\1, observed) = train_step", body)
+    body = re.sub(r"(loss(?:es)?), _(\)*) = (train|compiled)_step", r"\1, observed\2 = \3_step", body)
     return re.sub(r"\n {8}print\(step \+ 1.*", "", body)
 
 

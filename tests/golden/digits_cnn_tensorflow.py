@@ -12,6 +12,7 @@ batch.
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras reads it when it is imported.
@@ -87,7 +88,6 @@ def make_optimizer(model: Classifier) -> keras.optimizers.Optimizer:
     return optimizer
 
 
-@tf.function
 def train_step(model: Classifier, optimizer: keras.optimizers.Optimizer, batch: dict) -> tf.Tensor:
     """One update; returns the loss before it."""
     with tf.GradientTape() as tape:
@@ -95,6 +95,13 @@ def train_step(model: Classifier, optimizer: keras.optimizers.Optimizer, batch: 
     gradients = tape.gradient(loss, model.trainable_weights)
     optimizer.apply(gradients, model.trainable_weights)
     return loss
+
+
+def make_compiled_step(
+    model: Classifier, optimizer: keras.optimizers.Optimizer
+) -> Callable[[dict], tf.Tensor]:
+    """`train_step` as a graph, of tensors alone: TensorFlow looks through objects anew at each call."""
+    return tf.function(lambda batch: train_step(model, optimizer, batch))
 
 
 # canonical name -> (the Keras variable's path, the axes that take the canonical array to Keras's)
@@ -177,8 +184,9 @@ def main(run: Path) -> None:
     model = make_model()
     load_parameters(model, load_file(run / "inputs" / "parameters.safetensors"))
     optimizer = make_optimizer(model)
+    compiled_step = make_compiled_step(model, optimizer)
     for step in range(len(inputs["order"])):
-        loss = train_step(model, optimizer, load_batch(inputs, step))
+        loss = compiled_step(load_batch(inputs, step))
         print(step + 1, float(loss))
 
 

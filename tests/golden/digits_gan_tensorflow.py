@@ -12,6 +12,7 @@ batch.
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras reads it when it is imported.
@@ -135,7 +136,6 @@ def make_optimizers(model: DigitsGan) -> dict[str, keras.optimizers.Optimizer]:
     return optimizers
 
 
-@tf.function
 def train_step(
     model: DigitsGan, optimizers: dict[str, keras.optimizers.Optimizer], batch: dict
 ) -> dict[str, tf.Tensor]:
@@ -150,6 +150,13 @@ def train_step(
     gradients = tape.gradient(losses["generator"], model.generator.trainable_weights)
     optimizers["generator"].apply(gradients, model.generator.trainable_weights)
     return losses
+
+
+def make_compiled_step(
+    model: DigitsGan, optimizers: dict[str, keras.optimizers.Optimizer]
+) -> Callable[[dict], dict[str, tf.Tensor]]:
+    """`train_step` as a graph, of tensors alone: TensorFlow looks through objects anew at each call."""
+    return tf.function(lambda batch: train_step(model, optimizers, batch))
 
 
 # canonical name -> (the Keras variable's path, the axes that take the canonical array to Keras's)
@@ -233,8 +240,9 @@ def main(run: Path) -> None:
     model = make_model()
     load_parameters(model, load_file(run / "inputs" / "parameters.safetensors"))
     optimizers = make_optimizers(model)
+    compiled_step = make_compiled_step(model, optimizers)
     for step in range(len(inputs["order"])):
-        losses = train_step(model, optimizers, load_batch(inputs, step))
+        losses = compiled_step(load_batch(inputs, step))
         print(step + 1, *map(float, losses.values()))
 
 

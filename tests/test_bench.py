@@ -1,7 +1,9 @@
 """Ratios and rounds: intervals hold what is true, differences are found, machines may be busy. Most of it needs no framework."""
 
 import json
+import math
 import re
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +16,16 @@ from build import INSTALLED, program_of
 from cases import CASES, spec_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import wilcoxon
 
 from harness import flops, programs, run, spec
 from harness.bench import bench as benches
 from harness.bench import energy, inference
 from harness.bench.bench import bench
 from harness.bench.options import BenchOptions
-from harness.bench.ratio import LEAST, Ratio, ratio, settled
+from harness.bench.ratio import CONFIDENCE, LEAST, Ratio, ratio, settled
 from harness.bench.record import Ledger
-from harness.bench.rounds import Block, Contestant, fastest, ratios, rounds, table, warmed
+from harness.bench.rounds import Block, Contestant, fastest, rounds, table, warmed
 from harness.bench.scaling import exponent
 from harness.bench.selftest import SelfTest, self_test
 from harness.bench.target import LOOKS, WINDOW, Target, reach
@@ -78,11 +81,48 @@ def test_the_ratio_the_other_way_round_is_the_reciprocal(a: list[float], b: list
     assert one.value <= one.high * (1 + 1e-12)
 
 
+@pytest.mark.parametrize("count", [LEAST, 13, 24])
+def test_the_interval_ends_where_the_signed_rank_test_does(count: int) -> None:
+    """By SciPy's test of log-ratios that are moved: just inside an end it does not reject, just outside it does."""
+    logs = np.random.default_rng(count).normal(0.03, 0.05, count)
+    found = ratio(np.exp(logs), np.ones(count), resamples=0)
+
+    def rejected(moved: float) -> bool:
+        return bool(wilcoxon(logs - moved, method="exact").pvalue <= 1 - CONFIDENCE)
+
+    for end, outwards in ((np.log(found.low), -1), (np.log(found.high), 1)):
+        assert rejected(end + outwards * 1e-9)
+        assert not rejected(end - outwards * 1e-9)
+    assert ratio(np.exp(logs), np.ones(count)).low <= found.low < found.high <= ratio(np.exp(logs), np.ones(count)).high
+
+
+@settings(deadline=None)
+@given(TIMES)
+def test_the_estimate_is_the_median_of_the_means_of_pairs(times: list[float]) -> None:
+    logs = [math.log(t) for t in times]
+    pairs = [(a + b) / 2 for i, a in enumerate(logs) for b in logs[i:]]
+    assert math.log(ratio(times, [1.0] * len(times)).value) == pytest.approx(statistics.median(pairs), abs=1e-9)
+
+
+def test_equal_contestants_rarely_differ_however_the_machine_is_loaded() -> None:
+    """By the order that is drawn alone: here somebody takes half of the machine every second block, for stretches of rounds."""
+    rng = np.random.default_rng(11)
+    missed = 0
+    for _ in range(2000):
+        blocks = np.exp(rng.normal(0, 0.002, 40))
+        start = rng.integers(0, 20)
+        blocks[start : start + 20 : 2] *= 2
+        first = blocks.reshape(20, 2)
+        order = rng.integers(0, 2, 20)
+        missed += ratio(first[range(20), order], first[range(20), 1 - order], resamples=0).different
+    assert missed <= 38
+
+
 @pytest.mark.parametrize("count", [LEAST, 10, 20, 33])
-def test_the_interval_holds_the_median_as_often_as_it_says(count: int) -> None:
-    """Of values of any continuous distribution, the share on one side is a fair coin's: lognormal ones, say."""
+def test_the_interval_holds_the_centre_as_often_as_it_says(count: int) -> None:
     rng = np.random.default_rng(count)
-    missed = sum(ratio(np.exp(rng.normal(0, 0.02, count)), np.ones(count), i).different for i in range(2000))
+    given = (np.exp(rng.normal(0, 0.02, count)) for _ in range(2000))
+    missed = sum(ratio(times, np.ones(count), resamples=0).different for times in given)
     # One of a hundred, and chance: 20 of 2,000, four standard deviations of 4.4 more at most.
     assert missed <= 38
 
@@ -164,7 +204,7 @@ def test_rounds_take_everybody_once_and_stop_when_it_is_known() -> None:
     assert all(sorted(turn) == ["a", "b", "c"] for turn in turns)
     assert len(set(turns)) > 1, "in an order drawn anew"
     assert fastest(field).name == "a"
-    assert ratios(field)["b", "c"].value == pytest.approx(0.5)
+    assert ratio(field[1].seconds, field[2].seconds).value == pytest.approx(0.5)
     against = table(field)
     assert against["a"] is None
     assert against["c"] is not None

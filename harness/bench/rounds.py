@@ -121,15 +121,15 @@ def rounds(
         enough = number + 1 >= LEAST
         # Looked at rarely: who looks after every round stops more often where the interval is narrow by chance.
         look = (number + 1) % LEAST == 0
-        if look and width and all(r.width <= width for r in ratios(contestants).values()):
+        if look and width and all(narrow(a, b, width) for a, b in combinations(contestants, 2)):
             break
         if enough and time.perf_counter() > until:
             break
 
 
-def ratios(contestants: Sequence[Contestant]) -> dict[tuple[str, str], Ratio]:
-    """Every pair's ratio: how many times as long the first takes as the second."""
-    return {(a.name, b.name): ratio(a.seconds, b.seconds) for a, b in combinations(contestants, 2)}
+def narrow(a: Contestant, b: Contestant, width: float) -> bool:
+    """Whether their ratio is known well enough. Without a bootstrap, which takes longer than a round where there are many."""
+    return ratio(a.seconds, b.seconds, resamples=0).width <= width
 
 
 def fastest(contestants: Sequence[Contestant]) -> Contestant:

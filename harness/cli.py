@@ -330,7 +330,7 @@ def bench(
     target: Annotated[
         str | None, typer.Option(help="What each way is to train to, and be timed: a loss, or METRIC=VALUE.")
     ] = None,
-    rounds: Annotated[int, typer.Option(help="At most; fewer where the ratios are known to 1 % before.")] = 40,
+    rounds: Annotated[int, typer.Option(help="At most; fewer where the ratios are known to 1 % before.")] = 80,
     peers: Annotated[
         Path | None, typer.Option(help="A folder of hand-written programs to time beside, like benchmarks/peers.")
     ] = None,

@@ -26,7 +26,7 @@ class BenchOptions:
     vary: tuple[Variation, ...] = ()
     """The spec once for each value, of one after the other."""
     lanes: tuple[str, ...] = LANES
-    rounds: int = 40
+    rounds: int = 80
     """At most; fewer where the ratios are known to WIDTH before."""
     pythons: tuple[str, ...] = ()
     timeout: float = 600.0

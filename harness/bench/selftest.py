@@ -28,8 +28,8 @@ ROUNDS = BenchOptions.rounds
 """Of one comparison: as many as `harness bench` takes where nothing else is said."""
 SLOWER = 0.05
 """Of a step's time, spent busily in every step of the planted slowdown."""
-BLOCK = 0.02
-"""Seconds of a block: a short comparison is one of half a second or so."""
+BLOCK = 0.01
+"""Seconds of a block, half of a benchmark's: a short comparison is one of two seconds or so."""
 EQUAL, FOUND, COST = 0.95, 0.90, 0.01
 """The bars: A/A without a difference, planted slowdowns found, the harness's share of a step of 1 ms."""
 SCHEMA = 1

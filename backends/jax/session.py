@@ -350,10 +350,10 @@ class Scan(Session):
         return {name: float(losses[0]) for name, losses in self.losses([result]).items()}
 
     def losses(self, result: Any) -> Arrays:
-        found = jax.device_get(result)
+        # Not by `jax.device_get`, which takes twice as long: of the calls of a tiny step 4 %.
         if self.single:
-            return {self.updates[0]["name"]: np.concatenate(found)}
-        return {name: np.concatenate([losses[name] for losses in found]) for name in found[0]}
+            return {self.updates[0]["name"]: np.concatenate([*map(np.asarray, result)])}
+        return {name: np.concatenate([np.asarray(losses[name]) for losses in result]) for name in result[0]}
 
 
 class Nnx(Session):

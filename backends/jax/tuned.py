@@ -67,9 +67,9 @@ def lstm(node: Node, x: str) -> Code:
     assert isinstance(op, Recurrent)
     if op.mask(*node.input_shapes) is not None:
         return layers.lstm(node, x)
-    last = "[:, -1]" if op.returns == "last" else ""
+    function, layer = ("last_state", "LastLSTM") if op.returns == "last" else ("lstm_states", "LSTM")
     cell = f"nnx.OptimizedLSTMCell({node.input_shapes[0][-1]}, {op.units}, rngs=rngs)"
-    return Code(f"self.{node.name}({x}){last}", f"LSTM({cell}, rngs=False)", (), ("as_rows", "lstm_states", "LSTM"))
+    return Code(f"self.{node.name}({x})", f"{layer}({cell}, rngs=False)", (), ("as_rows", function, layer))
 
 
 INT8 = 127
@@ -176,7 +176,7 @@ def as_rows(x: Array) -> Array:
     "lstm_states": '''
 @jax.custom_vjp
 def lstm_states(x: Array, kernel: Array, recurrent: Array, bias: Array) -> Array:
-    """Every state of an LSTM over [time, batch, features].
+    """Every state of an LSTM over [batch, time, features].
 
     Its gates are arrays of their own, because XLA does not vectorise what reads slices of one on CPUs.
     """
@@ -186,6 +186,8 @@ def lstm_states(x: Array, kernel: Array, recurrent: Array, bias: Array) -> Array
 def lstm_forward(
     x: Array, kernel: Array, recurrent: Array, bias: Array
 ) -> tuple[Array, tuple]:
+    # By slices: a transposition goes number by number on CPUs.
+    x = jax.lax.optimization_barrier(jnp.stack([x[:, t] for t in range(x.shape[1])]))
     kernels, recurrents = jnp.split(kernel, 4, axis=1), jnp.split(recurrent, 4, axis=1)
     gates = [
         (as_rows(x) @ w + b).reshape(*x.shape[:2], -1)
@@ -196,27 +198,27 @@ def lstm_forward(
         return 0.5 * jnp.tanh(0.5 * x) + 0.5  # faster than nnx.sigmoid
 
     def step(carry: tuple[Array, Array], gates: list[Array]) -> tuple[tuple[Array, Array], tuple]:
-        h, c = carry
-        i, f, g, o = (gate + h @ w for gate, w in zip(gates, recurrents, strict=True))
+        before, c = carry
+        i, f, g, o = (gate + before @ w for gate, w in zip(gates, recurrents, strict=True))
         i, f, g, o = sigmoid(i), sigmoid(f), jnp.tanh(g), sigmoid(o)
         new_c = f * c + i * g
         squashed = jnp.tanh(new_c)
         h = o * squashed
-        return (h, new_c), (h, (i, f, g, o, c, squashed))
+        return (h, new_c), (h, (i, f, g, o, c, squashed, before))
 
     zeros = jnp.zeros((x.shape[1], len(recurrent)), x.dtype)
     _, (states, saved) = jax.lax.scan(step, (zeros, zeros), gates)
-    return states, (x, kernels, recurrents, states, saved)
+    return states.swapaxes(0, 1), (x, kernels, recurrents, saved)
 
 
 def lstm_backward(saved: tuple, dstates: Array) -> tuple[Array, Array, Array, Array]:
     """The gradients of kernel, recurrent and bias are taken after the loop, of all steps at once."""
-    x, kernels, recurrents, states, saved = saved
+    x, kernels, recurrents, saved = saved
     transposed = [w.T for w in recurrents]
 
     def step(carry: tuple[Array, Array], at: tuple) -> tuple[tuple[Array, Array], list[Array]]:
         dh, dc = carry
-        dstate, (i, f, g, o, c, squashed) = at
+        dstate, (i, f, g, o, c, squashed, _) = at
         dh = dh + dstate
         dc = dc + dh * o * (1 - squashed**2)
         dgates = [
@@ -227,15 +229,15 @@ def lstm_backward(saved: tuple, dstates: Array) -> tuple[Array, Array, Array, Ar
         ]
         return (sum(d @ w for d, w in zip(dgates, transposed, strict=True)), dc * f), dgates
 
-    zeros = jnp.zeros_like(states[0])
+    dstates = dstates.swapaxes(0, 1)
+    zeros = jnp.zeros_like(dstates[0])
     _, dgates = jax.lax.scan(step, (zeros, zeros), (dstates, saved), reverse=True)
     dx = sum(d @ w.T for d, w in zip(dgates, kernels, strict=True))
-    before = jnp.concatenate([zeros[None], states[:-1]])
     # Transposed copies: a product that sums over the first axis of both takes longer.
-    x, before = (jax.lax.optimization_barrier(as_rows(a).T) for a in (x, before))
+    x, before = (jax.lax.optimization_barrier(as_rows(a).T) for a in (x, saved[-1]))
     dgates = [as_rows(d) for d in dgates]
     return (
-        dx,
+        dx.swapaxes(0, 1),
         jnp.concatenate([x @ d for d in dgates], axis=1),
         jnp.concatenate([before @ d for d in dgates], axis=1),
         jnp.concatenate([d.sum(axis=0) for d in dgates]),
@@ -251,9 +253,32 @@ class LSTM(nnx.RNN):
     def __call__(self, x: Array) -> Array:
         cell = self.cell
         kernels = cell.dense_i.kernel[...], cell.dense_h.kernel[...]
-        return lstm_states(x.swapaxes(0, 1), *kernels, cell.dense_h.bias[...]).swapaxes(0, 1)
+        return lstm_states(x, *kernels, cell.dense_h.bias[...])
 ''',
 }
+LAST = (
+    ("lstm_states", "last_state"),
+    ("lstm_forward", "last_forward"),
+    ("lstm_backward", "last_backward"),
+    ("Every state of an LSTM", "The last state of an LSTM"),
+    ("(h, (i, f, g, o, c, squashed, before))", "(i, f, g, o, c, squashed, before)"),
+    ("_, (states, saved) = jax", "(h, _), saved = jax"),
+    ("return states.swapaxes(0, 1), (x", "return h, (x"),
+    ("dstates: Array", "dh: Array"),
+    ("dstate, (i, f, g, o, c, squashed, _) = at\n        dh = dh + dstate\n", "i, f, g, o, c, squashed, _ = at\n"),
+    ("    dstates = dstates.swapaxes(0, 1)\n    zeros = jnp.zeros_like(dstates[0])\n", ""),
+    ("(zeros, zeros), (dstates, saved), reverse", "(dh, jnp.zeros_like(dh)), saved, reverse"),
+)
+"""What differs where only the last state is read: no gradient comes from the others, and none of them is stacked."""
+HELPERS["last_state"] = HELPERS["lstm_states"]
+for before, after in LAST:
+    HELPERS["last_state"] = HELPERS["last_state"].replace(before, after)
+HELPERS["LastLSTM"] = (
+    HELPERS["LSTM"]
+    .replace("class LSTM(", "class LastLSTM(")
+    .replace("an LSTM's cell by `lstm_states`", "an LSTM's cell that returns the last state, by `last_state`")
+    .replace("lstm_states(", "last_state(")
+)
 HELPERS |= {
     f"{name} of rows": layers.HELPERS[name].replace("partial(nnx.Linear,", "partial(Linear,")
     for name in ("Attention", "DroppedAttention")

@@ -33,7 +33,8 @@ def emit(
     functions, used = step(program, observe=observe, strategy=strategy)
     helpers += used
     if strategy in lanes.STEPS:
-        functions += lanes.compiled_step(program, observe=observe, xla=strategy != "function")
+        *_, kind = lanes.held(program)
+        functions += lanes.compiled_step(program, returned(kind, observe=observe), xla=strategy != "function")
     elif strategy in lanes.LOOPS:
         functions += lanes.train_steps(program, PRECISIONS[precision].dtype, xla=strategy != "loop")
     elif strategy == "fit":
@@ -195,20 +196,17 @@ class {rate_name(program, update)}(keras.optimizers.schedules.LearningRateSchedu
         ]
     also = ", observed" if observe else ""
     lines = ["observed = {}", *lines] if observe else lines
+    optimizer, own, kind = lanes.held(program)
     if single:
-        kind = returned("tf.Tensor", observe=observe)
-        signature = f"model: {cls}, optimizer: keras.optimizers.Optimizer, batch: dict) -> {kind}"
         doc, lines = (
             f"One update; returns the loss before it{OBSERVED if observe else ''}.",
             [*lines, f"return loss{also}"],
         )
     else:
-        kind = returned("dict[str, tf.Tensor]", observe=observe)
-        signature = f"model: {cls}, optimizers: dict[str, keras.optimizers.Optimizer], batch: dict) -> {kind}"
         doc = f"One update after another; returns the loss before each{OBSERVED if observe else ''}."
         lines = ["losses = {}", *lines, f"return losses{also}"]
     parts.append(f'''
-def train_step({signature}:
+def train_step(model: {cls}, {optimizer}: {own}, batch: dict) -> {returned(kind, observe=observe)}:
     """{doc}"""
 {indented(lines, 4)}
 ''')

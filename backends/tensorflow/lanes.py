@@ -31,10 +31,9 @@ def held(program: Program) -> tuple[str, str, str]:
     return "optimizers", "dict[str, keras.optimizers.Optimizer]", "dict[str, tf.Tensor]"
 
 
-def compiled_step(program: Program, *, observe: bool, xla: bool) -> str:
-    """The function that takes one step in one call."""
-    name, optimizer, kind = held(program)
-    kind = f"tuple[{kind}, dict]" if observe else kind
+def compiled_step(program: Program, kind: str, *, xla: bool) -> str:
+    """The function that takes one step in one call; `kind`: the type of what it returns."""
+    name, optimizer, _ = held(program)
     return f'''
 
 def make_compiled_step(model: {shared.container(program)}, {name}: {optimizer}) -> Callable[[dict], {kind}]:

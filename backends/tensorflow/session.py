@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -114,10 +115,12 @@ class Session(StepByStep):
         learned = {path: v for path, v in self.variables.items() if v.trainable}
         statistics = {path: v for path, v in self.variables.items() if not v.trainable}
         check_tables(module, learned, statistics)
-        # Programs that take many steps in one call have none.
-        make_step = getattr(module, "make_compiled_step", None)
-        self.compiled_step = make_step and make_step(self.model, self.optimizers)
         self.compiled: dict[str, Callable[..., Any]] = {}
+
+    @cached_property
+    def compiled_step(self) -> Any:
+        """One call a step; programs that take many in one have none."""
+        return self.module.make_compiled_step(self.model, self.optimizers)
 
     def load(self, arrays: Arrays) -> None:
         self.shapes = {name: array.shape for name, array in arrays.items()}

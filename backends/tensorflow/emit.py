@@ -4,11 +4,10 @@ from backends.tensorflow import bfloat16, lanes, layers, training, tuned
 from harness import emit as shared
 from harness.emit import Code, Slot, graphs, indented, masked
 from harness.graph import BlockOp, Graph, Program, Update
-from harness.optimizers import Adam
 from harness.precision import PRECISIONS, Precision
 
 FRAMEWORK = "Keras on TensorFlow"
-HELPERS = layers.HELPERS | tuned.HELPERS | training.HELPERS | lanes.HELPERS
+HELPERS = layers.HELPERS | tuned.HELPERS | training.HELPERS
 OBSERVED = ", and every node's value and gradient"
 
 
@@ -30,7 +29,7 @@ def emit(
         text, used = module(graph, base, observe=observe, faster=faster)
         classes.append(text)
         helpers += used
-    functions, used = step(program, observe=observe, strategy=strategy)
+    functions, used = step(program, observe=observe)
     helpers += used
     if strategy in lanes.STEPS:
         *_, kind = lanes.held(program)
@@ -39,7 +38,8 @@ def emit(
         functions += lanes.train_steps(program, PRECISIONS[precision].dtype, xla=strategy != "loop")
     elif strategy == "fit":
         functions += lanes.trainer(program)
-    definitions = [*(HELPERS[name] for name in dict.fromkeys(helpers)), *classes]
+    known = HELPERS | lanes.IN_A_LOOP if strategy == "loop" else HELPERS
+    definitions = [*(known[name] for name in dict.fromkeys(helpers)), *classes]
     if own.factors == "bfloat16":
         definitions = shared.in_mixed_precision(definitions, bfloat16.REPLACED, bfloat16.HELPERS)
     parts = [
@@ -153,7 +153,7 @@ class {shared.container(program)}:
 '''
 
 
-def step(program: Program, *, observe: bool = False, strategy: str = "function") -> tuple[str, list[str]]:
+def step(program: Program, *, observe: bool = False) -> tuple[str, list[str]]:
     """Losses, learning rates, optimizers and the training step."""
     single = len(program.updates) == 1
     helpers: list[str] = []
@@ -177,8 +177,6 @@ class {rate_name(program, update)}(keras.optimizers.schedules.LearningRateSchedu
         target, name = moved(program, update), shared.loss_name(program, update)
         variable = "optimizer" if single else f'optimizers["{update.name}"]'
         result = "loss" if single else f'losses["{update.name}"]'
-        together = strategy == "loop" and isinstance(update.optimizer, Adam)
-        helpers += ["apply"] if together else []
         densify = ["# An embedding's gradient comes as rows: repeated ones are summed before anything reads them.",
                    "gradients = [tf.convert_to_tensor(g) for g in gradients]"]  # fmt: skip
         seen = [
@@ -192,7 +190,7 @@ class {rate_name(program, update)}(keras.optimizers.schedules.LearningRateSchedu
             *(densify if training.sparse(program, update) else []),
             *(seen if observe else []),
             *training.clip(update),
-            f"apply({variable}, gradients)" if together else f"{variable}.apply(gradients, {target})",
+            f"{variable}.apply(gradients, {target})",
         ]
     also = ", observed" if observe else ""
     lines = ["observed = {}", *lines] if observe else lines

@@ -8,14 +8,41 @@ STEPS = ("function", "function_xla")
 """The strategies of one call a step; the last is compiled by XLA."""
 LOOPS = ("loop", "loop_xla", "tuned")
 """The strategies that take many steps in one call; those after the first are compiled by XLA."""
-HELPERS = {
-    "apply": '''
-@tf.function(jit_compile=True)
-def apply(optimizer: keras.optimizers.Optimizer, gradients: list[tf.Tensor]) -> None:
-    """One pass over the parameters: operation by operation it takes a dozen."""
-    optimizer.apply(gradients)
-'''
+IN_A_LOOP = {
+    "Adam": '''
+class Adam(keras.optimizers.Adam):
+    """Adam with epsilon added after the bias correction, by TensorFlow's kernel: one pass over a variable."""
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
+        index = self._get_variable_index(variable)
+        m, v = self._momentums[index], self._velocities[index]
+        # The kernel rounds its betas to the variable's precision, and the bias corrections are of what it takes. By
+        # itself it makes them with powers that are rounded at each step, and adds epsilon before them.
+        number = variable.dtype.as_numpy_dtype
+        beta_1, beta_2 = number(self.beta_1), number(self.beta_2)
+        t = tf.cast(self.iterations + 1, tf.float64)
+        correction = tf.sqrt(1 - float(beta_2) ** t)
+        rate = tf.cast(learning_rate, tf.float64) / (1 - float(beta_1) ** t)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=m.handle,
+            v=v.handle,
+            beta1_power=number(0),
+            beta2_power=number(0),
+            lr=tf.cast(rate * correction, variable.dtype),
+            beta1=beta_1,
+            beta2=beta_2,
+            epsilon=tf.cast(self.epsilon * correction, variable.dtype),
+            grad=gradient,
+        )
+''',
 }
+IN_A_LOOP["AdamW"] = (
+    IN_A_LOOP["Adam"]
+    .replace("class Adam(keras.optimizers.Adam)", "class AdamW(keras.optimizers.AdamW)")
+    .replace('"""Adam with', '"""AdamW with')
+)
+"""What the strategy `loop` has instead of other helpers: where XLA does not fuse an update, it is a dozen passes."""
 STACK = '''
 
 def stack(batches: list[dict]) -> dict:

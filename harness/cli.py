@@ -331,6 +331,12 @@ def bench(
         str | None, typer.Option(help="What each way is to train to, and be timed: a loss, or METRIC=VALUE.")
     ] = None,
     rounds: Annotated[int, typer.Option(help="At most; fewer where the ratios are known to 1 % before.")] = 80,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            help="That each timed way has, one after the other, sharing the rounds; 0: all of a backend in one. Left out, 1; large networks and GPUs, 0."
+        ),
+    ] = None,
     peers: Annotated[
         Path | None, typer.Option(help="A folder of hand-written programs to time beside, like benchmarks/peers.")
     ] = None,
@@ -354,7 +360,7 @@ def bench(
     _check_json(json_file)
     changes = [*([f"data.batch={batch}"] if batch else []), *(vary or [])]
     options = BenchOptions(
-        chosen(backends), precision, device, tuple(parse(change) for change in changes), chosen_lanes(lanes), rounds,
+        chosen(backends), precision, device, tuple(parse(change) for change in changes), chosen_lanes(lanes), rounds, processes,
         tuple(python or ()), timeout, peers, chosen_parts(parts), None if target is None else parse_target(target),
         core,
     )  # fmt: skip

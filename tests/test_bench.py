@@ -16,21 +16,21 @@ from build import INSTALLED, program_of
 from cases import CASES, spec_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import wilcoxon
+from scipy.stats import ttest_1samp, wilcoxon
 
 from harness import flops, programs, run, spec
 from harness.bench import bench as benches
-from harness.bench import energy, inference
+from harness.bench import checks, energy, inference, race, trial
 from harness.bench.bench import bench
 from harness.bench.options import BenchOptions
-from harness.bench.ratio import CONFIDENCE, LEAST, Ratio, ratio, settled
+from harness.bench.ratio import CONFIDENCE, FEWEST, LEAST, Ratio, ratio, ratio_of_processes, settled
 from harness.bench.record import Ledger
 from harness.bench.rounds import Block, Contestant, fastest, rounds, table, warmed
 from harness.bench.scaling import exponent
 from harness.bench.selftest import SelfTest, self_test
 from harness.bench.target import LOOKS, WINDOW, Target, reach
 from harness.bench.target import parse as parse_target
-from harness.bench.timing import _entered, _near, _tried
+from harness.bench.trial import _entered, _near, _tried
 from harness.bench.vote import outvoted
 from harness.compare import Comparison, Difference
 from harness.errors import CallError
@@ -40,6 +40,7 @@ from harness.questions import questions
 from harness.report.speed import spelled
 from harness.vary import parse
 
+FEW = st.lists(st.lists(st.floats(0.5, 2.0), min_size=LEAST, max_size=12), min_size=FEWEST, max_size=7)
 TIMES = st.lists(st.floats(1e-6, 1e3), min_size=LEAST, max_size=30)
 
 
@@ -53,10 +54,10 @@ def noisy(rng: np.random.Generator, drift: np.ndarray, seconds: float, noise: fl
 def test_equal_contestants_rarely_differ_and_five_per_cent_are_found(true: float, least: int, most: int) -> None:
     rng = np.random.default_rng(3)
     found = 0
-    for trial in range(100):
+    for seed in range(100):
         drift = np.exp(np.cumsum(rng.normal(0, 0.05, 20)))
         one, other = noisy(rng, drift, 1.0), noisy(rng, drift, true)
-        r = ratio(other, one, trial)
+        r = ratio(other, one, seed)
         found += r.different and (true == 1 or r.value > 1)
     assert least <= found <= most
 
@@ -127,6 +128,62 @@ def test_the_interval_holds_the_centre_as_often_as_it_says(count: int) -> None:
     missed = sum(ratio(times, np.ones(count), resamples=0).different for times in given)
     # One of a hundred, and chance: 20 of 2,000, four standard deviations of 4.4 more at most.
     assert missed <= 38
+
+
+@settings(deadline=None)
+@given(FEW)
+def test_the_interval_of_several_processes_is_students(times: list[list[float]]) -> None:
+    """SciPy's, of each process's median of means of pairs."""
+    centres = []
+    for own in times:
+        logs = [math.log(t) for t in own]
+        centres.append(statistics.median((a + b) / 2 for i, a in enumerate(logs) for b in logs[i:]))
+    found = ratio_of_processes(times, [[1.0] * len(own) for own in times])
+    assert math.log(found.value) == pytest.approx(statistics.mean(centres), abs=1e-12)
+    if statistics.stdev(centres) > 1e-9:
+        wanted = ttest_1samp(centres, 0.0).confidence_interval(CONFIDENCE)
+        assert (math.log(found.low), math.log(found.high)) == pytest.approx((wanted.low, wanted.high), abs=1e-9)
+    assert (found.rounds, found.processes) == (sum(map(len, times)), len(times))
+
+
+def test_processes_that_are_slower_for_good_are_no_difference() -> None:
+    """Equal programs, each process of which is faster or slower by chance for as long as it lives."""
+    rng = np.random.default_rng(5)
+    missed = pooled = 0
+    for _ in range(1000):
+        times = np.exp(rng.normal(0, 0.01, (5, 1)) + rng.normal(0, 0.02, (5, 12)))
+        missed += ratio_of_processes(times.tolist(), np.ones((5, 12)).tolist()).different
+        pooled += ratio(times.ravel(), np.ones(60), resamples=0).different
+    assert missed <= 10 + 4 * math.sqrt(10), "one of a hundred, and chance"
+    assert pooled > 50, "rounds of few processes are not independent"
+
+
+@pytest.mark.parametrize(
+    ("processes", "rounds", "expected"),
+    [(3, LEAST, "3 processes are too few"), (4, LEAST - 1, "7 rounds are too few for an interval, 8 are the least")],
+)
+def test_of_few_processes_or_rounds_there_is_no_interval(processes: int, rounds: int, expected: str) -> None:
+    times = [[1.0] * rounds] * processes
+    with pytest.raises(ValueError, match=expected):
+        ratio_of_processes(times, times)
+
+
+def test_blocks_are_kept_apart_by_process() -> None:
+    def own(*seconds: float, warm: int | None = 1) -> Contestant:
+        return Contestant("a", lambda _steps: (1.0, 1.0), blocks=[Block(s, s) for s in seconds], warm=warm)
+
+    alone = own(1.0, 2.0)
+    assert alone.apart == [[1.0, 2.0]]
+    first, second, third = own(1.0, 2.0), own(3.0, warm=4), own(5.0, 6.0, 7.0, warm=2)
+    for earlier, later in ((None, first), (first, second), (second, third)):
+        later.follow(earlier)
+    assert third.apart == [[1.0, 2.0], [3.0], [5.0, 6.0, 7.0]]
+    assert third.seconds == [1.0, 2.0, 3.0, 5.0, 6.0, 7.0]
+    assert third.warm == 4
+    assert third.to_json()["processes"] == [2, 1, 3]
+    never = own(1.0, warm=None)
+    never.follow(third)
+    assert never.warm is None
 
 
 def test_stopping_where_the_interval_is_narrow_does_not_make_equal_contestants_differ() -> None:
@@ -231,6 +288,7 @@ def test_times_have_the_unit_that_suits_them(seconds: float, said: str) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
+        (BenchOptions(processes=2), "--processes is 0, 1, or at least 4, got 2"), (BenchOptions(processes=-1), "got -1"),
         (BenchOptions(rounds=5), "--rounds is at least 8"), (BenchOptions(device="tpu"), "--device is cpu or gpu"),
         (BenchOptions(precision="float16"), "--precision is float64, float32, tf32 or bfloat16"),
         (BenchOptions(precision="tf32"), "TF32 products exist on GPUs alone"), (BenchOptions(core=4096), "--core 4096"),
@@ -282,6 +340,7 @@ def test_a_spec_is_checked_and_timed_on_every_backend(tmp_path: Path) -> None:
     assert set(found.ledger.entries["cores"]) == set(INSTALLED)
     assert "cores" not in found.ledger.differing, "every worker is pinned to the same one"
     assert found.ledger.entries["$MALLOC_MMAP_MAX_"] == dict.fromkeys(INSTALLED, "0"), "all keep their memory"
+    assert str(found.ledger.entries["processes"]["all"]).startswith("one for each way that is timed")
     assert found.ledger.entries["$GLIBC_TUNABLES"] == dict.fromkeys(INSTALLED, "glibc.malloc.hugetlb=1")
     json.dumps(found.to_json(), allow_nan=False)
 
@@ -300,12 +359,67 @@ def test_what_does_not_train_identically_has_no_times(tmp_path: Path, monkeypatc
         text = emit(program, name, precision, *rest, strategy=strategy, **more)  # type: ignore[arg-type]
         return text if strategy != plain else text.replace("0.01", "0.013")
 
-    monkeypatch.setattr(benches, "emitted", faulty)
+    monkeypatch.setattr(checks, "emitted", faulty)
     (found,) = bench([path], BenchOptions(backends=(backend,), parts=(), rounds=8))
     assert (found.verdict, found.exit) == ("differs", 1)
     assert found.lanes, "the others are timed"
     assert not [lane for lane in found.lanes if lane.strategy == plain]
     assert any(note.startswith(f"{backend} {plain} is not timed: ") for note in found.notes)
+
+
+def quick(*given: Any) -> tuple[Strategy, ...]:
+    """Strategies that PyTorch does not compile, which would take most of a test's time."""
+    return tuple(s for s in strategies(*given) if s.name not in ("compiled", "whole", "unrolled"))
+
+
+@pytest.mark.frameworks
+def test_rounds_are_shared_by_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "case.yaml"
+    path.write_text(json.dumps(spec_of(CASES["relu"])))
+    monkeypatch.setattr(benches, "strategies", quick)
+    phases: list[str] = []
+    options = BenchOptions(INSTALLED[:1], lanes=("default", "step"), rounds=40, parts=(), processes=4)
+    (found,) = bench([path], options, listen=lambda _name, event: phases.append(event.get("phase", "")))
+    assert (found.verdict, found.exit) == ("same", 0), found
+    assert [phase for phase in phases if phase.endswith("rounds")] == [f"{i} of 4: rounds" for i in (1, 2, 3, 4)]
+    for lane in found.lanes:
+        assert lane.contestant.processes == [10] * 4
+        assert len(lane.contestant.blocks) == 40
+        assert lane.ratio is None or lane.ratio.processes == 4
+
+
+@pytest.mark.frameworks
+def test_what_goes_wrong_in_the_process_that_is_timed_has_no_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "case.yaml"
+    path.write_text(json.dumps(spec_of(CASES["relu"])))
+    backend = INSTALLED[0]
+    wrong = f"{backend} {PLAIN[backend]}"
+    emit = programs.emitted
+
+    def faulty(program: Program, name: str, *rest: object, strategy: str | None = None, **more: object) -> str:
+        text = emit(program, name, *rest, strategy=strategy, **more)  # type: ignore[arg-type]
+        return text if strategy != PLAIN[backend] else text.replace("0.01", "0.013")
+
+    monkeypatch.setattr(trial, "emitted", faulty)
+    monkeypatch.setattr(benches, "strategies", quick)
+    options = BenchOptions((backend,), lanes=("default", "step"), parts=(), rounds=8)
+    (found,) = bench([path], options)
+    assert (found.verdict, found.exit) == ("differs", 1)
+    assert wrong not in [f"{lane.backend} {lane.strategy}" for lane in found.lanes]
+    assert any(note.startswith(f"{wrong} is not timed: ") for note in found.notes)
+
+
+@pytest.mark.frameworks
+def test_where_memory_is_short_the_trials_processes_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "case.yaml"
+    path.write_text(json.dumps(spec_of(CASES["relu"])))
+    monkeypatch.setattr(race.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000, total=2000))
+    (found,) = bench([path], BenchOptions(INSTALLED[:1], lanes=("default",), parts=(), rounds=8))
+    assert (found.verdict, len(found.lanes)) == ("same", 1)
+    assert any(note.startswith("Timed in the processes of the trial: 1 of their own may need") for note in found.notes)
+    assert found.ledger.entries["processes"]["all"] == "one a backend, in which all its ways were checked and tried"
 
 
 @pytest.mark.frameworks
@@ -523,7 +637,8 @@ PEERS = {{"case": {{"fast": build(0), "everyday": build(0), "wrong": build(0, 0.
 
 
 @pytest.mark.frameworks
-def test_what_is_written_by_hand_is_checked_and_timed_beside(tmp_path: Path) -> None:
+def test_what_is_written_by_hand_is_checked_and_timed_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benches, "strategies", quick)
     path = tmp_path / "case.yaml"
     text = spec_of(CASES["relu"])
     path.write_text(json.dumps(text))
@@ -556,7 +671,7 @@ def test_in_float32_twins_decide_how_far_two_ways_may_part(
     path = tmp_path / "case.yaml"
     path.write_text(json.dumps(spec_of(CASES["relu"])))
     backend = INSTALLED[0]
-    real, emit = benches._twins, programs.emitted
+    real, emit = checks._twins, programs.emitted
     seen = []
 
     def drift(*arguments: object) -> object:
@@ -567,8 +682,9 @@ def test_in_float32_twins_decide_how_far_two_ways_may_part(
         text = emit(program, name, *rest, strategy=strategy, **more)  # type: ignore[arg-type]
         return text.replace("0.01", "0.0105") if strategy == PLAIN[backend] else text
 
-    monkeypatch.setattr(benches, "_twins", drift)
-    monkeypatch.setattr(benches, "emitted", faulty)
+    monkeypatch.setattr(benches, "strategies", quick)
+    monkeypatch.setattr(checks, "_twins", drift)
+    monkeypatch.setattr(checks, "emitted", faulty)
     (found,) = bench([path], BenchOptions(backends=(backend,), parts=(), lanes=("default", "step"), rounds=8))
     assert seen, "they part by more than is allowed"
     assert max(max(own) for own in seen[0].overall.values()) > 3, "what twins say of that fault by themselves"
@@ -608,7 +724,7 @@ def test_a_call_of_many_steps_that_takes_them_otherwise_is_caught(
         assert old in own
         return own.replace(old, new)
 
-    monkeypatch.setattr(benches, "emitted", faulty)
+    monkeypatch.setattr(checks, "emitted", faulty)
     (found,) = bench([path], BenchOptions(backends=(backend,), parts=(), lanes=("best",), rounds=8))
     assert found.verdict == "differs"
     assert [note.split(" is not timed")[0] for note in found.notes if " is not timed" in note] == [
@@ -634,7 +750,7 @@ def test_a_ledger_that_changes_voids_the_times(tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "case.yaml"
     path.write_text(json.dumps(spec_of(CASES["relu"])))
     told = iter([Ledger({"threads": {"torch": 1}}), Ledger({"threads": {"torch": 2}})])
-    monkeypatch.setattr(benches, "ledger", lambda _subject, _device: next(told))
+    monkeypatch.setattr(race, "ledger", lambda _subject, _device: next(told))
     (found,) = bench([path], BenchOptions(backends=INSTALLED[:1], parts=(), lanes=("default",), rounds=8))
     assert (found.verdict, found.exit, found.lanes) == ("failed", 3, ())
     assert "Refused: while it was timed, this changed: threads" in found.notes

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.backend import BACKENDS
-from harness.bench.ratio import LEAST
+from harness.bench.ratio import FEWEST, LEAST
 from harness.bench.target import Target
 from harness.check.live import allowed_cores
 from harness.errors import CallError
@@ -28,6 +28,9 @@ class BenchOptions:
     lanes: tuple[str, ...] = LANES
     rounds: int = 80
     """At most; fewer where the ratios are known to WIDTH before."""
+    processes: int | None = None
+    """Of each way that is timed, one after the other, which share the rounds; 0: it is timed in the process of its backend,
+    in which all were tried. Left out, 1 on a CPU, of a network that is not large, else 0: each would compile anew."""
     pythons: tuple[str, ...] = ()
     timeout: float = 600.0
     peers: Path | None = None
@@ -63,6 +66,10 @@ def validate(options: BenchOptions) -> None:
     """Raise CallError where a value makes no sense."""
     if options.rounds < LEAST:
         raise CallError(f"--rounds is at least {LEAST}, got {options.rounds}")
+    if options.processes is not None and not (options.processes in (0, 1) or options.processes >= FEWEST):
+        raise CallError(
+            f"--processes is 0, 1, or at least {FEWEST}, got {options.processes}: two or three tell too little"
+        )
     if options.device not in ("cpu", "gpu"):
         raise CallError(f"--device is cpu or gpu, got '{options.device}'")
     on_device(options.precision, options.device)

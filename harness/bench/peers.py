@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.bench.ratio import Ratio, ratio
-from harness.bench.rounds import Contestant
+from harness.bench.ratio import Ratio
+from harness.bench.rounds import Contestant, between
 from harness.check.live import LiveWorker
 from harness.check.subject import Subject
 from harness.errors import CallError, WorkerFailed
@@ -53,15 +53,23 @@ def files(folder: Path | None, backends: tuple[str, ...]) -> dict[str, Path]:
     return found
 
 
+def named(backend: str, strategy: str) -> str:
+    """What one of them goes by."""
+    return f"{backend} peer {strategy}"
+
+
 def opened(
-    subject: Subject, live: LiveWorker, file: Path, losses: Mapping[str, list[float]], notes: list[str]
-) -> dict[str, Contestant]:
-    """By strategy, those of a backend that train as the emitted program does; `notes` says which do not."""
+    subject: Subject, live: LiveWorker, file: Path, losses: Mapping[str, list[float]], notes: list[str],
+    only: str | None = None,
+) -> dict[str, Contestant]:  # fmt: skip
+    """By strategy, those of a backend, or `only` one, that train as the emitted program does; `notes` says which do not."""
     found: dict[str, Contestant] = {}
     network = subject.program.name
     (expected,) = [own[:COMPARED] for own in losses.values()] if len(losses) == 1 else [[]]
     for strategy in live.ask("peers_of", file=str(file), network=network)["strategies"]:
-        name = f"{live.backend} peer {strategy}"
+        if only is not None and strategy != only:
+            continue
+        name = named(live.backend, strategy)
         try:
             said = live.ask(
                 "peer", file=str(file), network=network, strategy=strategy, name=name, run=str(subject.folder), steps=len(expected)
@@ -87,6 +95,6 @@ def opened(
 def judged(contestants: Mapping[tuple[str, str], Contestant], best: Mapping[str, Contestant]) -> tuple[Peer, ...]:
     """Each beside the best emitted program of its backend."""
     return tuple(
-        Peer(backend, strategy, own, ratio(best[backend].seconds, own.seconds) if backend in best else None)
+        Peer(backend, strategy, own, between(best[backend], own) if backend in best else None)
         for (backend, strategy), own in contestants.items()
     )

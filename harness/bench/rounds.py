@@ -4,12 +4,12 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import accumulate, combinations
 from typing import Any
 
 import numpy as np
 
-from harness.bench.ratio import LEAST, Ratio, ratio, settled
+from harness.bench.ratio import LEAST, RESAMPLES, Ratio, ratio, ratio_of_processes, settled
 
 BLOCK = 0.02
 """Seconds that a block of steps lasts at least: far above the clock's resolution, and long enough to bring what the others
@@ -46,6 +46,8 @@ class Contestant:
     warm: int | None = None
     """After how many of them it was warm; None where it never was."""
     blocks: list[Block] = field(default_factory=list)
+    processes: list[int] = field(default_factory=list)
+    """How many of the blocks are of each process, one after the other; none: all are of one."""
     joules: dict[str, float] = field(default_factory=dict)
     """A step's, by meter, in a block of its own; see harness.bench.energy."""
 
@@ -66,13 +68,27 @@ class Contestant:
         """A step's, by round."""
         return [block.seconds for block in self.blocks]
 
+    @property
+    def apart(self) -> list[list[float]]:
+        """The same, by process."""
+        ends = list(accumulate(self.processes or [len(self.blocks)]))
+        return [self.seconds[end - count : end] for count, end in zip(self.processes or ends, ends, strict=True)]
+
+    def follow(self, earlier: "Contestant | None") -> None:
+        """Have the same contestant's blocks of an earlier process, or none, before those of this one."""
+        self.processes = [*(earlier.processes if earlier else ()), len(self.blocks)]
+        if earlier:
+            self.blocks[:0] = earlier.blocks
+            self.warm_up[:0] = earlier.warm_up
+            self.warm = None if earlier.warm is None or self.warm is None else max(earlier.warm, self.warm)
+
     def to_json(self) -> dict[str, Any]:
         """The documented JSON object."""
         times = self.seconds
         low, middle, high = np.quantile(times, (0.25, 0.5, 0.75)) if times else (None, None, None)
         return {
             "name": self.name, "steps_a_block": self.steps, "warm_up": self.warm_up, "warm_after": self.warm,
-            "seconds": times, "cpu_seconds": [block.cpu for block in self.blocks], "median": middle,
+            "seconds": times, "processes": self.processes or [len(times)], "cpu_seconds": [block.cpu for block in self.blocks], "median": middle,
             "quartiles": [low, high], "best": min(times, default=None), "joules": self.joules,
         }  # fmt: skip
 
@@ -131,7 +147,14 @@ def rounds(
 
 def narrow(a: Contestant, b: Contestant, width: float) -> bool:
     """Whether their ratio is known well enough. Without a bootstrap, which takes longer than a round where there are many."""
-    return ratio(a.seconds, b.seconds, resamples=0).width <= width
+    return between(a, b, resamples=0).width <= width
+
+
+def between(a: Contestant, b: Contestant, resamples: int = RESAMPLES) -> Ratio:
+    """Their ratio: of one process each, or of several."""
+    if len(a.apart) > 1:
+        return ratio_of_processes(a.apart, b.apart)
+    return ratio(a.seconds, b.seconds, resamples=resamples)
 
 
 def fastest(contestants: Sequence[Contestant]) -> Contestant:
@@ -142,7 +165,7 @@ def fastest(contestants: Sequence[Contestant]) -> Contestant:
 def table(contestants: Sequence[Contestant]) -> dict[str, Ratio | None]:
     """Each against the fastest; None for that one."""
     best = fastest(contestants)
-    return {c.name: None if c is best else ratio(c.seconds, best.seconds) for c in contestants}
+    return {c.name: None if c is best else between(c, best) for c in contestants}
 
 
 Named = Mapping[str, Contestant]

@@ -18,6 +18,7 @@ from harness.environment import Interpreter, importable, worker_environment
 from harness.errors import WorkerFailed
 from harness.supervise import kill, spell_status, tail
 
+INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
 ENDING = 2.0
 """Seconds that a worker which has closed its pipe may take to end by itself."""
 
@@ -111,7 +112,8 @@ def worker(
 ) -> Iterator[LiveWorker]:  # fmt: skip
     """A live worker, pinned to one core (where the device is a GPU, to none); killed on the way out, whatever happened. Raises WorkerFailed.
 
-    `settings`: more environment variables, where this process has not set them.
+    `settings`: more environment variables, where this process has not set them; Inductor's cache is always its own, but where
+    they name another.
     """
     if not importable(backend, python):
         raise WorkerFailed(
@@ -131,7 +133,7 @@ def worker(
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(ask_read, answer_write),
                     start_new_session=True, cwd=folder,
                     # Inductor would find what it compiled last time, and a first call would cost nothing.
-                    env={**(settings or {}), **worker_environment(device, 1)} | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")},
+                    env={**(settings or {}), **worker_environment(device, 1)} | {INDUCTOR: (settings or {}).get(INDUCTOR, str(folder / "inductor"))},
                 )  # fmt: skip
             except OSError as error:
                 raise WorkerFailed(f"{python.path} cannot be run: {error.strerror}") from None

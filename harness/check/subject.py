@@ -267,7 +267,8 @@ def workers(
                 if name in failures:
                     continue
                 backend = known or name
-                place = folder / "workers" / f"{name}-{precision}"
+                # No space: it is in the path of what a compiler is given.
+                place = folder / "workers" / f"{name}-{precision}".replace(" ", "-")
                 own = cores[number % len(cores)] if core is None else core
                 number += 1
                 try:
@@ -320,7 +321,7 @@ def open_program(
     subject: Subject, live: LiveWorker, name: str, source: str, *, observe: bool, strategy: str | None = None
 ) -> None:
     """Have a worker import a program under a name, at the start of training; `strategy`: how its steps are run."""
-    path = live.folder / f"{subject.program.name}_{live.name}_{name}_{live.count:05}.py"
+    path = live.folder / f"{subject.program.name}_{live.name}_{name}_{live.count:05}.py".replace(" ", "_")
     live.count += 1
     path.write_text(source, encoding="utf-8")
     request = describe(subject.program) | {"observe": observe, "strategy": strategy}

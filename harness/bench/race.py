@@ -1,0 +1,326 @@
+"""The race: rounds of those that are in a lane, each in a process of its own, and what else is measured of them."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from harness import flops
+from harness.bench import peers
+from harness.bench.alone import Alone, Conditions, alone
+from harness.bench.checks import checked
+from harness.bench.energy import metered, meters
+from harness.bench.inference import Evaluation, Inference, inference
+from harness.bench.options import BenchOptions
+from harness.bench.peers import Peer
+from harness.bench.ratio import FEWEST, LEAST
+from harness.bench.record import Lane, Ledger, Roof
+from harness.bench.rounds import Contestant, narrow, rounds, table, warmed
+from harness.bench.thin import Thinned
+from harness.bench.timing import ALLOCATOR, BATCHES, WARM_UP, Listener, host, ledger, unit
+from harness.bench.trial import Trial, beside, opened
+from harness.check.live import INDUCTOR, LiveWorker
+from harness.check.subject import Subject, workers
+from harness.environment import Interpreter
+from harness.errors import WorkerFailed
+from harness.lanes import Strategy
+from harness.programs import emitted, sources
+
+WIDTH = 0.01
+"""The relative half-width of an interval that is narrow enough to stop."""
+SIZE = {"cpu": 1024, "gpu": 8192}
+"""Of the square matrices whose product shows what the device can do."""
+COPIED = {"cpu": 64 * 2**20, "gpu": 2**30}
+"""Bytes of the array that is read and written to show what its memory can do: more than caches hold."""
+SHARE = 0.8
+"""Of the memory that is free, what processes of their own may be expected to need at most."""
+
+
+@dataclass
+class Timed:
+    """All that was timed of one spec."""
+
+    lanes: tuple[Lane, ...] = ()
+    beside: tuple[Peer, ...] = ()
+    asked: tuple[Inference, ...] = ()
+    evaluated: tuple[Evaluation, ...] = ()
+    roof: Roof | None = None
+    notes: list[str] = field(default_factory=list)
+    parted: dict[str, str] = field(default_factory=dict)
+    """Who differed from the others in the processes that are timed, and how."""
+    void: dict[str, str] = field(default_factory=dict)
+    """Of whom the checks there said nothing, and why."""
+    ledgers: list[Ledger] = field(default_factory=list)
+    """Before and after the rounds of each set of processes."""
+
+    @property
+    def refused(self) -> list[str]:
+        """Entries of the ledger that changed."""
+        return list(dict.fromkeys(entry for later in self.ledgers[1:] for entry in self.ledgers[0].changed(later)))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how processes of one benchmark are started."""
+
+    folder: Path
+    pythons: Mapping[str, Interpreter]
+    core: int
+    started: Mapping[str, LiveWorker]
+    """In which the trial was: all that are alive, by name."""
+    losses: Mapping[str, Mapping[str, list[float]]]
+    """What the programs' first steps gave there, by backend: what is written by hand is held against it."""
+    end_rivals: Callable[[], None]
+    """Ends those of them that run what is written by hand."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """Who runs in the same rounds, warm, in which processes."""
+
+    subject: Subject
+    contestants: Mapping[str, Contestant]
+    rivals: Mapping[tuple[str, str], Contestant]
+
+
+def race(
+    subject: Subject, thin: Thinned, runners: Mapping[str, Strategy], trial: Trial, place: Place, options: BenchOptions,
+    listen: Listener,
+) -> Timed:  # fmt: skip
+    """Run the rounds, and measure starts and answers of those that ran."""
+    name, found = subject.program.name, Timed()
+    shown = _machine(subject, list(dict.fromkeys(runners[n].backend for n in trial.contestants)), options.device)
+    wanted, rivals = {own: runners[own] for own in trial.contestants}, list(trial.rivals)
+    count = _processes(subject, thin, trial, place, options, found.notes)
+    earlier: dict[str, Contestant] = {}
+    for now in range(max(count, 1)):
+        heard = _numbered(listen, now, count)
+        open_there = (
+            _own_processes(subject, wanted, rivals, place, options, now, found, heard)
+            if count
+            else _same_processes(subject, trial)
+        )
+        with open_there as there:
+            if there.contestants:
+                _run(there, shown, wanted, options, max(count, 1), now, found, heard)
+            running = _passed(subject, thin, there, wanted, found, heard) if count else there
+            if not running.contestants:
+                return found
+            everybody = {one.name: one for one in (*running.contestants.values(), *running.rivals.values())}
+            for own, contestant in everybody.items():
+                contestant.follow(earlier.get(own))
+            competing, earlier = list(running.contestants.values()), everybody
+            # Who failed once has no times.
+            wanted, rivals = {own: wanted[own] for own in running.contestants}, list(running.rivals)
+        if now + 1 >= FEWEST and all(narrow(one, other, WIDTH) for one, other in combinations(competing, 2)):
+            break
+    if found.refused:
+        return found
+    products, copies = (
+        [float(np.median(one.seconds)) for one in shown if one.name.endswith(what)] for what in (PRODUCT, COPY)
+    )
+    # Of a noisy machine the median is what it did; the roofs are of the framework that was the fastest.
+    found.roof = Roof(2 * SIZE[options.device] ** 3 / min(products), 2 * COPIED[options.device] / min(copies))
+    starts = _starts(subject, wanted, place, options, listen)
+    against = table(competing)
+    found.lanes = tuple(
+        Lane(
+            name, runners[own].backend, lane, runners[own].name, one, against[own], starts.get(own),
+            {n: t for n, t in trial.seconds.items() if runners[n].backend == runners[own].backend} if lane == "best" else {},
+            flops.step(subject.program) / float(np.median(one.seconds)) / found.roof.flops,
+            _lines(emitted(subject.program, runners[own].backend, subject.precision, strategy=runners[own].name)),
+        )
+        for lane, own in trial.entered
+        if (one := running.contestants.get(own))
+    )  # fmt: skip
+    best = {lane.backend: lane.contestant for lane in found.lanes if lane.lane == "best"}
+    found.beside = peers.judged(running.rivals, best)
+    if "inference" in options.parts:
+        listen(name, {"phase": "inference", "total": 0})
+        found.asked, found.evaluated = inference(subject)
+    return found
+
+
+def _run(
+    running: Field, shown: list[Contestant], runners: Mapping[str, Strategy], options: BenchOptions, count: int, now: int,
+    found: Timed, listen: Listener,
+) -> None:  # fmt: skip
+    """The rounds of one set of processes, and that nothing changed or was compiled meanwhile."""
+    name, share = running.subject.program.name, max(LEAST, math.ceil(options.rounds / count))
+    before, compiled = ledger(running.subject, options.device), _compilations(running, runners)
+    listen(name, {"phase": "rounds", "total": share})
+    rounds(
+        list(running.contestants.values()), along=[*shown, *running.rivals.values()], most=share,
+        width=WIDTH if count == 1 else 0.0, seed=now, listen=lambda n: listen(name, {"step": n, "losses": {}}),
+    )  # fmt: skip
+    if said := metered(list(running.contestants.values()), meters(options.device)):
+        found.notes = list(dict.fromkeys([*found.notes, said]))
+    found.notes += _recompiled(compiled, _compilations(running, runners))
+    found.ledgers += [before, ledger(running.subject, options.device)]
+
+
+def _numbered(listen: Listener, now: int, count: int) -> Listener:
+    """What listens, told of which of several sets of processes a phase is."""
+
+    def told(name: str, event: Mapping[str, Any]) -> None:
+        listen(name, {**event, "phase": f"{now + 1} of {count}: {event['phase']}"} if "phase" in event else event)
+
+    return told if count > 1 else listen
+
+
+def _processes(
+    subject: Subject, thin: Thinned, trial: Trial, place: Place, options: BenchOptions, notes: list[str]
+) -> int:
+    """How many processes one after the other each that is timed has to itself; 0: the trial's are those that are timed."""
+    small = options.device == "cpu" and thin.subject is subject
+    count = int(small) if options.processes is None else options.processes
+    homes = [own.partition(" ")[0] for own in trial.contestants] + [beside(backend) for backend, _ in trial.rivals]
+    needed = sum(int(place.started[home].ask("memory")["resident"]) for home in homes)
+    free = psutil.virtual_memory().available
+    if not count or needed <= SHARE * free:
+        return count
+    notes.append(
+        f"Timed in the processes of the trial: {len(homes)} of their own may need {needed / 2**30:.1f} GiB, and "
+        f"{free / 2**30:.1f} are free."
+    )
+    return 0
+
+
+@contextmanager
+def _same_processes(subject: Subject, trial: Trial) -> Iterator[Field]:
+    """Where the trial was."""
+    yield Field(subject, trial.contestants, trial.rivals)
+
+
+@contextmanager
+def _own_processes(
+    subject: Subject, runners: Mapping[str, Strategy], beside_them: list[tuple[str, str]], place: Place,
+    options: BenchOptions, now: int, found: Timed, listen: Listener,
+) -> Iterator[Field]:  # fmt: skip
+    """Each in a process that has run nothing else.
+
+    What other programs leave behind in a process slows the next: TensorFlow's CNN took 1.00 to 1.10 times as long where three
+    other ways of running it were open, or had been, as in a process of its own, in eleven of twelve runs 1.02 and more.
+    """
+    place.end_rivals()
+    file = peers.files(options.peers, options.backends)
+    names = {own: strategy.backend for own, strategy in runners.items()}
+    names |= {peers.named(*key): key[0] for key in beside_them}
+    # Inductor finds what it compiled for the trial: what compiling takes is measured in processes of their own again.
+    inductor = {INDUCTOR: str(place.started["torch"].folder / "inductor")} if "torch" in place.started else {}
+    with workers(
+        names, (subject.precision,), place.pythons, place.folder / f"timed-{now}", options.timeout, settings=ALLOCATOR | inductor,
+        device=options.device, core=place.core if options.device == "cpu" else None,
+    ) as (live, unstarted):  # fmt: skip
+        started = live[subject.precision]
+        here = {name: strategy for name, strategy in runners.items() if name in started}
+        own = _moved(subject, {name: started[name] for name in here})
+        contestants = opened(own, here, listen)
+        rivals: dict[tuple[str, str], Contestant] = {}
+        for backend, strategy in beside_them:
+            if (name := peers.named(backend, strategy)) in started:
+                listen(subject.program.name, {"phase": name})
+                only = peers.opened(own, started[name], file[backend], place.losses[backend], found.notes, strategy)
+                for one in only.values():
+                    warmed(one, budget=WARM_UP)
+                    rivals[backend, strategy] = one
+        try:
+            yield Field(own, contestants, rivals)
+        finally:
+            subject.failures |= unstarted | own.failures
+
+
+def _passed(
+    subject: Subject, thin: Thinned, running: Field, runners: Mapping[str, Strategy], found: Timed, listen: Listener
+) -> Field:
+    """Of those that were timed in processes of their own who passes there what all passed in the trial's: no other's time counts.
+
+    After the rounds: the checks run other programs in the process.
+    """
+    own = running.subject
+    here = {name: runners[name] for name in running.contestants if name not in own.failures}
+    few = replace(thin, subject=own if thin.subject is subject else _moved(thin.subject, own.workers, own.failures))
+    parted, void = checked(own, few, here, {}, [], listen, anew=False) if here else ({}, {})
+    found.parted |= parted
+    found.void |= void
+    bad = parted | void | own.failures
+    return replace(running, contestants={name: one for name, one in running.contestants.items() if name not in bad})
+
+
+def _moved(subject: Subject, into: dict[str, LiveWorker], failures: dict[str, str] | None = None) -> Subject:
+    """The same subject in other workers."""
+    texts = sources(subject.program, {name: live.backend for name, live in into.items()}, subject.precision, {})
+    return replace(subject, workers=into, sources=texts, honest=texts, failures={} if failures is None else failures)
+
+
+def _lines(source: str) -> int:
+    """Lines of a program that are not empty."""
+    return sum(bool(line.strip()) for line in source.splitlines())
+
+
+Counts = dict[str, dict[str, int]]
+
+
+def _compilations(running: Field, runners: Mapping[str, Strategy]) -> Counts:
+    """By contestant, how much its framework has traced and compiled for it so far, as far as it tells them apart."""
+    return {
+        own: host(running.subject, own, runners[own]).ask("compilations", name=runners[own].name)["compilations"]
+        for own in running.contestants
+    }
+
+
+def _recompiled(before: Counts, after: Counts) -> list[str]:
+    """What was compiled while it was timed: nothing, if all is well."""
+    more = {own: {w: n - before[own][w] for w, n in counts.items() if n > before[own][w]} for own, counts in after.items()}  # fmt: skip
+    return [
+        f"While {own} was timed: {', '.join(f'{n} more {what}' for what, n in counts.items())}."
+        for own, counts in more.items()
+        if counts
+    ]
+
+
+def _starts(
+    subject: Subject, runners: Mapping[str, Strategy], place: Place, options: BenchOptions, listen: Listener
+) -> dict[str, Alone]:
+    """Each way of running it in a process of its own."""
+    if "start" not in options.parts:
+        return {}
+    found: dict[str, Alone] = {}
+    for number, (own, strategy) in enumerate(runners.items()):
+        listen(subject.program.name, {"phase": f"{own}: start"})
+        given = Conditions(
+            place.pythons, place.core, options.timeout, ALLOCATOR, options.device, unit(subject, strategy),
+            min(BATCHES, subject.program.steps), options.target,
+        )  # fmt: skip
+        try:
+            found[own] = alone(subject, strategy, place.folder / f"alone-{number}", given)
+        except WorkerFailed as error:
+            subject.failures[f"{own} alone"] = str(error).splitlines()[0]
+    return found
+
+
+PRODUCT, COPY = "matrix product", "copy"
+
+
+def _machine(subject: Subject, backends: list[str], device: str) -> list[Contestant]:
+    """What the frameworks' own product of matrices and copy of an array show of the device, warm."""
+    # A CPU's programs take products of float32 values that are rounded to bfloat16.
+    found, bfloat16 = [], subject.mixed and device == "gpu"
+    for backend in backends:
+        live = subject.workers[backend]
+        for what, do, size in ((PRODUCT, "peak", SIZE[device]), (COPY, "bandwidth", COPIED[device])):
+
+            def run(steps: int, live: LiveWorker = live, do: str = do, size: int = size) -> tuple[float, float]:
+                said = live.ask(do, size=size, steps=steps, bfloat16=bfloat16)
+                return said["seconds"], said["cpu"]
+
+            one = Contestant(f"{backend} {what}", run)
+            warmed(one, budget=WARM_UP)
+            found.append(one)
+    return found

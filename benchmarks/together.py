@@ -33,7 +33,7 @@ SUSPENDED = (
     "one was timed."
 )
 LISTS = ("backends", "lanes", "parts")
-NUMBERS = ("rounds", "timeout")
+NUMBERS = ("rounds", "processes", "timeout")
 
 
 def parsed(wanted: str, common: Mapping[str, str]) -> tuple[str, BenchOptions]:

@@ -1,6 +1,6 @@
 """The trained network asked: how long one example takes, how many examples a second, how long all held-out ones take.
 
-Every way of asking answers in the live workers that training was timed in, in interleaved rounds like its steps. An answer is
+Every way of asking answers in its backend's live worker, in interleaved rounds like training's steps. An answer is
 on the host before the clock stops; what is asked is on the device before it starts, except in an evaluation, which is what
 `harness run` does at its end.
 """

@@ -123,7 +123,9 @@ def race(
     if found.refused:
         return found
     if len(apart := competing[0].apart) > 1:
-        found.notes.append(f"{len(competing[0].blocks)} rounds, by {len(apart)} processes of each, one after the other.")
+        found.notes.append(
+            f"{len(competing[0].blocks)} rounds, by {len(apart)} processes of each, one after the other."
+        )
     products, copies = (
         [float(np.median(one.seconds)) for one in shown if one.name.endswith(what)] for what in (PRODUCT, COPY)
     )

@@ -330,7 +330,12 @@ def bench(
     target: Annotated[
         str | None, typer.Option(help="What each way is to train to, and be timed: a loss, or METRIC=VALUE.")
     ] = None,
-    rounds: Annotated[int, typer.Option(help="At most; fewer where the ratios are known to 1 % before.")] = 80,
+    rounds: Annotated[
+        int,
+        typer.Option(
+            help="At most; fewer where the ratios are known to 1 % before, unless several processes share them."
+        ),
+    ] = 80,
     processes: Annotated[
         int | None,
         typer.Option(

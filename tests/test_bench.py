@@ -6,6 +6,7 @@ import re
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +32,7 @@ from harness.bench.selftest import SelfTest, self_test
 from harness.bench.target import LOOKS, WINDOW, Target, reach
 from harness.bench.target import parse as parse_target
 from harness.bench.trial import _entered, _near, _tried
-from harness.bench.vote import outvoted
+from harness.bench.vote import PROVEN, outvoted
 from harness.compare import Comparison, Difference
 from harness.errors import CallError
 from harness.graph import Program
@@ -179,7 +180,7 @@ def test_blocks_are_kept_apart_by_process() -> None:
         later.follow(earlier)
     assert third.apart == [[1.0, 2.0], [3.0], [5.0, 6.0, 7.0]]
     assert third.seconds == [1.0, 2.0, 3.0, 5.0, 6.0, 7.0]
-    assert third.warm == 4
+    assert third.warm == 2, "its own"
     assert third.to_json()["processes"] == [2, 1, 3]
     never = own(1.0, warm=None)
     never.follow(third)
@@ -289,6 +290,7 @@ def test_times_have_the_unit_that_suits_them(seconds: float, said: str) -> None:
     ("options", "expected"),
     [
         (BenchOptions(processes=2), "--processes is 0, 1, or at least 4, got 2"), (BenchOptions(processes=-1), "got -1"),
+        (BenchOptions(rounds=39, processes=5), "--rounds 39: each of 5 processes needs 8 at least"),
         (BenchOptions(rounds=5), "--rounds is at least 8"), (BenchOptions(device="tpu"), "--device is cpu or gpu"),
         (BenchOptions(precision="float16"), "--precision is float64, float32, tf32 or bfloat16"),
         (BenchOptions(precision="tf32"), "TF32 products exist on GPUs alone"), (BenchOptions(core=4096), "--core 4096"),
@@ -378,20 +380,23 @@ def test_rounds_are_shared_by_processes(tmp_path: Path, monkeypatch: pytest.Monk
     path.write_text(json.dumps(spec_of(CASES["relu"])))
     monkeypatch.setattr(benches, "strategies", quick)
     phases: list[str] = []
-    options = BenchOptions(INSTALLED[:1], lanes=("default", "step"), rounds=40, parts=(), processes=4)
+    options = BenchOptions(INSTALLED[:1], lanes=("default", "step"), rounds=36, parts=(), processes=4)
     (found,) = bench([path], options, listen=lambda _name, event: phases.append(event.get("phase", "")))
     assert (found.verdict, found.exit) == ("same", 0), found
-    assert [phase for phase in phases if phase.endswith("rounds")] == [f"{i} of 4: rounds" for i in (1, 2, 3, 4)]
+    assert [phase for phase in phases if phase.endswith("rounds")] == [f"{i} of 4: rounds" for i in range(1, 5)]
     for lane in found.lanes:
-        assert lane.contestant.processes == [10] * 4
-        assert len(lane.contestant.blocks) == 40
+        assert lane.contestant.processes == [9] * 4
+        assert len(lane.contestant.blocks) == 36
         assert lane.ratio is None or lane.ratio.processes == 4
+    assert "36 rounds, by 4 processes of each, one after the other." in found.notes
 
 
 @pytest.mark.frameworks
+@pytest.mark.parametrize("lanes", [("default", "step"), ("best",)])
 def test_what_goes_wrong_in_the_process_that_is_timed_has_no_times(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lanes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Among others or alone: it is held against what it did in the trial."""
     path = tmp_path / "case.yaml"
     path.write_text(json.dumps(spec_of(CASES["relu"])))
     backend = INSTALLED[0]
@@ -403,12 +408,47 @@ def test_what_goes_wrong_in_the_process_that_is_timed_has_no_times(
         return text if strategy != PLAIN[backend] else text.replace("0.01", "0.013")
 
     monkeypatch.setattr(trial, "emitted", faulty)
-    monkeypatch.setattr(benches, "strategies", quick)
-    options = BenchOptions((backend,), lanes=("default", "step"), parts=(), rounds=8)
-    (found,) = bench([path], options)
+    monkeypatch.setattr(benches, "strategies", lambda *given: [s for s in quick(*given) if s.name in ("eager", PLAIN[backend])])  # fmt: skip
+    (found,) = bench([path], BenchOptions((backend,), lanes=lanes, parts=(), rounds=8))
     assert (found.verdict, found.exit) == ("differs", 1)
-    assert wrong not in [f"{lane.backend} {lane.strategy}" for lane in found.lanes]
-    assert any(note.startswith(f"{wrong} is not timed: ") for note in found.notes)
+    left = [f"{lane.backend} {lane.strategy}" for lane in found.lanes]
+    assert wrong not in left
+    assert len(left) == len(lanes) - 1, "the other one has its times"
+    assert any(note.startswith(f"{wrong} is not timed: ") and PROVEN in note for note in found.notes), found.notes
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize("how", ["parts", "dies"])
+def test_who_fails_in_one_process_has_no_times_and_the_others_do(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "case.yaml"
+    path.write_text(json.dumps(spec_of(CASES["relu"])))
+    backend = INSTALLED[0]
+    bad = f"{backend} {PLAIN[backend]}"
+    monkeypatch.setattr(benches, "strategies", quick)
+    really, opened, seen = race.passed, race.opened, count()
+
+    def parting(subject: Any, few: Any, own: str, *rest: Any) -> Any:
+        parted, void = really(subject, few, own, *rest)
+        return ({bad: "planted"} if own == bad and next(seen) == 1 else parted), void
+
+    def dying(subject: Any, *rest: Any) -> Any:
+        found = opened(subject, *rest)
+        if bad in found and next(seen) == 1:
+            subject.workers[bad].process.kill()
+        return found
+
+    monkeypatch.setattr(race, *(("passed", parting) if how == "parts" else ("opened", dying)))
+    options = BenchOptions((backend,), lanes=("default", "step"), parts=(), rounds=32, processes=4)
+    (found,) = bench([path], options)
+    assert found.verdict == ("differs" if how == "parts" else "failed")
+    assert (bad in found.failures) == (how == "dies")
+    assert found.lanes
+    assert bad not in [lane.name for lane in found.lanes]
+    for lane in found.lanes:
+        assert lane.contestant.processes == [8] * 4
+    assert not any(note.startswith("Refused") for note in found.notes)
 
 
 @pytest.mark.frameworks
@@ -418,8 +458,13 @@ def test_where_memory_is_short_the_trials_processes_are_timed(tmp_path: Path, mo
     monkeypatch.setattr(race.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000, total=2000))
     (found,) = bench([path], BenchOptions(INSTALLED[:1], lanes=("default",), parts=(), rounds=8))
     assert (found.verdict, len(found.lanes)) == ("same", 1)
-    assert any(note.startswith("Timed in the processes of the trial: 1 of their own may need") for note in found.notes)
-    assert found.ledger.entries["processes"]["all"] == "one a backend, in which all its ways were checked and tried"
+    assert any(
+        note.startswith("Timed in the processes of the trial instead of 1 of its own for each: 1 at once may need")
+        for note in found.notes
+    )
+    assert (
+        found.ledger.entries["processes"]["all"] == "one a backend, in which all its ways were checked, tried and timed"
+    )
 
 
 @pytest.mark.frameworks
@@ -749,8 +794,8 @@ def test_what_the_checks_say_nothing_of_has_no_times(tmp_path: Path) -> None:
 def test_a_ledger_that_changes_voids_the_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "case.yaml"
     path.write_text(json.dumps(spec_of(CASES["relu"])))
-    told = iter([Ledger({"threads": {"torch": 1}}), Ledger({"threads": {"torch": 2}})])
-    monkeypatch.setattr(race, "ledger", lambda _subject, _device: next(told))
+    threads = count()
+    monkeypatch.setattr(race, "told", lambda _subject: {INSTALLED[0]: {"threads": next(threads)}})
     (found,) = bench([path], BenchOptions(backends=INSTALLED[:1], parts=(), lanes=("default",), rounds=8))
     assert (found.verdict, found.exit, found.lanes) == ("failed", 3, ())
     assert "Refused: while it was timed, this changed: threads" in found.notes

@@ -241,6 +241,20 @@ def test_every_strategy_trains_alike(
     same(plain, other, rough=rough)
 
 
+@pytest.mark.frameworks
+@pytest.mark.skipif("tensorflow" not in INSTALLED, reason="tensorflow is not installed")
+def test_in_float32_adams_kernel_has_the_corrections_of_the_betas_it_takes(tmp_path: Path) -> None:
+    """A first step is as long as the learning rate, whatever the gradient; by corrections of other betas, 6e-6 off."""
+    text = json.loads(json.dumps(PLAIN_SGD))
+    text["training"]["updates"][0]["optimizer"] = {"adam": {"learning_rate": 0.01, "epsilon": 1e-30}}
+    own = live("tensorflow", program_of(text), tmp_path, "float32", strategy="loop")
+    before = own.session.state()["dense1.bias"]
+    assert not before.any(), "a difference would lose digits"
+    own.session.wait(own.session.step(0, own.session.batch(own.inputs, 0)))
+    moved = np.abs(own.session.state()["dense1.bias"].astype(np.float64))
+    assert moved == pytest.approx(0.01, rel=1e-6)
+
+
 def same(one: Live, other: Live, *, rough: bool = False) -> None:
     for what in ("state", "optimizer_state"):
         a, b = (getattr(own.session, what)() for own in (one, other))

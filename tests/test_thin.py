@@ -172,7 +172,7 @@ def test_blocks_go_on_until_the_trainings_end_or_a_loss_that_is_no_number(
 
 def test_the_ledger_says_where_blocks_begin(tiny: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "each", lambda _subject, _ask: {})
-    whole, large = (ledger(replace(tiny, restarts=r), "cpu").entries["blocks"]["all"] for r in (True, False))
+    whole, large = (ledger(replace(tiny, restarts=r), {}, "cpu").entries["blocks"]["all"] for r in (True, False))
     assert "begin again" in whole
     assert "begin again" not in large
 

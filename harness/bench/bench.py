@@ -19,10 +19,11 @@ from harness.bench.race import Place, Timed, race
 from harness.bench.record import BenchResult, Ledger
 from harness.bench.target import metric
 from harness.bench.thin import thinned
-from harness.bench.timing import ALLOCATOR, Listener
+from harness.bench.timing import ALLOCATOR, Listener, ledger
 from harness.bench.trial import beside, tried
 from harness.check.live import LiveWorker, allowed_cores
 from harness.check.subject import prepare, workers
+from harness.check.trajectory import Training
 from harness.environment import Interpreter, interpreters, machine
 from harness.graph import Program
 from harness.lanes import strategies
@@ -88,7 +89,7 @@ def _one(
     inputs = prepared(program, text)
     # What is written by hand has processes of its own: it may change how a whole process allocates, say.
     by_hand = {beside(backend): backend for backend in peers.files(options.peers, options.backends)}
-    with ExitStack() as stack, ExitStack() as spare:
+    with ExitStack() as stack, ExitStack() as beside_them:
 
         def start(
             names: Mapping[str, str], where: str, until: ExitStack
@@ -101,7 +102,7 @@ def _one(
             return live[options.precision], unstarted
 
         own, unstarted = start({name: name for name in options.backends}, "workers", stack)
-        rivals, absent = start(by_hand, "rivals", spare)
+        rivals, absent = start(by_hand, "rivals", beside_them)
         started, unstarted = own | rivals, unstarted | absent
         subject = prepare(program, text, inputs, options.precision, folder / "subject", own)
         subject.device = options.device
@@ -110,11 +111,11 @@ def _one(
             for backend in subject.backends
             for strategy in strategies(program, backend, options.lanes, options.device)
         }
-        losses: dict[str, Mapping[str, list[float]]] = {}
+        trainings: dict[str, Training] = {}
         few = thinned(subject, text, folder / "thinned", CHECKED)
         subject.restarts = not few.at
         said: list[str] = []
-        parted, void = checked(subject, few, runners, losses, said, listen) if subject.backends else ({}, {})
+        parted, void = checked(subject, few, runners, trainings, said, listen) if subject.backends else ({}, {})
         pinned = f"every worker on core {core}" if options.device == "cpu" else "workers on any core"
         notes = [f"Load before it began: {load:.1f} on {len(allowed_cores())} cores; {pinned}."]
         notes += [few.said, *said] if few.said else []
@@ -122,19 +123,26 @@ def _one(
         sound = {n: s for n, s in runners.items() if not {n, s.backend} & (void | parted).keys()}
         found = Timed()
         if sound and not undecided(parted):
+            losses = {runners[own].backend: training.losses for own, training in trainings.items()}
             trial = tried(subject, sound, losses, started, options, notes, listen)
             if trial.contestants:
-                place = Place(folder, pythons, core, started, losses, spare.close)
+                proven = {own: trainings.pop(own) for own in trial.contestants}
+                trainings.clear()  # the states of all their steps
+                place = Place(folder, pythons, core, started, proven, beside_them.close)
                 found = race(subject, few, sound, trial, place, options, listen)
             notes += [f"{name} is not timed: {why}" for name, why in (found.void | found.parted).items()]
             notes += found.notes
-            if found.refused:
-                notes.append(f"Refused: while it was timed, this changed: {', '.join(found.refused)}")
+            if found.changed:
+                notes.append(f"Refused: while it was timed, this changed: {', '.join(found.changed)}")
+                found = Timed(told=found.told, parted=found.parted, void=found.void)
         parted, void = parted | found.parted, void | found.void
+        # Of processes of their own, where there were some: in the trial's nothing was timed.
+        apart = {process: own for process, own in found.told.items() if " " in process}
+        conditions = ledger(subject, apart or found.told, options.device) if found.told else Ledger({})
         failures = unstarted | subject.failures
         verdict = "differs" if parted else "void" if void else "failed" if failures or not found.lanes else "same"
         return BenchResult(
-            program.name, options.precision, program.batch, verdict, found.lanes, found.ledgers[0] if found.ledgers else Ledger({}), machine(), tuple(notes),
+            program.name, options.precision, program.batch, verdict, found.lanes, conditions, machine(), tuple(notes),
             failures, time.perf_counter() - began, flops.step(program), found.beside, options.device, found.asked,
             found.evaluated, found.roof, flops.traffic(program, options.precision),
         )  # fmt: skip

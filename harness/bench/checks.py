@@ -1,6 +1,6 @@
-"""What every way of running a program must pass in the process that is timed: forward, gradients, its first steps."""
+"""What every way of running a program must pass: forward, gradients, its first steps; in the trial, and where it is timed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 
@@ -8,10 +8,10 @@ from safetensors.numpy import load_file
 
 from harness.bench.thin import Thinned, unmoved
 from harness.bench.timing import Listener, host
-from harness.bench.vote import STEP_BY_STEP, outvoted
+from harness.bench.vote import PROVEN, STEP_BY_STEP, outvoted
 from harness.check import rungs
 from harness.check import trajectory as long
-from harness.check.evidence import allowances, gather, slopes
+from harness.check.evidence import Evidence, allowances, gather, slopes
 from harness.check.live import LiveWorker
 from harness.check.record import Rung
 from harness.check.subject import Subject, each, open_program, part, twin
@@ -27,49 +27,72 @@ network, fewer."""
 
 
 def checked(
-    subject: Subject, thin: Thinned, runners: Mapping[str, Strategy], losses: dict[str, Mapping[str, list[float]]],
-    notes: list[str], listen: Listener, *, anew: bool = True,
+    subject: Subject, thin: Thinned, runners: Mapping[str, Strategy], trainings: dict[str, Training], notes: list[str],
+    listen: Listener,
 ) -> tuple[dict[str, str], dict[str, str]]:  # fmt: skip
-    """Forward, gradients and the first steps of every way of running them, by the processes that are timed.
+    """Forward, gradients and the first steps of every way of running them, in a process of each backend.
 
-    Who parts from the others, and how; and of whom the checks say nothing, and why. `anew`: each is opened anew, else the
-    very one that is open begins its training again.
+    Who parts from the others, and how; and of whom the checks say nothing, and why. `trainings`: is given the first steps.
     """
     name = subject.program.name
     listen(name, {"phase": "forward and gradients"})
     few = thin.subject
     evidence = each(few, lambda live: gather(few, live, few.sources[live.name, True], support=True, steps=0))
 
-    def judge() -> list[Rung]:
-        allowed = allowances(few, evidence)
-        return [rungs.forward(few, evidence, allowed), rungs.gradients(few, evidence, allowed, slopes(few))]
-
     # The reference takes as long as the frameworks do: it computes here while they train.
     with ThreadPoolExecutor(1) as pool:
-        judged = pool.submit(judge)
+        judged = pool.submit(_judged, few, evidence)
         listen(name, {"phase": "trajectories", "total": len(runners)})
-        trainings, stacked = _trainings(subject, runners, thin, listen, anew=anew)
+        own_trainings, stacked = _trainings(subject, runners, thin, listen)
         found = judged.result()
     comparisons = [c for rung in found for c in rung.comparisons]
-    losses |= {runners[own].backend: training.losses for own, training in trainings.items()}
+    trainings |= own_trainings
     comparisons += stacked
-    if len(trainings) > 1:
-        along = long.trajectory(subject, trainings, None, None).comparisons
+    if len(own_trainings) > 1:
+        along = long.trajectory(subject, own_trainings, None, None).comparisons
         if not all(c.same for c in along) and subject.precision != "float64":
             # Rounding grows along a training: whoever parts no faster than a framework from its own twin is not wrong.
-            beside = _twins(subject, runners, trainings, thin)
+            beside = _twins(subject, runners, own_trainings, thin)
             along = tuple(c for c in along if c.same or not max(beside.overall[f"{c.a}~{c.b}"]) <= long.TIMES)
         comparisons += along
+    notes += [f"{rung.name}: {note}" for rung in found for note in rung.notes if "within rounding" in note]
+    return outvoted(comparisons), _void(subject, own_trainings, found)
+
+
+def passed(
+    subject: Subject, thin: Thinned, own: str, strategy: Strategy, proven: Training, size: int
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The same of one way, open in a process of its own where it was timed: its session begins its training again.
+
+    `proven`: its first steps in the trial, which passed. `size`: steps of a call that was timed; such a call is checked
+    too. Raises WorkerFailed.
+    """
+    few, live = thin.subject, subject.workers[own]
+    evidence = {own: gather(few, live, few.sources[own, True], support=True, steps=0)}
+    found = _judged(few, evidence)
+    training, comparisons = _trained(subject, live, own, strategy, thin, size=size)
+    comparisons += [comparison for rung in found for comparison in rung.comparisons]
+    comparisons += long.trajectory(subject, {own: training, own + PROVEN: proven}, None, None).comparisons
+    return outvoted(comparisons), _void(subject, {own: training}, found)
+
+
+def _judged(few: Subject, evidence: Mapping[str, Evidence]) -> list[Rung]:
+    allowed = allowances(few, evidence)
+    known = few.known("slopes", lambda: slopes(few))
+    return [rungs.forward(few, evidence, allowed), rungs.gradients(few, evidence, allowed, known)]
+
+
+def _void(subject: Subject, trainings: Mapping[str, Training], found: Sequence[Rung]) -> dict[str, str]:
+    """Of whom the checks say nothing, and why."""
     void = {
         own: why
         for own, training in trainings.items()
         for why in (*long.dead(subject, training), *unmoved(subject, training))
     }
     for rung in found:
-        notes += [f"{rung.name}: {note}" for note in rung.notes if "within rounding" in note]
         if rung.status == "void":
-            void |= dict.fromkeys(runners, f"{rung.name}: {rung.sentence}")
-    return outvoted(comparisons), void
+            void |= dict.fromkeys(trainings, f"{rung.name}: {rung.sentence}")
+    return void
 
 
 def _twins(
@@ -94,7 +117,7 @@ def _twins(
 
 
 def _trainings(
-    subject: Subject, runners: Mapping[str, Strategy], thin: Thinned, listen: Listener, *, anew: bool
+    subject: Subject, runners: Mapping[str, Strategy], thin: Thinned, listen: Listener
 ) -> tuple[dict[str, Training], list[Comparison]]:
     """The first steps by every strategy; and those whose calls take many steps, in one call beside the same step by step."""
     found: dict[str, Training] = {}
@@ -107,7 +130,7 @@ def _trainings(
                 continue
             listen(subject.program.name, {"step": next(done), "losses": {}})
             try:
-                found[own], more = _trained(subject, live, own, strategy, thin, anew=anew)
+                found[own], more = _trained(subject, live, own, strategy, thin)
                 stacked.extend(more)
             except WorkerFailed as error:
                 if live.process.poll() is not None:
@@ -120,11 +143,11 @@ def _trainings(
 
 
 def _trained(
-    subject: Subject, live: LiveWorker, own: str, strategy: Strategy, thin: Thinned, *, anew: bool
+    subject: Subject, live: LiveWorker, own: str, strategy: Strategy, thin: Thinned, size: int = 0
 ) -> tuple[Training, list[Comparison]]:
-    """By one strategy."""
+    """By one strategy, opened anew; with the `size` of a call that was timed, as it is open."""
     steps, tolerances = thin.steps, TOLERANCES[subject.precision]
-    if anew:
+    if not size:
         text = emitted(subject.program, strategy.backend, subject.precision, strategy=strategy.name)
         open_program(subject, live, strategy.name, text, observe=False, strategy=strategy.name)
     else:
@@ -143,10 +166,14 @@ def _trained(
     stacked: list[Comparison] = []
     if strategy.many:
         live.ask("load", name=strategy.name, arrays=subject.position("start", subject.start))
-        said = live.ask("train_stacked", name=strategy.name, count=steps, into=str(path))
-        names = (own, f"{own}{STEP_BY_STEP}")
-        stacked.append(compare_losses(names, said["losses"], training.losses, tolerances["loss"]))
-        ends = (part(load_file(path), "state/"), part(end, "state/"))
+        # A call as it was timed, unless the training has fewer steps.
+        count = size if 0 < size <= subject.program.steps else steps
+        said = live.ask("train_stacked", name=strategy.name, count=count, into=str(path))
+        names, both = (own, f"{own}{STEP_BY_STEP}"), min(count, steps)
+        one, other = ({n: losses[:both] for n, losses in found.items()} for found in (said["losses"], training.losses))
+        stacked.append(compare_losses(names, one, other, tolerances["loss"]))
+    if strategy.many and count <= steps:
+        ends = (part(load_file(path), "state/"), {name: kept[count - 1] for name, kept in states.items()})
         left, right = ({n: a for n, a in e.items() if n not in subject.apart} for e in ends)
         stacked.append(compare("state", names, left, right, tolerances["state"]))
     path.unlink()

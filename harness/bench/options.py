@@ -27,7 +27,7 @@ class BenchOptions:
     """The spec once for each value, of one after the other."""
     lanes: tuple[str, ...] = LANES
     rounds: int = 80
-    """At most; fewer where the ratios are known to WIDTH before."""
+    """At most; fewer where the ratios are known to WIDTH before, unless several processes share them."""
     processes: int | None = None
     """Of each way that is timed, one after the other, which share the rounds; 0: it is timed in the process of its backend,
     in which all were tried. Left out, 1 on a CPU, of a network that is not large, else 0: each would compile anew."""
@@ -72,6 +72,8 @@ def validate(options: BenchOptions) -> None:
         )
     if options.device not in ("cpu", "gpu"):
         raise CallError(f"--device is cpu or gpu, got '{options.device}'")
+    if options.rounds < LEAST * (options.processes or 1):
+        raise CallError(f"--rounds {options.rounds}: each of {options.processes} processes needs {LEAST} at least")
     on_device(options.precision, options.device)
     if options.core is not None and options.core not in allowed_cores():
         raise CallError(f"--core {options.core}: this process may use {', '.join(map(str, allowed_cores()))}")

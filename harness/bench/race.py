@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,19 @@ import psutil
 from harness import flops
 from harness.bench import peers
 from harness.bench.alone import Alone, Conditions, alone
-from harness.bench.checks import checked
+from harness.bench.checks import passed
 from harness.bench.energy import metered, meters
 from harness.bench.inference import Evaluation, Inference, inference
 from harness.bench.options import BenchOptions
 from harness.bench.peers import Peer
-from harness.bench.ratio import FEWEST, LEAST
-from harness.bench.record import Lane, Ledger, Roof
-from harness.bench.rounds import Contestant, narrow, rounds, table, warmed
+from harness.bench.record import Lane, Roof
+from harness.bench.rounds import Contestant, Failed, rounds, table, warmed
 from harness.bench.thin import Thinned
-from harness.bench.timing import ALLOCATOR, BATCHES, WARM_UP, Listener, host, ledger, unit
+from harness.bench.timing import ALLOCATOR, BATCHES, WARM_UP, Listener, Told, changed, host, told, unit
 from harness.bench.trial import Trial, beside, opened
 from harness.check.live import INDUCTOR, LiveWorker
 from harness.check.subject import Subject, workers
+from harness.check.trajectory import Training
 from harness.environment import Interpreter
 from harness.errors import WorkerFailed
 from harness.lanes import Strategy
@@ -53,16 +52,18 @@ class Timed:
     roof: Roof | None = None
     notes: list[str] = field(default_factory=list)
     parted: dict[str, str] = field(default_factory=dict)
-    """Who differed from the others in the processes that are timed, and how."""
+    """Who differed in the process that was timed, and how."""
     void: dict[str, str] = field(default_factory=dict)
     """Of whom the checks there said nothing, and why."""
-    ledgers: list[Ledger] = field(default_factory=list)
-    """Before and after the rounds of each set of processes."""
+    told: Told = field(default_factory=dict)
+    """By process, how it computes: what it first said."""
+    changed: list[str] = field(default_factory=list)
+    """Entries that were not the same later."""
 
-    @property
-    def refused(self) -> list[str]:
-        """Entries of the ledger that changed."""
-        return list(dict.fromkeys(entry for later in self.ledgers[1:] for entry in self.ledgers[0].changed(later)))
+    def hear(self, said: Told) -> None:
+        """Keep what processes say of how they compute, or find what changed."""
+        self.changed += [entry for entry in changed(self.told, said) if entry not in self.changed]
+        self.told = {**said, **self.told}
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,15 @@ class Place:
     core: int
     started: Mapping[str, LiveWorker]
     """In which the trial was: all that are alive, by name."""
-    losses: Mapping[str, Mapping[str, list[float]]]
-    """What the programs' first steps gave there, by backend: what is written by hand is held against it."""
+    trainings: Mapping[str, Training]
+    """The programs' first steps there, which passed: what is timed in another process, and what is written by hand, is held
+    against them."""
     end_rivals: Callable[[], None]
-    """Ends those of them that run what is written by hand."""
+    """Ends those workers that run what is written by hand."""
 
 
 @dataclass(frozen=True)
-class Field:
+class Running:
     """Who runs in the same rounds, warm, in which processes."""
 
     subject: Subject
@@ -95,44 +97,53 @@ def race(
 ) -> Timed:  # fmt: skip
     """Run the rounds, and measure starts and answers of those that ran."""
     name, found = subject.program.name, Timed()
+    found.hear(told(subject))
     shown = _machine(subject, list(dict.fromkeys(runners[n].backend for n in trial.contestants)), options.device)
     wanted, rivals = {own: runners[own] for own in trial.contestants}, list(trial.rivals)
     count = _processes(subject, thin, trial, place, options, found.notes)
-    earlier: dict[str, Contestant] = {}
-    for now in range(max(count, 1)):
-        heard = _numbered(listen, now, count)
-        open_there = (
-            _own_processes(subject, wanted, rivals, place, options, now, found, heard)
+    done: dict[str, Contestant] = {}
+    sets, number = 0, 0
+    while sets < max(count, 1) and wanted:
+        number += 1
+        heard = _numbered(listen, sets, count)
+        opening = (
+            _own_processes(subject, wanted, rivals, place, options, number, found, heard)
             if count
-            else _same_processes(subject, trial)
+            else _same_processes(subject, trial, wanted, rivals)
         )
-        with open_there as there:
-            if there.contestants:
-                _run(there, shown, wanted, options, max(count, 1), now, found, heard)
-            running = _passed(subject, thin, there, wanted, found, heard) if count else there
+        with opening as running:
             if not running.contestants:
-                return found
-            everybody = {one.name: one for one in (*running.contestants.values(), *running.rivals.values())}
-            for own, contestant in everybody.items():
-                contestant.follow(earlier.get(own))
-            competing, earlier = list(running.contestants.values()), everybody
+                wanted = {}
+                break
+            try:
+                _run(running, shown, runners, trial, options, sets, max(count, 1), found, heard)
+            except Failed as error:
+                # The rounds of this set are lost, and those of all others are taken again without it.
+                if error.name not in {*wanted, *(peers.named(*key) for key in rivals)}:
+                    raise
+                subject.failures[error.name] = str(error).splitlines()[0]
+                wanted = {own: strategy for own, strategy in wanted.items() if own != error.name}
+                rivals = [key for key in rivals if peers.named(*key) != error.name]
+                continue
+            passing = _passing(subject, thin, running, runners, place, found, heard) if count else running.contestants
             # Who failed once has no times.
-            wanted, rivals = {own: wanted[own] for own in running.contestants}, list(running.rivals)
-        if now + 1 >= FEWEST and all(narrow(one, other, WIDTH) for one, other in combinations(competing, 2)):
-            break
-    if found.refused:
+            wanted, rivals = {own: runners[own] for own in passing}, list(running.rivals)
+            for contestant in (*passing.values(), *running.rivals.values()):
+                contestant.follow(done.get(contestant.name))
+                done[contestant.name] = contestant
+            sets += 1
+    competing = {own: done[own] for own in wanted}
+    if not competing or found.changed:
         return found
-    if len(apart := competing[0].apart) > 1:
-        found.notes.append(
-            f"{len(competing[0].blocks)} rounds, by {len(apart)} processes of each, one after the other."
-        )
+    if len(apart := next(iter(competing.values())).apart) > 1:
+        found.notes.append(f"{sum(map(len, apart))} rounds, by {len(apart)} processes of each, one after the other.")
     products, copies = (
         [float(np.median(one.seconds)) for one in shown if one.name.endswith(what)] for what in (PRODUCT, COPY)
     )
     # Of a noisy machine the median is what it did; the roofs are of the framework that was the fastest.
     found.roof = Roof(2 * SIZE[options.device] ** 3 / min(products), 2 * COPIED[options.device] / min(copies))
     starts = _starts(subject, wanted, place, options, listen)
-    against = table(competing)
+    against = table(list(competing.values()))
     found.lanes = tuple(
         Lane(
             name, runners[own].backend, lane, runners[own].name, one, against[own], starts.get(own),
@@ -141,32 +152,39 @@ def race(
             _lines(emitted(subject.program, runners[own].backend, subject.precision, strategy=runners[own].name)),
         )
         for lane, own in trial.entered
-        if (one := running.contestants.get(own))
+        if (one := competing.get(own))
     )  # fmt: skip
     best = {lane.backend: lane.contestant for lane in found.lanes if lane.lane == "best"}
-    found.beside = peers.judged(running.rivals, best)
+    found.beside = peers.judged({key: done[peers.named(*key)] for key in rivals}, best)
     if "inference" in options.parts:
         listen(name, {"phase": "inference", "total": 0})
         found.asked, found.evaluated = inference(subject)
+    found.hear(told(subject))
     return found
 
 
 def _run(
-    running: Field, shown: list[Contestant], runners: Mapping[str, Strategy], options: BenchOptions, count: int, now: int,
-    found: Timed, listen: Listener,
+    running: Running, shown: list[Contestant], runners: Mapping[str, Strategy], trial: Trial, options: BenchOptions, now: int,
+    count: int, found: Timed, listen: Listener,
 ) -> None:  # fmt: skip
-    """The rounds of one set of processes, and that nothing changed or was compiled meanwhile."""
-    name, share = running.subject.program.name, max(LEAST, math.ceil(options.rounds / count))
-    before, compiled = ledger(running.subject, options.device), _compilations(running, runners)
+    """The rounds of one of so many sets of processes, and that nothing changed or was compiled meanwhile. Raises Failed."""
+    name, share = running.subject.program.name, math.ceil(options.rounds / count)
+    found.hear(told(running.subject))
+    compiled = _compilations(running, runners)
+    best = {own.partition(" ")[0]: own for lane, own in trial.entered if lane == "best" and own in running.contestants}
+    beside_them = [(running.contestants[best[key[0]]], own) for key, own in running.rivals.items() if key[0] in best]
+    competing = list(running.contestants.values())
     listen(name, {"phase": "rounds", "total": share})
+    for one in (*competing, *running.rivals.values()):
+        one.blocks.clear()
     rounds(
-        list(running.contestants.values()), along=[*shown, *running.rivals.values()], most=share,
-        width=WIDTH if count == 1 else 0.0, seed=now, listen=lambda n: listen(name, {"step": n, "losses": {}}),
+        competing, along=[*shown, *running.rivals.values()], pairs=beside_them, most=share, width=WIDTH if count == 1 else 0.0,
+        seed=now, listen=lambda n: listen(name, {"step": n, "losses": {}}),
     )  # fmt: skip
-    if said := metered(list(running.contestants.values()), meters(options.device)):
-        found.notes = list(dict.fromkeys([*found.notes, said]))
+    if now + 1 == count and (said := metered(competing, meters(options.device))):
+        found.notes.append(said)
     found.notes += _recompiled(compiled, _compilations(running, runners))
-    found.ledgers += [before, ledger(running.subject, options.device)]
+    found.hear(told(running.subject))
 
 
 def _numbered(listen: Listener, now: int, count: int) -> Listener:
@@ -182,37 +200,45 @@ def _processes(
     subject: Subject, thin: Thinned, trial: Trial, place: Place, options: BenchOptions, notes: list[str]
 ) -> int:
     """How many processes one after the other each that is timed has to itself; 0: the trial's are those that are timed."""
-    small = options.device == "cpu" and thin.subject is subject
+    small = options.device == "cpu" and thin.subject is subject and not thin.at
     count = int(small) if options.processes is None else options.processes
+    if not count:
+        return 0
     homes = [own.partition(" ")[0] for own in trial.contestants] + [beside(backend) for backend, _ in trial.rivals]
-    needed = sum(int(place.started[home].ask("memory")["resident"]) for home in homes)
-    free = psutil.virtual_memory().available
-    if not count or needed <= SHARE * free:
+    # More than enough: in the trial a backend's process has run all its ways.
+    resident = {home: int(place.started[home].ask("memory")["resident"]) for home in dict.fromkeys(homes)}
+    ending = sum(resident[home] for home in {beside(backend) for backend, _ in trial.rivals})
+    needed, free = sum(resident[home] for home in homes), psutil.virtual_memory().available + ending
+    if needed <= SHARE * free:
+        place.end_rivals()
         return count
     notes.append(
-        f"Timed in the processes of the trial: {len(homes)} of their own may need {needed / 2**30:.1f} GiB, and "
-        f"{free / 2**30:.1f} are free."
+        f"Timed in the processes of the trial instead of {count} of its own for each: {len(homes)} at once may need "
+        f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free."
     )
     return 0
 
 
 @contextmanager
-def _same_processes(subject: Subject, trial: Trial) -> Iterator[Field]:
+def _same_processes(
+    subject: Subject, trial: Trial, runners: Mapping[str, Strategy], beside_them: list[tuple[str, str]]
+) -> Iterator[Running]:
     """Where the trial was."""
-    yield Field(subject, trial.contestants, trial.rivals)
+    yield Running(
+        subject, {own: trial.contestants[own] for own in runners}, {key: trial.rivals[key] for key in beside_them}
+    )
 
 
 @contextmanager
 def _own_processes(
     subject: Subject, runners: Mapping[str, Strategy], beside_them: list[tuple[str, str]], place: Place,
     options: BenchOptions, now: int, found: Timed, listen: Listener,
-) -> Iterator[Field]:  # fmt: skip
+) -> Iterator[Running]:  # fmt: skip
     """Each in a process that has run nothing else.
 
     What other programs leave behind in a process slows the next: TensorFlow's CNN took 1.00 to 1.10 times as long where three
     other ways of running it were open, or had been, as in a process of its own, in eleven of twelve runs 1.02 and more.
     """
-    place.end_rivals()
     file = peers.files(options.peers, options.backends)
     names = {own: strategy.backend for own, strategy in runners.items()}
     names |= {peers.named(*key): key[0] for key in beside_them}
@@ -226,41 +252,51 @@ def _own_processes(
         here = {name: strategy for name, strategy in runners.items() if name in started}
         own = _moved(subject, {name: started[name] for name in here})
         contestants = opened(own, here, listen)
+        losses = {name.partition(" ")[0]: training.losses for name, training in place.trainings.items()}
         rivals: dict[tuple[str, str], Contestant] = {}
         for backend, strategy in beside_them:
             if (name := peers.named(backend, strategy)) in started:
                 listen(subject.program.name, {"phase": name})
-                only = peers.opened(own, started[name], file[backend], place.losses[backend], found.notes, strategy)
+                only = peers.opened(own, started[name], file[backend], losses[backend], found.notes, strategy)
                 for one in only.values():
                     warmed(one, budget=WARM_UP)
                     rivals[backend, strategy] = one
         try:
-            yield Field(own, contestants, rivals)
+            yield Running(own, contestants, rivals)
         finally:
             subject.failures |= unstarted | own.failures
 
 
-def _passed(
-    subject: Subject, thin: Thinned, running: Field, runners: Mapping[str, Strategy], found: Timed, listen: Listener
-) -> Field:
-    """Of those that were timed in processes of their own who passes there what all passed in the trial's: no other's time counts.
+def _passing(
+    subject: Subject, thin: Thinned, running: Running, runners: Mapping[str, Strategy], place: Place, found: Timed,
+    listen: Listener,
+) -> dict[str, Contestant]:  # fmt: skip
+    """Who passes in the process that was timed what all passed in the trial's: no other's time counts.
 
     After the rounds: the checks run other programs in the process.
     """
-    own = running.subject
-    here = {name: runners[name] for name in running.contestants if name not in own.failures}
-    few = replace(thin, subject=own if thin.subject is subject else _moved(thin.subject, own.workers, own.failures))
-    parted, void = checked(own, few, here, {}, [], listen, anew=False) if here else ({}, {})
-    found.parted |= parted
-    found.void |= void
-    bad = parted | void | own.failures
-    return replace(running, contestants={name: one for name, one in running.contestants.items() if name not in bad})
+    passing = {}
+    for own, contestant in running.contestants.items():
+        listen(subject.program.name, {"phase": f"{own}: checks"})
+        there = _moved(subject, {own: running.subject.workers[own]})
+        few = replace(thin, subject=there if thin.subject is subject else _moved(thin.subject, there.workers))
+        size = unit(subject, runners[own])
+        try:
+            parted, void = passed(there, few, own, runners[own], place.trainings[own], size)
+        except WorkerFailed as error:
+            subject.failures[own] = str(error).splitlines()[0]
+            continue
+        found.parted |= parted
+        found.void |= void
+        if own not in parted | void:
+            passing[own] = contestant
+    return passing
 
 
-def _moved(subject: Subject, into: dict[str, LiveWorker], failures: dict[str, str] | None = None) -> Subject:
+def _moved(subject: Subject, into: dict[str, LiveWorker]) -> Subject:
     """The same subject in other workers."""
     texts = sources(subject.program, {name: live.backend for name, live in into.items()}, subject.precision, {})
-    return replace(subject, workers=into, sources=texts, honest=texts, failures={} if failures is None else failures)
+    return replace(subject, workers=into, sources=texts, honest=texts, failures={})
 
 
 def _lines(source: str) -> int:
@@ -271,12 +307,16 @@ def _lines(source: str) -> int:
 Counts = dict[str, dict[str, int]]
 
 
-def _compilations(running: Field, runners: Mapping[str, Strategy]) -> Counts:
-    """By contestant, how much its framework has traced and compiled for it so far, as far as it tells them apart."""
-    return {
-        own: host(running.subject, own, runners[own]).ask("compilations", name=runners[own].name)["compilations"]
-        for own in running.contestants
-    }
+def _compilations(running: Running, runners: Mapping[str, Strategy]) -> Counts:
+    """By contestant, how much its framework has traced and compiled for it so far, as far as it tells them apart. Raises Failed."""
+    found = {}
+    for own in running.contestants:
+        try:
+            said = host(running.subject, own, runners[own]).ask("compilations", name=runners[own].name)
+        except WorkerFailed as error:
+            raise Failed(own, error) from error
+        found[own] = said["compilations"]
+    return found
 
 
 def _recompiled(before: Counts, after: Counts) -> list[str]:

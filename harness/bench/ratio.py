@@ -31,7 +31,7 @@ RESAMPLES = 2000
 LEAST = 8
 """Rounds below which there is no interval at this confidence: of seven all are slower, or all faster, in 1.6 of 100 samples."""
 FEWEST = 4
-"""Processes below which there is no interval: of three it would be as wide as six standard deviations, and more."""
+"""Processes below which there is no interval: of three it would reach almost six of their standard deviations to each side."""
 AT_ONCE = 4_000_000
 """Means of pairs that are held at once."""
 

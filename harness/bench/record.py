@@ -72,16 +72,13 @@ class Ledger:
     """How each backend was set, entry by entry; what differs between them is highlighted."""
 
     entries: Mapping[str, Mapping[str, Any]]
-    """By entry: by backend, its value."""
+    """By entry: by backend, its value; by process, where a backend's differ."""
 
     @property
     def differing(self) -> list[str]:
         """Entries that are not the same for all."""
-        return [name for name, own in self.entries.items() if len({repr(v) for v in own.values()}) > 1]
-
-    def changed(self, later: "Ledger") -> list[str]:
-        """Entries that are not what they were."""
-        return [name for name, own in self.entries.items() if later.entries.get(name) != own]
+        several = [n for n, own in self.entries.items() if any(isinstance(v, Mapping) for v in own.values())]
+        return [n for n, own in self.entries.items() if n in several or len({repr(v) for v in own.values()}) > 1]
 
     def to_json(self) -> dict[str, Any]:
         """The documented JSON object."""

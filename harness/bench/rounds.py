@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, combinations
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from harness.bench.ratio import LEAST, RESAMPLES, Ratio, ratio, ratio_of_processes, settled
+from harness.errors import WorkerFailed
 
 BLOCK = 0.02
 """Seconds that a block of steps lasts at least: far above the clock's resolution, and long enough to bring what the others
@@ -17,6 +18,14 @@ have driven from the caches back unnoticed. No longer: on a shared machine longe
 standard deviation was 0.10 to 0.13 in blocks of 5 to 40 ms), so that more rounds tell more."""
 MOST = 1_000_000
 """Steps in a block, at most."""
+
+
+class Failed(WorkerFailed):
+    """A contestant whose worker failed while it was timed."""
+
+    def __init__(self, name: str, why: WorkerFailed) -> None:
+        super().__init__(str(why))
+        self.name = name
 
 
 @dataclass(frozen=True)
@@ -59,8 +68,11 @@ class Contestant:
         self.steps = min(max(MOST // self.unit, 1), math.ceil(steps / self.unit)) * self.unit
 
     def block(self) -> Block:
-        """Time one block."""
-        wall, cpu = self.run(self.steps)
+        """Time one block. Raises Failed."""
+        try:
+            wall, cpu = self.run(self.steps)
+        except WorkerFailed as error:
+            raise Failed(self.name, error) from error
         return Block(wall / self.steps, cpu / self.steps)
 
     @property
@@ -75,12 +87,14 @@ class Contestant:
         return [self.seconds[end - count : end] for count, end in zip(self.processes or ends, ends, strict=True)]
 
     def follow(self, earlier: "Contestant | None") -> None:
-        """Have the same contestant's blocks of an earlier process, or none, before those of this one."""
+        """Have the same contestant's blocks of an earlier process, or none, before those of this one, whose warm-up is told.
+
+        Warm it was only where it was in all of them.
+        """
         self.processes = [*(earlier.processes if earlier else ()), len(self.blocks)]
         if earlier:
             self.blocks[:0] = earlier.blocks
-            self.warm_up[:0] = earlier.warm_up
-            self.warm = None if earlier.warm is None or self.warm is None else max(earlier.warm, self.warm)
+            self.warm = None if earlier.warm is None else self.warm
 
     def to_json(self) -> dict[str, Any]:
         """The documented JSON object."""
@@ -122,15 +136,17 @@ def warmed(contestant: Contestant, block: float | None = None, budget: float = 2
 
 
 def rounds(
-    contestants: Sequence[Contestant], *, along: Sequence[Contestant] = (), most: int, width: float = 0.0, seed: int = 0, budget: float = float("inf"),
+    contestants: Sequence[Contestant], *, along: Sequence[Contestant] = (), pairs: Sequence[tuple[Contestant, Contestant]] = (),
+    most: int, width: float = 0.0, seed: int = 0, budget: float = float("inf"),
     listen: Callable[[int], None] = lambda _done: None,
 ) -> None:  # fmt: skip
     """Time all of them `most` times, or until every ratio's interval is narrower than `width`, or time is up.
 
-    `along`: what is timed in the same rounds, and is no contestant.
+    `along`: what is timed in the same rounds, and is no contestant. `pairs`: of whom the ratio is wanted beside those of all
+    contestants.
     """
     rng = np.random.default_rng(seed)
-    everybody = [*contestants, *along]
+    everybody, wanted = [*contestants, *along], [*combinations(contestants, 2), *pairs]
     until = time.perf_counter() + budget
     for number in range(most):
         for i in rng.permutation(len(everybody)):
@@ -139,7 +155,7 @@ def rounds(
         enough = number + 1 >= LEAST
         # Looked at rarely: who looks after every round stops more often where the interval is narrow by chance.
         look = (number + 1) % LEAST == 0
-        if look and width and all(narrow(a, b, width) for a, b in combinations(contestants, 2)):
+        if look and width and wanted and all(narrow(a, b, width) for a, b in wanted):
             break
         if enough and time.perf_counter() > until:
             break
@@ -158,14 +174,11 @@ def between(a: Contestant, b: Contestant, resamples: int = RESAMPLES) -> Ratio:
 
 
 def fastest(contestants: Sequence[Contestant]) -> Contestant:
-    """The one whose median step is the shortest."""
-    return min(contestants, key=lambda c: float(np.median(c.seconds)))
+    """The one whose median step is the shortest: of several processes by the mean of their medians' logarithms, as ratios are."""
+    return min(contestants, key=lambda c: float(np.mean([np.log(np.median(own)) for own in c.apart])))
 
 
 def table(contestants: Sequence[Contestant]) -> dict[str, Ratio | None]:
     """Each against the fastest; None for that one."""
     best = fastest(contestants)
     return {c.name: None if c is best else between(c, best) for c in contestants}
-
-
-Named = Mapping[str, Contestant]

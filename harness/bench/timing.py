@@ -98,18 +98,33 @@ def _clocked(
     return said["seconds"], said["cpu"], all(map(math.isfinite, said["losses"].values()))
 
 
-def ledger(subject: Subject, device: str) -> Ledger:
-    """What each backend's processes say and show of how they compute: of several that differ, what each does."""
-    said = each(subject, lambda live: live.ask("ledger")["ledger"])
+Told = dict[str, dict[str, Any]]
+
+
+def told(subject: Subject) -> Told:
+    """By process, what it says and shows of how it computes."""
+    return each(subject, lambda live: dict(live.ask("ledger")["ledger"]))
+
+
+def changed(before: Told, after: Told) -> list[str]:
+    """Entries of the processes that told both times, and not the same."""
+    names = [
+        name for own in before for name in before[own] if own in after and after[own].get(name) != before[own][name]
+    ]
+    return list(dict.fromkeys(names))
+
+
+def ledger(subject: Subject, said: Told, device: str) -> Ledger:
+    """How each backend's processes compute: of several that differ, what each does."""
     found: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(key for own in said.values() for key in own):
-        told: dict[str, dict[str, Any]] = {}
+        by_backend: dict[str, dict[str, Any]] = {}
         for process, own in said.items():
             if name in own:
-                told.setdefault(subject.workers[process].backend, {})[process] = own[name]
+                by_backend.setdefault(process.partition(" ")[0], {})[process] = own[name]
         found[name] = {
             backend: next(iter(own.values())) if len({repr(value) for value in own.values()}) == 1 else own
-            for backend, own in told.items()
+            for backend, own in by_backend.items()
         }
     counters = ", ".join(meter.name for meter in meters(device)) or "none that can be read"
     chip = {"processor": f"{(own := machine())['processor']}: {' '.join(own['flags'])}", "energy counters": counters}
@@ -117,11 +132,10 @@ def ledger(subject: Subject, device: str) -> Ledger:
         chip["driver"] = driver() or "not told"
     if not subject.restarts:
         chip["blocks"] = "go on from where the last one of the same ended, in an order drawn anew every round"
-    apart = set(subject.workers) != {live.backend for live in subject.workers.values()}
     chip["processes"] = (
-        "one for each way that is timed, in which it was checked; product and copy in those of the trial"
-        if apart
-        else "one a backend, in which all its ways were checked and tried"
+        "one for each way that is timed; product, copy and inference in those of the trial, one a backend"
+        if any(" " in process for process in said)
+        else "one a backend, in which all its ways were checked, tried and timed"
     )
     return Ledger({**found, **COMMON, **{name: {"all": value} for name, value in chip.items()}})
 

@@ -8,6 +8,8 @@ from harness.compare import Comparison
 
 STEP_BY_STEP = " step by step"
 """Of the name of a training whose calls could take many steps, made to take one each: it judges, and is not judged."""
+PROVEN = " in the trial"
+"""Of the name of the same way's training that has passed in another process: that one judges too."""
 
 
 def outvoted(comparisons: Sequence[Comparison]) -> dict[str, str]:
@@ -15,7 +17,9 @@ def outvoted(comparisons: Sequence[Comparison]) -> dict[str, str]:
     left = [c for c in comparisons if not c.same]
     found: dict[str, str] = {}
     while left:
-        counts = Counter(n for c in left for n in {c.a, c.b} if n != "reference" and not n.endswith(STEP_BY_STEP))
+        counts = Counter(
+            n for c in left for n in {c.a, c.b} if n != "reference" and not n.endswith((STEP_BY_STEP, PROVEN))
+        )
         (worst, most), *others = counts.most_common()
         tied = [name for name, count in others if count == most]
         judge = worst

@@ -72,7 +72,11 @@ def _ratios(bench: Record, number: int) -> Figure:
             "name": spoken(lane["name"]), "backend": lane["backend"], "value": r["value"], "low": r["low"],
             "high": r["high"], "label": f"{times(r['value'])} · {spelled(lane['median'])}",
         })  # fmt: skip
-    caption = "The dot is the ratio over the rounds by Hodges' and Lehmann's estimate, the bar its 99 % interval; every way was timed once in each round. Beside it the median step."
+    several = max((lane["against_fastest"] or {}).get("processes", 1) for lane in lanes_of(bench))
+    what = "The dot is the ratio over the rounds by Hodges' and Lehmann's estimate, the bar its 99 % interval"
+    if several > 1:
+        what = f"The dot is the mean of {several} processes' ratios, each over its rounds by Hodges' and Lehmann's estimate, the bar Student's 99 % interval"
+    caption = f"{what}; every way was timed once in each round. Beside it the median step."
     draw = _intervals(rows, "times as long as the fastest, log scale", 0.9)
     return _figure(bench, number, "ratios", "a training step", caption, draw)
 

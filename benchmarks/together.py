@@ -3,7 +3,7 @@
     python benchmarks/together.py JSON SPEC[:PRECISION[:OPTION=VALUE...]]... [-- OPTION=VALUE...]
 
 Compiling and checking are most of a benchmark of a large network and take few cores each, so all of them do that at the
-same time. Whoever is ready has the machine alone while it is timed: the others, and all their processes, are suspended. What
+same time (what has processes of its own, as small networks on CPUs have, does it again alone). Whoever is ready has the machine alone while it is timed: the others, and all their processes, are suspended. What
 is done is in a file of its own beside JSON as soon as it is, if the rest should be cut short. What workers answer of a large
 network is gigabytes, in files: with memory to spare, TMPDIR=/dev/shm keeps them off the disk. Options are those
 of `harness.bench.options.BenchOptions`, like `device=gpu rounds=20 lanes=default,best backends=torch,jax`.

@@ -730,6 +730,7 @@ def test_in_float32_twins_decide_how_far_two_ways_may_part(
     monkeypatch.setattr(benches, "strategies", quick)
     monkeypatch.setattr(checks, "_twins", drift)
     monkeypatch.setattr(checks, "emitted", faulty)
+    monkeypatch.setattr(trial, "emitted", faulty)
     (found,) = bench([path], BenchOptions(backends=(backend,), parts=(), lanes=("default", "step"), rounds=8))
     assert seen, "they part by more than is allowed"
     assert max(max(own) for own in seen[0].overall.values()) > 3, "what twins say of that fault by themselves"

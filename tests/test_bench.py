@@ -31,7 +31,7 @@ from harness.bench.scaling import exponent
 from harness.bench.selftest import SelfTest, self_test
 from harness.bench.target import LOOKS, WINDOW, Target, reach
 from harness.bench.target import parse as parse_target
-from harness.bench.trial import _entered, _near, _tried
+from harness.bench.trial import _contenders, _entered, _near
 from harness.bench.vote import PROVEN, outvoted
 from harness.compare import Comparison, Difference
 from harness.errors import CallError
@@ -486,10 +486,15 @@ def test_a_spec_is_timed_with_every_value_of_a_setting(tmp_path: Path) -> None:
 
 def test_the_trial_is_between_those_that_are_near_each_other() -> None:
     warm = {"torch eager": 3e-3, "torch whole": 1e-3, "torch late": 3.1e-3, "jax scan": 0.6, "jax jit": 0.3}
-    assert _tried(warm, {own: own.split()[0] for own in warm}) == ["torch eager", "torch whole", "jax scan", "jax jit"]
+    assert _contenders(warm, {own: own.split()[0] for own in warm}) == [
+        "torch eager",
+        "torch whole",
+        "jax scan",
+        "jax jit",
+    ]
 
 
-def test_who_the_trial_leaves_open_is_tried_again() -> None:
+def test_who_the_trial_leaves_open_is_contenders_again() -> None:
     def tried(name: str, *seconds: float) -> Contestant:
         return Contestant(name, lambda _steps: (0.0, 0.0), blocks=[Block(s, s) for s in seconds])
 
@@ -499,7 +504,7 @@ def test_who_the_trial_leaves_open_is_tried_again() -> None:
     assert _near({}) == set()
 
 
-def test_who_was_not_tried_again_is_not_chosen_because_the_machine_slowed_down_since() -> None:
+def test_who_was_not_contenders_again_is_not_chosen_because_the_machine_slowed_down_since() -> None:
     names = ("fused", "whole", "native")
     runners = {n: Strategy("torch", n, ("best",), "") for n in names}
     contestants = {n: Contestant(n, lambda _steps: (0.0, 0.0)) for n in names}

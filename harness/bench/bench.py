@@ -122,7 +122,7 @@ def _one(
         notes += [f"{name} is not timed: {why}" for name, why in (void | parted).items()]
         sound = {n: s for n, s in runners.items() if not {n, s.backend} & (void | parted).keys()}
         found = Timed()
-        if sound and not undecided(parted):
+        if sound and not _undecided(parted):
             losses = {runners[own].backend: training.losses for own, training in trainings.items()}
             trial = tried(subject, sound, losses, started, options, notes, listen)
             if trial.contestants:
@@ -148,6 +148,6 @@ def _one(
         )  # fmt: skip
 
 
-def undecided(parted: Mapping[str, str]) -> bool:
+def _undecided(parted: Mapping[str, str]) -> bool:
     """Whether nothing is known to be right: two trainings that differ, and no third to judge them."""
     return any(why.startswith("nobody can tell") for why in parted.values())

@@ -190,10 +190,10 @@ def _run(
 def _numbered(listen: Listener, now: int, count: int) -> Listener:
     """What listens, told of which of several sets of processes a phase is."""
 
-    def told(name: str, event: Mapping[str, Any]) -> None:
+    def numbered(name: str, event: Mapping[str, Any]) -> None:
         listen(name, {**event, "phase": f"{now + 1} of {count}: {event['phase']}"} if "phase" in event else event)
 
-    return told if count > 1 else listen
+    return numbered if count > 1 else listen
 
 
 def _processes(
@@ -236,7 +236,7 @@ def _own_processes(
 ) -> Iterator[Running]:  # fmt: skip
     """Each in a process that has run nothing else.
 
-    What other programs leave behind in a process slows the next: TensorFlow's CNN took 1.00 to 1.10 times as long where three
+    What other programs leave behind in a process slows the next: TensorFlow's CNN took 1.00 to 1.07 times as long where three
     other ways of running it were open, or had been, as in a process of its own, in eleven of twelve runs 1.02 and more.
     """
     file = peers.files(options.peers, options.backends)

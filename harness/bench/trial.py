@@ -58,7 +58,7 @@ def tried(
     rivals = _rivals(subject, losses, started, options, notes, listen)
     listen(subject.program.name, {"phase": "trial"})
     warm = {own: one.warm_up[-1] for own, one in contestants.items()}
-    near = _tried(warm, {own: runners[own].backend for own in contestants})
+    near = _contenders(warm, {own: runners[own].backend for own in contestants})
     rounds([*(contestants[own] for own in near), *rivals.values()], most=LEAST, budget=TRIAL)
     finalists: set[str] = set()
     beside_them: set[tuple[str, str]] = set()
@@ -77,8 +77,6 @@ def tried(
         fast = [key for key in fast if key in beside_them] or fast
         raced |= {key: rivals[key] for key in sorted(fast, key=lambda k: float(np.median(rivals[k].seconds)))[:1]}
     chosen = {own: contestants[own] for own in dict.fromkeys(own for _, own in entered)}
-    for one in (*chosen.values(), *raced.values()):
-        one.blocks.clear()
     return Trial(entered, trial, chosen, raced)
 
 
@@ -121,7 +119,7 @@ def opened(
     return {own: found[own] for own in runners if own in found}
 
 
-def _tried(warm: Mapping[str, float], backends: Mapping[str, str]) -> list[str]:
+def _contenders(warm: Mapping[str, float], backends: Mapping[str, str]) -> list[str]:
     """Who the trial is between: who is hopeless, warm, would take its time from those that are near each other."""
     best = {backend: min(t for own, t in warm.items() if backends[own] == backend) for backend in backends.values()}
     return [own for own, t in warm.items() if t <= HOPELESS * best[backends[own]]]

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from harness import flops
 from harness.emit import graphs
 from harness.errors import CallError
-from harness.graph import Graph, Program
+from harness.graph import Graph, Node, Program
+from harness.ops.linear import Dense
 
 LANES = ("default", "step", "best")
 BYTES = {"cpu": 16 * 2**20, "gpu": 2**29}
@@ -93,12 +94,13 @@ STRATEGIES = {
         ),
     )
 }
+NARROWING = "dense with fewer outputs than inputs"
 CONVOLUTIONS = {"conv1d", "conv2d", "conv_transpose2d"}
 TUNED = {
     ("torch", "native"): {"batch_norm"},
-    ("tensorflow", "tuned"): {"lstm"},
+    ("tensorflow", "tuned"): {NARROWING, "lstm"},
     ("jax", "tuned"): {"attention", "conv2d", "layer_norm", "lstm", "max_pool2d"},
-    ("jax", "tuned_scan"): {"attention", "layer_norm", "lstm", "max_pool2d"},
+    ("jax", "tuned_scan"): {NARROWING, "attention", "layer_norm", "lstm", "max_pool2d"},
 }
 """The ops for which a strategy is there that has other layers than the others."""
 PLAIN = {"torch": "fused", "tensorflow": "function", "jax": "jit"}
@@ -128,12 +130,20 @@ def why_not(program: Program, strategy: Strategy) -> str | None:
     if strategy.name == "late_relu" and not any(early_relus(graph) for graph in graphs(program)):
         return "is for networks where a maximum is taken of a ReLU"
     if tuned := TUNED.get((strategy.backend, strategy.name)):
-        kinds = {node.op.kind for graph in graphs(program) for node in graph.nodes}
+        kinds = {NARROWING if narrows(node) else node.op.kind for graph in graphs(program) for node in graph.nodes}
         if not kinds & tuned:
             return f"is for {', '.join(sorted(tuned))}, and there is none"
         if strategy.many and kinds & CONVOLUTIONS:
             return "takes many steps in one call: convolutions in it lose XLA's fast path on CPUs"
     return None
+
+
+def narrows(node: Node) -> bool:
+    """Whether a node is a dense layer with fewer outputs than inputs, and more than one.
+
+    XLA takes up to twice as long on CPUs at the gradient of its kernel if that is [inputs, outputs].
+    """
+    return isinstance(node.op, Dense) and 1 < node.op.units < node.input_shapes[0][-1]
 
 
 def early_relus(graph: Graph) -> dict[str, str]:

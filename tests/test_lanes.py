@@ -312,6 +312,10 @@ def test_layers_of_its_own_compute_what_the_plain_ones_do(strategy: lanes.Strate
         ("jax", "lstm", "dc * f), dgates", "dc), dgates"),
         ("tensorflow", "lstm", "dc * f, *write", "dc, *write"),
         ("jax", "layer_norm", "self.epsilon", "0.1"),
+        ("jax", "dense on a sequence", "self.kernel[...].T\n        y", "self.kernel[...].T * 1.001\n        y"),
+        ("jax", "dense", "y + self.bias[...]", "y - self.bias[...]"),
+        ("tensorflow", "dense on a sequence", "self.kernel, transpose_b", "1.001 * self.kernel, transpose_b"),
+        ("tensorflow", "dense", "y + self.bias", "y - self.bias"),
         ("torch", "batch_norm", "(n - 1) / n", "1.0"),
     ],
 )

@@ -38,7 +38,7 @@ def emit(
         *definitions,
         *([networks(program)] if len(program.networks) > 1 else []),
         functions,
-        tables(program),
+        tables(program, faster=faster),
         shared.masks_text(program, own.dtype) if program.masks else "",
         running(program, precision, threads, observe=observe, strategy=strategy),
     ]
@@ -295,14 +295,14 @@ def rate_name(program: Program, update: Update) -> str:
     return "learning_rate" if len(program.updates) == 1 else f"{update.name}_learning_rate"
 
 
-def slots(program: Program) -> dict[str, Slot]:
-    """Canonical name -> the path in the model's state, its keys joined by dots."""
-    return shared.slots(program, layers.parameters, ".")
+def slots(program: Program, *, faster: bool = False) -> dict[str, Slot]:
+    """Canonical name -> the path in the model's state, its keys joined by dots; `faster`: with the ops of `tuned`."""
+    return shared.slots(program, tuned.parameters if faster else layers.parameters, ".")
 
 
-def tables(program: Program) -> str:
+def tables(program: Program, *, faster: bool = False) -> str:
     """PARAMETERS and STATISTICS."""
-    learned, running = shared.split_tables(program, slots(program))
+    learned, running = shared.split_tables(program, slots(program, faster=faster))
     axes = "the axes that take the canonical array to Flax's"
     text = shared.table("PARAMETERS", learned, f"canonical name -> (Flax's path, {axes})")
     return text + shared.table("STATISTICS", running, "the same for running statistics")

@@ -1,14 +1,15 @@
 """Ops written for XLA on CPUs, where Flax's own are slow there; the strategies `tuned` and `tuned_scan`. Imports no framework.
 
-Each computes what its plain form in `layers` computes, and its module keeps its arrays under the same paths. An op
-that is not here, or for which its function finds nothing better, is the plain one.
+Each computes what its plain form in `layers` computes, and its module keeps its arrays under the same paths, in the axes
+that `parameters` tells. An op that is not here, or for which its function finds nothing better, is the plain one.
 """
 
 from math import prod
 
 from backends.jax import layers
-from harness.emit import Code
+from harness.emit import Code, Slot
 from harness.graph import Node
+from harness.lanes import narrows
 from harness.ops.activation import Gelu
 from harness.ops.convolution import Convolution
 from harness.ops.linear import Dense
@@ -20,6 +21,8 @@ from harness.ops.recurrent import Recurrent
 def dense(node: Node, x: str) -> Code:
     assert isinstance(node.op, Dense)
     plain = layers.dense(node, x)
+    if narrows(node):
+        return _instead(plain, "nnx.Linear", "TransposedLinear")
     return plain if len(node.input_shapes[0]) == 1 else _instead(plain, "nnx.Linear", "Linear")
 
 
@@ -82,7 +85,30 @@ def _instead(code: Code, plain: str, helper: str) -> Code:
     return Code(code.call, code.init.replace(plain, helper, 1), code.setup, (*code.helpers, helper))
 
 
+def parameters(node: Node) -> dict[str, Slot]:
+    """Canonical name -> Flax's, relative to the node's module."""
+    found = layers.parameters(node)
+    if narrows(node):
+        found["kernel"] = Slot(found["kernel"].path, (1, 0))
+    return found
+
+
 HELPERS = {
+    "TransposedLinear": '''
+class TransposedLinear(nnx.Linear):
+    """nnx.Linear on a matrix, its kernel [outputs, inputs]: of fewer outputs than inputs XLA takes longer on CPUs at
+    the gradient of a kernel the other way round.
+    """
+
+    def __init__(self, inputs: int, outputs: int, **kwargs) -> None:
+        super().__init__(inputs, outputs, **kwargs)
+        self.kernel = nnx.Param(self.kernel[...].T)
+
+    def __call__(self, x: Array) -> Array:
+        y = x.reshape(-1, x.shape[-1]) @ self.kernel[...].T
+        y = y if self.bias is None else y + self.bias[...]
+        return y.reshape(*x.shape[:-1], -1)
+''',
     "Linear": '''
 class Linear(nnx.Linear):
     """nnx.Linear on a matrix: XLA is slow on CPUs at products with more axes, and at their gradients."""

@@ -47,7 +47,7 @@ def emit(
         *definitions,
         *([networks(program)] if len(program.networks) > 1 else []),
         functions,
-        tables(program),
+        tables(program, faster=faster),
         shared.masks_text(program, own.dtype) if program.masks else "",
         running(program, precision, threads, observe=observe, strategy=strategy),
     ]
@@ -275,18 +275,21 @@ def rate_name(program: Program, update: Update) -> str:
     return f"{stem}LearningRate"
 
 
-def slots(program: Program) -> dict[str, Slot]:
-    """Canonical name -> the variable's path. A network's own name comes first, also where there is one only."""
-    found = shared.slots(program, layers.parameters, "/")
+def slots(program: Program, *, faster: bool = False) -> dict[str, Slot]:
+    """Canonical name -> the variable's path; `faster`: with the ops of `tuned`.
+
+    A network's own name comes first, also where there is one only.
+    """
+    found = shared.slots(program, tuned.parameters if faster else layers.parameters, "/")
     if len(program.networks) > 1:
         return found
     (network,) = program.networks
     return {name: Slot(f"{network}/{slot.path}", slot.axes) for name, slot in found.items()}
 
 
-def tables(program: Program) -> str:
+def tables(program: Program, *, faster: bool = False) -> str:
     """PARAMETERS and STATISTICS."""
-    learned, running = shared.split_tables(program, slots(program))
+    learned, running = shared.split_tables(program, slots(program, faster=faster))
     axes = "the axes that take the canonical array to Keras's"
     text = shared.table("PARAMETERS", learned, f"canonical name -> (the Keras variable's path, {axes})")
     return text + shared.table("STATISTICS", running, "the same for running statistics")

@@ -1,13 +1,25 @@
 """Ops written for XLA on CPUs, where Keras's own are slow there; the strategy `tuned`. Imports no framework.
 
-Each computes what its plain form in `layers` computes, and its layer has the same variables. An op that is not here,
-or for which its function finds nothing better, is the plain one.
+Each computes what its plain form in `layers` computes, and its layer has the same variables, in the axes that
+`parameters` tells. An op that is not here, or for which its function finds nothing better, is the plain one.
 """
 
 from backends.tensorflow import layers
-from harness.emit import Code
+from harness.emit import Code, Slot
 from harness.graph import Node
+from harness.lanes import narrows
+from harness.ops.linear import Dense
 from harness.ops.recurrent import Recurrent
+
+
+def dense(node: Node, x: str) -> Code:
+    op = node.op
+    assert isinstance(op, Dense)
+    plain = layers.dense(node, x)
+    if not narrows(node):
+        return plain
+    assert plain.init
+    return Code(plain.call, plain.init.replace("keras.layers.Dense", "TransposedDense"), (), ("TransposedDense",))
 
 
 def lstm(node: Node, x: str) -> Code:
@@ -19,7 +31,35 @@ def lstm(node: Node, x: str) -> Code:
     return Code(f"self.{node.name}({x}){last}", f'LSTM({op.units}, name="{node.name}")', (), ("lstm_states", "LSTM"))
 
 
+def parameters(node: Node) -> dict[str, Slot]:
+    """Canonical name -> Keras's, relative to the node's layer."""
+    found = layers.parameters(node)
+    if narrows(node):
+        found["kernel"] = Slot(found["kernel"].path, (1, 0))
+    return found
+
+
 HELPERS = {
+    "TransposedDense": '''
+class TransposedDense(keras.layers.Layer):
+    """keras.layers.Dense whose kernel is [outputs, inputs]: of fewer outputs than inputs XLA takes longer on CPUs at the
+    gradient of a kernel the other way round.
+    """
+
+    def __init__(self, units: int, use_bias: bool = True, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.units, self.use_bias = units, use_bias
+
+    def build(self, input_shape: tuple) -> None:
+        self.kernel = self.add_weight(name="kernel", shape=(self.units, input_shape[-1]))
+        if self.use_bias:
+            self.bias = self.add_weight(name="bias", shape=(self.units,), initializer="zeros")
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        y = tf.matmul(tf.reshape(x, (-1, x.shape[-1])), self.kernel, transpose_b=True)
+        y = y + self.bias if self.use_bias else y
+        return tf.reshape(y, (-1, *x.shape[1:-1], self.units))
+''',
     "lstm_states": '''
 @tf.custom_gradient
 def lstm_states(

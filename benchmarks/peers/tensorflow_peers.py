@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,10 @@ def read(network: str, run: Path) -> tuple[Arrays, np.ndarray, np.ndarray]:
 
 
 def dense(p: Parameters, name: str, x: tf.Tensor) -> tf.Tensor:
-    return tf.nn.bias_add(x @ p[f"{name}.kernel"], p[f"{name}.bias"])
+    """By a kernel [outputs, inputs] if `prepare` made one."""
+    transposed = f"{name}.kernel.T" in p
+    kernel = p[f"{name}.kernel.T" if transposed else f"{name}.kernel"]
+    return tf.nn.bias_add(tf.matmul(x, kernel, transpose_b=transposed), p[f"{name}.bias"])
 
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -182,8 +186,8 @@ LOSSES: dict[str, Loss] = {
 }  # fmt: skip
 
 
-def prepare(network: str, run: Path) -> tuple[dict[str, tf.Variable], np.ndarray, np.ndarray]:
-    """What the losses take: query, key and value together, sequences time first."""
+def prepare(network: str, run: Path, *, xla: bool) -> tuple[dict[str, tf.Variable], np.ndarray, np.ndarray]:
+    """What the losses take: query, key and value together, sequences time first, for XLA some kernels transposed."""
     p, x, y = read(network, run)
     if network == "lstm":
         x = x.swapaxes(1, 2)
@@ -192,7 +196,17 @@ def prepare(network: str, run: Path) -> tuple[dict[str, tf.Variable], np.ndarray
             for kind in ("kernel", "bias"):
                 parts = [p.pop(f"{block}.attention1.{part}_{kind}") for part in ("query", "key", "value")]
                 p[f"{block}.qkv_{kind}"] = np.concatenate(parts, -1)
+    if xla:
+        p = dict(starmap(narrowing, p.items()))
     return {name: tf.Variable(array) for name, array in p.items()}, x, y
+
+
+def narrowing(name: str, kernel: np.ndarray) -> tuple[str, np.ndarray]:
+    """A kernel of fewer outputs than inputs transposed: its gradient takes XLA up to twice as long the other way round."""
+    match kernel.shape:
+        case inputs, outputs if name.endswith(".kernel") and 1 < outputs < inputs:
+            return f"{name}.T", np.ascontiguousarray(kernel.T)
+    return name, kernel
 
 
 # Strategies
@@ -236,7 +250,7 @@ def make_step(network: str, variables: dict[str, tf.Variable]) -> Callable[[tf.T
 def graph(network: str, run: Path, chunk: int = 1, *, xla: bool) -> Train:
     """Variables and raw ops: one call a step, or one for a loop over many."""
     settle()
-    variables, x, y = prepare(network, run)
+    variables, x, y = prepare(network, run, xla=xla)
     step = make_step(network, variables)
     chunk = max(1, chunk // len(x)) * len(x) if chunk > 1 else 1
     batches = [(tf.constant(a), tf.constant(b)) for a, b in zip(x, y, strict=True)]

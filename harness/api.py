@@ -52,7 +52,7 @@ class Experiment:
             raise CallError(f"unknown backend '{backend}' (backends: {', '.join(BACKENDS)})")
         named(precision)
         program = self.compile(steps, seed)
-        lanes.require(program, backend, strategy, observe=observe)
+        lanes.require(program, backend, strategy, observe=observe, precision=precision)
         return emitted(program, backend, precision, threads, observe=observe, strategy=strategy)
 
     def _repr_html_(self) -> str:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import platform
 import re
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import psutil
@@ -140,6 +141,38 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
     }
+
+
+def free_memory(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Bytes that more processes can have: what the machine has left, or less where a limit of this process leaves less.
+
+    Limits are of its control group and of all above it, versions 2 and 1 (kernel documentation, cgroup-v2.rst and
+    cgroup-v1/memory.rst): `root` is where Linux shows them, `own` tells which group that is. What a group keeps of files it
+    would give back.
+    """
+    free: float = psutil.virtual_memory().available
+    for line in own.read_text().splitlines() if own.is_file() else ():
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            base, names = root, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            base, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        group = PurePosixPath(path.lstrip("/"))
+        free = min(free, *(_left(base / above, *names) for above in (group, *group.parents)))
+    return max(0, int(free))
+
+
+def _left(group: Path, limit: str, used: str, files: str) -> float:
+    """What a control group's limit leaves; infinite where it has none, or none that can be seen from here."""
+    try:
+        most, now = (group / limit).read_text().strip(), int((group / used).read_text())
+    except OSError:
+        return math.inf
+    stat = group / "memory.stat"
+    kept = re.search(rf"^{files} (\d+)$", stat.read_text(), re.MULTILINE) if stat.is_file() else None
+    return math.inf if most == "max" else int(most) - now + int(kept[1] if kept else 0)
 
 
 def machine_name() -> str:

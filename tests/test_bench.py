@@ -19,14 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp, wilcoxon
 
-from harness import flops, programs, run, spec
+from harness import environment, flops, programs, run, spec
 from harness.bench import bench as benches
-from harness.bench import checks, energy, inference, race, trial
+from harness.bench import checks, energy, inference, peers, race, trial
 from harness.bench.bench import bench
 from harness.bench.options import BenchOptions
 from harness.bench.ratio import CONFIDENCE, FEWEST, LEAST, Ratio, ratio, ratio_of_processes, settled
 from harness.bench.record import Ledger
-from harness.bench.rounds import Block, Contestant, fastest, rounds, table, warmed
+from harness.bench.rounds import Block, Contestant, fastest, rounds, survived, table, warmed
 from harness.bench.scaling import exponent
 from harness.bench.selftest import SelfTest, self_test
 from harness.bench.target import LOOKS, WINDOW, Target, reach
@@ -34,7 +34,7 @@ from harness.bench.target import parse as parse_target
 from harness.bench.trial import _contenders, _entered, _near
 from harness.bench.vote import PROVEN, outvoted
 from harness.compare import Comparison, Difference
-from harness.errors import CallError
+from harness.errors import CallError, WorkerFailed
 from harness.graph import Program
 from harness.lanes import INFERENCE, PLAIN, Strategy, strategies
 from harness.questions import questions
@@ -451,11 +451,130 @@ def test_who_fails_in_one_process_has_no_times_and_the_others_do(
     assert not any(note.startswith("Refused") for note in found.notes)
 
 
+BY_HAND = """
+import time
+
+def build(run):
+    def train(steps):
+        time.sleep(1e-4 * steps)
+        return [0.0] * steps
+    return train
+
+PEERS = {"case": {"by hand": build}}
+"""
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize("processes", [None, 0])
+@pytest.mark.parametrize("what", ["way", "peer"])
+def test_a_worker_that_dies_in_the_trial_takes_its_own_times_and_no_others(
+    what: str, processes: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "case.yaml"
+    path.write_text(json.dumps(spec_of(CASES["relu"])))
+    backends = INSTALLED[:2]
+    backend = backends[0]
+    for name in backends:
+        (tmp_path / f"{name}_peers.py").write_text(BY_HAND)
+    monkeypatch.setattr(benches, "strategies", quick)
+    monkeypatch.setattr(peers, "TIGHT", math.inf)
+    rivals = trial._rivals
+
+    def and_dies(subject: Any, losses: Any, started: Any, *rest: Any) -> Any:
+        found = rivals(subject, losses, started, *rest)
+        dying = started[backend if what == "way" else trial.beside(backend)]
+        dying.process.kill()
+        dying.process.wait()
+        return found
+
+    monkeypatch.setattr(trial, "_rivals", and_dies)
+    options = BenchOptions(backends, lanes=("default", "step"), parts=(), rounds=8, processes=processes, peers=tmp_path)
+    (found,) = bench([path], options)
+    left, beside = {lane.backend for lane in found.lanes}, {peer.backend for peer in found.peers}
+    others = {*backends} - {backend}
+    if what == "way":
+        assert left == beside == others
+        assert backend in found.failures
+        assert {name.partition(" ")[0] for name in found.failures} == {backend}
+        assert (found.verdict, found.exit) == ("failed", 3)
+    else:
+        assert left == {*backends}
+        assert beside == others
+        assert any(note.startswith(f"{backend} peer by hand is not timed: worker") for note in found.notes)
+        assert found.verdict == "same"
+
+
+NESTED = {
+    "memory.max": "2000", "memory.current": "900", "memory.stat": "anon 1\ninactive_file 300\n", "a/memory.max": "1000",
+    "a/memory.current": "900", "a/memory.stat": "anon 1\ninactive_file 300\n", "a/b/memory.max": "max",
+    "a/b/memory.current": "900", "c/memory.max": "1000", "c/memory.current": "900",
+}  # fmt: skip
+FIRST = {
+    "memory/job/memory.limit_in_bytes": "1000", "memory/job/memory.usage_in_bytes": "900",
+    "memory/job/memory.stat": "inactive_file 7\ntotal_inactive_file 200\n",
+    "memory/memory.limit_in_bytes": str(2**63 - 4096), "memory/memory.usage_in_bytes": "900",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("files", "group", "left"),
+    [
+        ({}, None, None),
+        ({}, "0::/", None),
+        (NESTED, "0::/", 1400),
+        (NESTED, "0::/a", 400),
+        (NESTED, "0::/a/b", 400),
+        (NESTED, "0::/c", 100),
+        (NESTED, "0::/../else", 1400),
+        (NESTED | {"a/memory.current": "1500"}, "0::/a/b", 0),
+        (FIRST, "5:cpu,cpuacct:/job\n4:memory:/job\n0::/", 300),
+        (FIRST, "4:memory:/", None),
+        (FIRST, "5:cpu,cpuacct:/job", None),
+    ],
+)
+def test_free_memory_is_what_limits_leave(
+    files: dict[str, str], group: str | None, left: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in files.items():
+        (tmp_path / "seen" / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / "seen" / name).write_text(text + "\n")
+    if group is not None:
+        (tmp_path / "own").write_text(group + "\n")
+    monkeypatch.setattr(environment.psutil, "virtual_memory", lambda: SimpleNamespace(available=2**40))
+    assert environment.free_memory(tmp_path / "seen", tmp_path / "own") == (2**40 if left is None else left)
+
+
+def test_who_fails_in_a_round_is_out_and_the_others_have_as_many_blocks_each() -> None:
+    def dying(name: str, after: int) -> Contestant:
+        calls = count()
+
+        def run(steps: int) -> tuple[float, float]:
+            if next(calls) >= after:
+                raise WorkerFailed(f"{name} is no more")
+            return float(steps), 0.0
+
+        return Contestant(name, run)
+
+    everybody = {name: dying(name, after) for name, after in {"a": 2, "b": 10**6, "c": 5, "d": 10**6}.items()}
+    for one in everybody.values():
+        one.blocks.append(Block(7.0, 7.0))
+    running = dict(everybody)
+    failed = survived(running, most=9)
+    assert {name: str(error) for name, error in failed.items()} == {"a": "a is no more", "c": "c is no more"}
+    assert running.keys() == {"b", "d"}
+    for one in running.values():
+        assert one.seconds == [7.0] + 9 * [1.0]
+    assert survived(running, most=1) == {}
+    alone = {"a": everybody["a"]}
+    assert survived(alone, most=3).keys() == {"a"}
+    assert not alone
+
+
 @pytest.mark.frameworks
 def test_where_memory_is_short_the_trials_processes_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "case.yaml"
     path.write_text(json.dumps(spec_of(CASES["relu"])))
-    monkeypatch.setattr(race.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000, total=2000))
+    monkeypatch.setattr(race, "free_memory", lambda: 1000)
     (found,) = bench([path], BenchOptions(INSTALLED[:1], lanes=("default",), parts=(), rounds=8))
     assert (found.verdict, len(found.lanes)) == ("same", 1)
     assert any(

@@ -129,7 +129,7 @@ def test_every_lane_of_every_backend_has_a_strategy(backend: str) -> None:
     ("arguments", "expected"),
     [
         (("jax", "fused", False), r"unknown strategy 'fused' \(of jax: nnx, jit, scan, tuned, tuned_scan\)"),
-        (("jax", "tuned", False), "'tuned' is for attention, .* and there is none"),
+        (("jax", "tuned", False), "'tuned' has layers of its own, which round nothing to bfloat16"),
         (("torch", "whole", True), "--observe goes with strategy 'fused' alone"),
         (("torch", "late_relu", False), "is for networks where a maximum is taken of a ReLU"),
         (("torch", "unrolled", False), "is for steps of at most 30000 floating-point operations"),
@@ -138,7 +138,14 @@ def test_every_lane_of_every_backend_has_a_strategy(backend: str) -> None:
 def test_a_strategy_that_cannot_be_is_refused(arguments: tuple[str, str, bool], expected: str) -> None:
     backend, name, observe = arguments
     with pytest.raises(CallError, match=expected):
-        lanes.require(bundled("digits_mlp"), backend, name, observe=observe)
+        lanes.require(bundled("digits_mlp"), backend, name, observe=observe, precision="bfloat16")
+
+
+def test_layers_of_its_own_are_for_networks_that_have_such() -> None:
+    with pytest.raises(
+        CallError, match=r"'tuned' is for attention, .*, dense with fewer outputs than inputs, .* and there is none"
+    ):
+        lanes.require(bundled("linear_regression"), "jax", "tuned", observe=False)
 
 
 def test_batches_of_different_sizes_are_not_stacked() -> None:
@@ -315,7 +322,7 @@ def test_layers_of_its_own_compute_what_the_plain_ones_do(strategy: lanes.Strate
         ("jax", "dense on a sequence", "self.kernel[...].T\n        y", "self.kernel[...].T * 1.001\n        y"),
         ("jax", "dense", "y + self.bias[...]", "y - self.bias[...]"),
         ("tensorflow", "dense on a sequence", "self.kernel, transpose_b", "1.001 * self.kernel, transpose_b"),
-        ("tensorflow", "dense", "y + self.bias", "y - self.bias"),
+        ("tensorflow", "dense", "else y + self.bias", "else y - self.bias"),
         ("torch", "batch_norm", "(n - 1) / n", "1.0"),
     ],
 )

@@ -95,14 +95,24 @@ def parameters(node: Node) -> dict[str, Slot]:
 
 HELPERS = {
     "TransposedLinear": '''
-class TransposedLinear(nnx.Linear):
-    """nnx.Linear on a matrix, its kernel [outputs, inputs]: of fewer outputs than inputs XLA takes longer on CPUs at
-    the gradient of a kernel the other way round.
+class TransposedLinear(nnx.Module):
+    """A dense layer whose kernel is [outputs, inputs].
+
+    XLA is slow on CPUs at the gradient of a kernel [inputs, outputs] where there are fewer outputs than inputs.
     """
 
-    def __init__(self, inputs: int, outputs: int, **kwargs) -> None:
-        super().__init__(inputs, outputs, **kwargs)
-        self.kernel = nnx.Param(self.kernel[...].T)
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        use_bias: bool = True,
+        param_dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        initial = nnx.initializers.lecun_normal(in_axis=1, out_axis=0)
+        self.kernel = nnx.Param(initial(rngs.params(), (outputs, inputs), param_dtype))
+        self.bias = nnx.Param(jnp.zeros(outputs, param_dtype)) if use_bias else None
 
     def __call__(self, x: Array) -> Array:
         y = x.reshape(-1, x.shape[-1]) @ self.kernel[...].T

@@ -42,22 +42,24 @@ def parameters(node: Node) -> dict[str, Slot]:
 HELPERS = {
     "TransposedDense": '''
 class TransposedDense(keras.layers.Layer):
-    """keras.layers.Dense whose kernel is [outputs, inputs]: of fewer outputs than inputs XLA takes longer on CPUs at the
-    gradient of a kernel the other way round.
+    """A dense layer whose kernel is [outputs, inputs].
+
+    XLA is slow on CPUs at the gradient of a kernel [inputs, outputs] where there are fewer outputs than inputs.
     """
 
-    def __init__(self, units: int, use_bias: bool = True, **kwargs) -> None:
+    def __init__(self, units: int, *, use_bias: bool = True, **kwargs) -> None:
         super().__init__(**kwargs)
         self.units, self.use_bias = units, use_bias
 
     def build(self, input_shape: tuple) -> None:
         self.kernel = self.add_weight(name="kernel", shape=(self.units, input_shape[-1]))
+        self.bias = None
         if self.use_bias:
             self.bias = self.add_weight(name="bias", shape=(self.units,), initializer="zeros")
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         y = tf.matmul(tf.reshape(x, (-1, x.shape[-1])), self.kernel, transpose_b=True)
-        y = y + self.bias if self.use_bias else y
+        y = y if self.bias is None else y + self.bias
         return tf.reshape(y, (-1, *x.shape[1:-1], self.units))
 ''',
     "lstm_states": '''

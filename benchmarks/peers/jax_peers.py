@@ -6,7 +6,8 @@ numbers of steps are finished one by one. Batches cycle through the run's first 
 
 What XLA likes on a CPU, each measured here: no slices among elementwise operations (a fusion with slices is not
 vectorised), no convolution inside a scan (it loses its fast path: 15 times slower), no gradient of reduce_window,
-and memory that the C library keeps.
+kernels of fewer outputs than inputs as [outputs, inputs] (their gradient takes up to twice as long otherwise), and memory
+that the C library keeps.
 """
 # ruff: noqa: D101, D102 - networks are named after what they are
 
@@ -38,7 +39,7 @@ FIELDS = {
     "lstm": ("sequence", "label"),
     "transformer": ("tokens", "targets"),
 }
-CHUNKS = {"linear_regression": 10_000, "mlp": 48, "cnn": 8, "lstm": 8, "transformer": 8}
+CHUNKS = {"linear_regression": 10_000, "mlp": 64, "cnn": 8, "lstm": 8, "transformer": 8}
 HEADS, LAYERS = 4, 4
 GATES = "ifgo"
 

@@ -109,7 +109,7 @@ def _one(
         runners = {
             f"{backend} {strategy.name}": strategy
             for backend in subject.backends
-            for strategy in strategies(program, backend, options.lanes, options.device)
+            for strategy in strategies(program, backend, options.lanes, options.device, options.precision)
         }
         trainings: dict[str, Training] = {}
         few = thinned(subject, text, folder / "thinned", CHECKED)

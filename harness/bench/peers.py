@@ -66,7 +66,15 @@ def opened(
     found: dict[str, Contestant] = {}
     network = subject.program.name
     (expected,) = [own[:COMPARED] for own in losses.values()] if len(losses) == 1 else [[]]
-    for strategy in live.ask("peers_of", file=str(file), network=network)["strategies"]:
+    try:
+        written = live.ask("peers_of", file=str(file), network=network)["strategies"]
+    except WorkerFailed as error:
+        if live.process.poll() is None:
+            raise  # whoever wrote the file has to mend it
+        what = f"Nothing of {file.name} is" if only is None else f"{named(live.backend, only)} is not"
+        notes.append(f"{what} timed: {str(error).splitlines()[0]}")
+        return {}
+    for strategy in written:
         if only is not None and strategy != only:
             continue
         name = named(live.backend, strategy)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from harness import flops
 from harness.bench import peers
@@ -26,7 +25,7 @@ from harness.bench.trial import Trial, beside, opened
 from harness.check.live import INDUCTOR, LiveWorker
 from harness.check.subject import Subject, workers
 from harness.check.trajectory import Training
-from harness.environment import Interpreter
+from harness.environment import Interpreter, free_memory
 from harness.errors import WorkerFailed
 from harness.lanes import Strategy
 from harness.programs import emitted, sources
@@ -74,7 +73,7 @@ class Place:
     pythons: Mapping[str, Interpreter]
     core: int
     started: Mapping[str, LiveWorker]
-    """In which the trial was: all that are alive, by name."""
+    """In which the trial was, by name."""
     trainings: Mapping[str, Training]
     """The programs' first steps there, which passed: what is timed in another process, and what is written by hand, is held
     against them."""
@@ -119,8 +118,14 @@ def race(
                 _run(running, shown, runners, trial, options, sets, max(count, 1), found, heard)
             except Failed as error:
                 # The rounds of this set are lost, and those of all others are taken again without it.
-                if error.name not in {*wanted, *(peers.named(*key) for key in rivals)}:
+                dead = {name for name, live in subject.workers.items() if live.process.poll() is not None}
+                alive = [one for one in shown if one.name.partition(" ")[0] not in dead]
+                if error.name not in {*wanted, *(peers.named(*key) for key in rivals)} and len(alive) in (
+                    0,
+                    len(shown),
+                ):
                     raise
+                shown = alive
                 subject.failures[error.name] = str(error).splitlines()[0]
                 wanted = {own: strategy for own, strategy in wanted.items() if own != error.name}
                 rivals = [key for key in rivals if peers.named(*key) != error.name]
@@ -208,7 +213,7 @@ def _processes(
     # More than enough: in the trial a backend's process has run all its ways.
     resident = {home: int(place.started[home].ask("memory")["resident"]) for home in dict.fromkeys(homes)}
     ending = sum(resident[home] for home in {beside(backend) for backend, _ in trial.rivals})
-    needed, free = sum(resident[home] for home in homes), psutil.virtual_memory().available + ending
+    needed, free = sum(resident[home] for home in homes), free_memory() + ending
     if needed <= SHARE * free:
         place.end_rivals()
         return count
@@ -259,8 +264,11 @@ def _own_processes(
                 listen(subject.program.name, {"phase": name})
                 only = peers.opened(own, started[name], file[backend], losses[backend], found.notes, strategy)
                 for one in only.values():
-                    warmed(one, budget=WARM_UP)
-                    rivals[backend, strategy] = one
+                    try:
+                        warmed(one, budget=WARM_UP)
+                        rivals[backend, strategy] = one
+                    except WorkerFailed as error:
+                        found.notes.append(f"{one.name} is not timed: {str(error).splitlines()[0]}")
         try:
             yield Running(own, contestants, rivals)
         finally:

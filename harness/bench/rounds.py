@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, combinations
 from typing import Any
@@ -159,6 +159,22 @@ def rounds(
             break
         if enough and time.perf_counter() > until:
             break
+
+
+def survived(running: MutableMapping[str, Contestant], *, most: int, budget: float = float("inf")) -> dict[str, Failed]:
+    """Rounds of all who run, by name. Who fails in one is taken out and returned; the others' are taken again."""
+    had = {own: len(one.blocks) for own, one in running.items()}
+    failed: dict[str, Failed] = {}
+    while running:
+        try:
+            rounds(list(running.values()), most=most, budget=budget)
+            break
+        except Failed as error:
+            failed[error.name] = error
+            del running[error.name]
+            for own, one in running.items():
+                del one.blocks[had[own] :]
+    return failed
 
 
 def narrow(a: Contestant, b: Contestant, width: float) -> bool:

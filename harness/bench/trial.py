@@ -11,7 +11,7 @@ from harness.bench import peers
 from harness.bench.options import BenchOptions
 from harness.bench.peers import EVERYDAY
 from harness.bench.ratio import LEAST
-from harness.bench.rounds import Contestant, first, rounds, warmed
+from harness.bench.rounds import Contestant, first, survived, warmed
 from harness.bench.timing import WARM_UP, Listener, contestant, host
 from harness.check.live import LiveWorker
 from harness.check.subject import Subject, each, open_program
@@ -59,16 +59,38 @@ def tried(
     listen(subject.program.name, {"phase": "trial"})
     warm = {own: one.warm_up[-1] for own, one in contestants.items()}
     near = _contenders(warm, {own: runners[own].backend for own in contestants})
-    rounds([*(contestants[own] for own in near), *rivals.values()], most=LEAST, budget=TRIAL)
+
+    def held(these: AbstractSet[str], those: AbstractSet[tuple[str, str]], most: int) -> None:
+        """Rounds of these contestants and those rivals; who fails is out, and all that is in the same process if that died."""
+        homes = {own: host(subject, own, runners[own]) for own in contestants}
+        homes |= {peers.named(*key): started[beside(key[0])] for key in rivals}
+        running: dict[str, Contestant] = {own: contestants[own] for own in contestants if own in these}
+        running |= {peers.named(*key): rivals[key] for key in rivals if key in those}
+        for failed, error in survived(running, most=most, budget=TRIAL).items():
+            live, why = homes[failed], str(error).splitlines()[0]
+            if live.process.poll() is not None and live.name in subject.workers:
+                subject.failures[live.name] = why
+            gone = {failed} if live.process.poll() is None else {own for own, home in homes.items() if home is live}
+            for own in gone & contestants.keys():
+                subject.failures[own] = why
+                del contestants[own]
+            for key in [key for key in rivals if peers.named(*key) in gone]:
+                notes.append(f"{peers.named(*key)} is not timed: {why}")
+                del rivals[key]
+
+    held(set(near), set(rivals), LEAST)
+    near = [own for own in near if own in contestants]
     finalists: set[str] = set()
     beside_them: set[tuple[str, str]] = set()
     for backend in options.backends if "best" in options.lanes else ():
         able = [own for own in near if runners[own].backend == backend and "best" in runners[own].lanes]
         finalists |= _near({own: contestants[own] for own in able})
         beside_them |= _near({key: own for key, own in rivals.items() if key[0] == backend and key[1] != EVERYDAY})
-    again = [*(contestants[own] for own in finalists), *(rivals[key] for key in beside_them)]
-    rounds(again, most=AGAIN if again else 0, budget=TRIAL)
-    trial = warm | {own: float(np.median(contestants[own].seconds)) for own in near}
+    if finalists | beside_them:
+        held(finalists, beside_them, AGAIN)
+        near = [own for own in near if own in contestants]
+        finalists, beside_them = finalists & contestants.keys(), beside_them & rivals.keys()
+    trial = {own: warm[own] for own in contestants} | {own: float(np.median(contestants[own].seconds)) for own in near}
     entered = _entered(contestants, runners, trial, options, finalists)
     # Of the peers the everyday one, and of the others whichever was the fastest in the trial.
     raced = {key: own for key, own in rivals.items() if key[1] == EVERYDAY}
@@ -77,6 +99,9 @@ def tried(
         fast = [key for key in fast if key in beside_them] or fast
         raced |= {key: rivals[key] for key in sorted(fast, key=lambda k: float(np.median(rivals[k].seconds)))[:1]}
     chosen = {own: contestants[own] for own in dict.fromkeys(own for _, own in entered)}
+    # Beside nobody they would say nothing.
+    racing = {runners[own].backend for own in chosen}
+    raced = {key: own for key, own in raced.items() if key[0] in racing}
     return Trial(entered, trial, chosen, raced)
 
 
@@ -166,6 +191,9 @@ def _rivals(
             listen(subject.program.name, {"phase": f"{backend}: peers"})
             own = peers.opened(subject, started[beside(backend)], file, losses[backend], notes)
             for strategy, one in own.items():
-                warmed(one, budget=WARM_UP)
-                found[backend, strategy] = one
+                try:
+                    warmed(one, budget=WARM_UP)
+                    found[backend, strategy] = one
+                except WorkerFailed as error:
+                    notes.append(f"{one.name} is not timed: {str(error).splitlines()[0]}")
     return found

@@ -86,6 +86,7 @@ class LiveWorker:
                     self._died()
                 if time.monotonic() > until:
                     kill(self.process)
+                    self.process.wait()  # whoever asks next whether it is alive is not told yes
                     raise WorkerFailed(
                         f"worker {self.backend} gave no answer to '{self.asked}' for {self.timeout:g} seconds and was "
                         f"stopped; last lines of {self.folder / 'log.txt'}:\n{tail(self.folder / 'log.txt')}"

@@ -151,7 +151,7 @@ def test_layers_of_its_own_are_for_networks_that_have_such() -> None:
 def test_batches_of_different_sizes_are_not_stacked() -> None:
     program = program_of(SINGLE | {"data": DATA | {"last_batch": "keep"}})
     left = {s.name for backend in lanes.PLAIN for s in lanes.strategies(program, backend)}
-    assert left == {"eager", "fused", "native", "compiled", "function", "function_xla", "nnx", "jit"}
+    assert left == {"eager", "fused", "native", "compiled", "function", "function_xla", "nnx", "jit", "tuned"}
     for backend, name in (("jax", "scan"), ("torch", "whole")):
         with pytest.raises(CallError, match="needs batches of one size"):
             lanes.require(program, backend, name, observe=False)

@@ -273,7 +273,9 @@ def test_default_initial_values_spread_as_the_frameworks_own(backend: str) -> No
     assert set(found) >= {f"{layer}.kernel" for layer in layers if layer != "embedding"}
     for name, values in found.items():
         assert drawn[name].size == values.size, name
-        assert drawn[name].std() == pytest.approx(values.std(), rel=0.06, abs=1e-9), name
+        # The framework's draw anew in every process: five standard errors of the quotient of normal samples' deviations.
+        rough = max(0.06, 5 / math.sqrt(values.size))
+        assert drawn[name].std() == pytest.approx(values.std(), rel=rough, abs=1e-9), name
         assert np.abs(drawn[name]).max() == pytest.approx(np.abs(values).max(), rel=0.3, abs=1e-9), name
 
 

@@ -135,7 +135,7 @@ def why_not(program: Program, strategy: Strategy, precision: str = "float32") ->
     if tuned := TUNED.get((strategy.backend, strategy.name)):
         kinds = {NARROWING if narrows(node) else node.op.kind for graph in graphs(program) for node in graph.nodes}
         if strategy.name in ("tuned", "tuned_scan") and PRECISIONS[precision].factors == "bfloat16":
-            return "has layers of its own, which round nothing to bfloat16"
+            return "has layers of its own, which do not round to bfloat16: in bfloat16 there are the plain ones"
         if not kinds & tuned:
             return f"is for {', '.join(sorted(tuned))}, and there is none"
         if strategy.many and kinds & CONVOLUTIONS:

@@ -269,13 +269,13 @@ def test_default_initial_values_spread_as_the_frameworks_own(backend: str) -> No
     }  # fmt: skip
     honest = draft(program_of(text), backend, "float32")
     drawn = initial.parameters(BY_NAME["initial_values"].plants[backend].make(honest).program)
-    found = OWN[backend]()
+    draws = [OWN[backend]() for _ in range(DRAWS)]
+    found = draws[0]
     assert set(found) >= {f"{layer}.kernel" for layer in layers if layer != "embedding"}
     for name, values in found.items():
         assert drawn[name].size == values.size, name
-        # The framework's draw anew in every process: five standard errors of the quotient of normal samples' deviations.
-        rough = max(0.06, 5 / math.sqrt(values.size))
-        assert drawn[name].std() == pytest.approx(values.std(), rel=rough, abs=1e-9), name
+        spread = np.std([draw[name] for draw in draws])
+        assert drawn[name].std() == pytest.approx(spread, rel=0.06, abs=1e-9), name
         assert np.abs(drawn[name]).max() == pytest.approx(np.abs(values).max(), rel=0.3, abs=1e-9), name
 
 
@@ -342,4 +342,6 @@ def of_flax() -> dict[str, np.ndarray]:
     return found
 
 
+DRAWS = 20
+"""A framework draws anew in every process, and the deviation of a bias's 384 values is often 4 % off; of so many draws, 1 %."""
 OWN: dict[str, Callable[[], dict[str, np.ndarray]]] = {"torch": of_torch, "tensorflow": of_keras, "jax": of_flax}

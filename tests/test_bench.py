@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp, wilcoxon
 
-from harness import environment, flops, programs, run, spec
+from harness import flops, programs, run, spec
 from harness.bench import bench as benches
 from harness.bench import checks, energy, inference, peers, race, trial
 from harness.bench.bench import bench
@@ -504,44 +504,28 @@ def test_a_worker_that_dies_in_the_trial_takes_its_own_times_and_no_others(
         assert found.verdict == "same"
 
 
-NESTED = {
-    "memory.max": "2000", "memory.current": "900", "memory.stat": "anon 1\ninactive_file 300\n", "a/memory.max": "1000",
-    "a/memory.current": "900", "a/memory.stat": "anon 1\ninactive_file 300\n", "a/b/memory.max": "max",
-    "a/b/memory.current": "900", "c/memory.max": "1000", "c/memory.current": "900",
-}  # fmt: skip
-FIRST = {
-    "memory/job/memory.limit_in_bytes": "1000", "memory/job/memory.usage_in_bytes": "900",
-    "memory/job/memory.stat": "inactive_file 7\ntotal_inactive_file 200\n",
-    "memory/memory.limit_in_bytes": str(2**63 - 4096), "memory/memory.usage_in_bytes": "900",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("files", "group", "left"),
-    [
-        ({}, None, None),
-        ({}, "0::/", None),
-        (NESTED, "0::/", 1400),
-        (NESTED, "0::/a", 400),
-        (NESTED, "0::/a/b", 400),
-        (NESTED, "0::/c", 100),
-        (NESTED, "0::/../else", 1400),
-        (NESTED | {"a/memory.current": "1500"}, "0::/a/b", 0),
-        (FIRST, "5:cpu,cpuacct:/job\n4:memory:/job\n0::/", 300),
-        (FIRST, "4:memory:/", None),
-        (FIRST, "5:cpu,cpuacct:/job", None),
-    ],
-)
-def test_free_memory_is_what_limits_leave(
-    files: dict[str, str], group: str | None, left: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.frameworks
+@pytest.mark.skipif(not INSTALLED[1:], reason="one backend's death leaves none")
+def test_a_worker_that_dies_in_the_race_takes_its_product_of_matrices_along_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, text in files.items():
-        (tmp_path / "seen" / name).parent.mkdir(exist_ok=True, parents=True)
-        (tmp_path / "seen" / name).write_text(text + "\n")
-    if group is not None:
-        (tmp_path / "own").write_text(group + "\n")
-    monkeypatch.setattr(environment.psutil, "virtual_memory", lambda: SimpleNamespace(available=2**40))
-    assert environment.free_memory(tmp_path / "seen", tmp_path / "own") == (2**40 if left is None else left)
+    path = tmp_path / "case.yaml"
+    path.write_text(json.dumps(spec_of(CASES["relu"])))
+    monkeypatch.setattr(benches, "strategies", quick)
+    dying, other, machine = *INSTALLED[:2], race._machine
+
+    def and_dies(subject: Any, *rest: Any) -> Any:
+        shown = machine(subject, *rest)
+        subject.workers[dying].process.kill()
+        subject.workers[dying].process.wait()
+        return shown
+
+    monkeypatch.setattr(race, "_machine", and_dies)
+    (found,) = bench([path], BenchOptions((dying, other), lanes=("default",), parts=(), rounds=8, processes=0))
+    assert [lane.backend for lane in found.lanes] == [other]
+    assert {name.partition(" ")[0] for name in found.failures} == {dying}
+    assert found.roof is not None
+    assert (found.verdict, found.exit) == ("failed", 3)
 
 
 def test_who_fails_in_a_round_is_out_and_the_others_have_as_many_blocks_each() -> None:

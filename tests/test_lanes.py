@@ -129,7 +129,7 @@ def test_every_lane_of_every_backend_has_a_strategy(backend: str) -> None:
     ("arguments", "expected"),
     [
         (("jax", "fused", False), r"unknown strategy 'fused' \(of jax: nnx, jit, scan, tuned, tuned_scan\)"),
-        (("jax", "tuned", False), "'tuned' has layers of its own, which round nothing to bfloat16"),
+        (("jax", "tuned", False), "'tuned' has layers of its own, which do not round to bfloat16"),
         (("torch", "whole", True), "--observe goes with strategy 'fused' alone"),
         (("torch", "late_relu", False), "is for networks where a maximum is taken of a ReLU"),
         (("torch", "unrolled", False), "is for steps of at most 30000 floating-point operations"),

@@ -120,11 +120,9 @@ def race(
                 # The rounds of this set are lost, and those of all others are taken again without it.
                 dead = {name for name, live in subject.workers.items() if live.process.poll() is not None}
                 alive = [one for one in shown if one.name.partition(" ")[0] not in dead]
-                if error.name not in {*wanted, *(peers.named(*key) for key in rivals)} and len(alive) in (
-                    0,
-                    len(shown),
-                ):
-                    raise
+                timed = {*wanted, *(peers.named(*key) for key in rivals)}
+                if error.name not in timed and len(alive) in (0, len(shown)):
+                    raise  # of a machine nobody can show what it does
                 shown = alive
                 subject.failures[error.name] = str(error).splitlines()[0]
                 wanted = {own: strategy for own, strategy in wanted.items() if own != error.name}

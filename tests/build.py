@@ -7,11 +7,13 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cases import CASES, spec_of
 
 from harness import initial, spec
 from harness.backend import BACKENDS, PACKAGES, Session
@@ -37,6 +39,12 @@ def program_of(text: Mapping[str, object] | str, **options: Any) -> Program:
     """A spec as a mapping or as YAML, resolved."""
     loaded, source = spec.loads(text if isinstance(text, str) else json.dumps(text))
     return compile_spec(loaded, source, **options)
+
+
+@cache
+def program_of_case(name: str) -> Program:
+    """A case's program, once: tests are collected by what it is, in several modules."""
+    return program_of(spec_of(CASES[name]))
 
 
 @dataclass

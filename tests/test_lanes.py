@@ -11,7 +11,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-from build import INSTALLED, Arrays, Live, live, program_of
+from build import INSTALLED, Arrays, Live, live, program_of, program_of_case
 from cases import CASES, spec_of
 
 from harness import flops, lanes, spec
@@ -277,7 +277,7 @@ def same(one: Live, other: Live, *, rough: bool = False) -> None:
 OF_ITS_OWN = [
     pytest.param(s, name, id=f"{s.backend}-{s.name}-{name}", marks=() if s.backend in INSTALLED else pytest.mark.skip(reason=f"{s.backend} is not installed"))
     for s in STRATEGIES if s.name in ("tuned", "native")
-    for name, case in CASES.items() if lanes.applies(program_of(spec_of(case)), s)
+    for name in CASES if lanes.applies(program_of_case(name), s)
 ]  # fmt: skip
 
 

@@ -39,7 +39,7 @@ FIELDS = {
     "lstm": ("sequence", "label"),
     "transformer": ("tokens", "targets"),
 }
-CHUNKS = {"linear_regression": 10_000, "mlp": 64, "cnn": 8, "lstm": 8, "transformer": 8}
+CHUNKS = {"linear_regression": 10_000, "mlp": 136, "cnn": 16, "lstm": 24, "transformer": 8}
 HEADS, LAYERS = 4, 4
 GATES = "ifgo"
 

@@ -506,8 +506,9 @@ def test_a_worker_that_dies_in_the_trial_takes_its_own_times_and_no_others(
 
 @pytest.mark.frameworks
 @pytest.mark.skipif(not INSTALLED[1:], reason="one backend's death leaves none")
-def test_a_worker_that_dies_in_the_race_takes_its_product_of_matrices_along_and_no_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("when", "processes"), [("shown", 0), ("asked", 0), ("asked", 1)])
+def test_a_worker_that_dies_after_the_trial_takes_its_product_of_matrices_along_and_no_others(
+    when: str, processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "case.yaml"
     path.write_text(json.dumps(spec_of(CASES["relu"])))
@@ -515,13 +516,13 @@ def test_a_worker_that_dies_in_the_race_takes_its_product_of_matrices_along_and_
     dying, other, machine = *INSTALLED[:2], race._machine
 
     def and_dies(subject: Any, *rest: Any) -> Any:
-        shown = machine(subject, *rest)
+        shown = machine(subject, *rest) if when == "shown" else []
         subject.workers[dying].process.kill()
         subject.workers[dying].process.wait()
-        return shown
+        return shown or machine(subject, *rest)
 
     monkeypatch.setattr(race, "_machine", and_dies)
-    (found,) = bench([path], BenchOptions((dying, other), lanes=("default",), parts=(), rounds=8, processes=0))
+    (found,) = bench([path], BenchOptions((dying, other), lanes=("default",), parts=(), rounds=8, processes=processes))
     assert [lane.backend for lane in found.lanes] == [other]
     assert {name.partition(" ")[0] for name in found.failures} == {dying}
     assert found.roof is not None

@@ -98,8 +98,8 @@ def race(
     name, found = subject.program.name, Timed()
     found.hear(told(subject))
     shown = _machine(subject, list(dict.fromkeys(runners[n].backend for n in trial.contestants)), options.device)
-    wanted, rivals = {own: runners[own] for own in trial.contestants}, list(trial.rivals)
-    count = _processes(subject, thin, trial, place, options, found.notes)
+    wanted, rivals = _living(subject, runners, trial, place, found.notes)
+    count = _processes(subject, thin, wanted, rivals, place, options, found.notes)
     done: dict[str, Contestant] = {}
     sets, number = 0, 0
     while sets < max(count, 1) and wanted:
@@ -199,18 +199,36 @@ def _numbered(listen: Listener, now: int, count: int) -> Listener:
     return numbered if count > 1 else listen
 
 
+def _living(
+    subject: Subject, runners: Mapping[str, Strategy], trial: Trial, place: Place, notes: list[str]
+) -> tuple[dict[str, Strategy], list[tuple[str, str]]]:
+    """Of those who came out of the trial whoever's process there is still alive."""
+    dead = {name for name, live in place.started.items() if live.process.poll() is not None}
+    for own in trial.contestants:
+        if (home := own.partition(" ")[0]) in dead:
+            subject.failures.setdefault(own, f"worker {home} ended after the trial")
+    rivals = [key for key in trial.rivals if beside(key[0]) not in dead]
+    notes += [
+        f"{peers.named(*key)} is not timed: its worker ended after the trial"
+        for key in trial.rivals
+        if key not in rivals
+    ]
+    return {own: runners[own] for own in trial.contestants if own.partition(" ")[0] not in dead}, rivals
+
+
 def _processes(
-    subject: Subject, thin: Thinned, trial: Trial, place: Place, options: BenchOptions, notes: list[str]
-) -> int:
+    subject: Subject, thin: Thinned, wanted: Mapping[str, Strategy], rivals: list[tuple[str, str]], place: Place,
+    options: BenchOptions, notes: list[str],
+) -> int:  # fmt: skip
     """How many processes one after the other each that is timed has to itself; 0: the trial's are those that are timed."""
     small = options.device == "cpu" and thin.subject is subject and not thin.at
     count = int(small) if options.processes is None else options.processes
     if not count:
         return 0
-    homes = [own.partition(" ")[0] for own in trial.contestants] + [beside(backend) for backend, _ in trial.rivals]
+    homes = [own.partition(" ")[0] for own in wanted] + [beside(backend) for backend, _ in rivals]
     # More than enough: in the trial a backend's process has run all its ways.
     resident = {home: int(place.started[home].ask("memory")["resident"]) for home in dict.fromkeys(homes)}
-    ending = sum(resident[home] for home in {beside(backend) for backend, _ in trial.rivals})
+    ending = sum(resident[home] for home in {beside(backend) for backend, _ in rivals})
     needed, free = sum(resident[home] for home in homes), free_memory() + ending
     if needed <= SHARE * free:
         place.end_rivals()
@@ -359,18 +377,28 @@ PRODUCT, COPY = "matrix product", "copy"
 
 
 def _machine(subject: Subject, backends: list[str], device: str) -> list[Contestant]:
-    """What the frameworks' own product of matrices and copy of an array show of the device, warm."""
+    """What the frameworks' own product of matrices and copy of an array show of the device, warm.
+
+    Of a backend whose worker fails nothing is shown, and `subject.failures` says why. Raises WorkerFailed where all do.
+    """
     # A CPU's programs take products of float32 values that are rounded to bfloat16.
     found, bfloat16 = [], subject.mixed and device == "gpu"
+    failed: WorkerFailed | None = None
     for backend in backends:
-        live = subject.workers[backend]
-        for what, do, size in ((PRODUCT, "peak", SIZE[device]), (COPY, "bandwidth", COPIED[device])):
+        live, own = subject.workers[backend], []
+        try:
+            for what, do, size in ((PRODUCT, "peak", SIZE[device]), (COPY, "bandwidth", COPIED[device])):
 
-            def run(steps: int, live: LiveWorker = live, do: str = do, size: int = size) -> tuple[float, float]:
-                said = live.ask(do, size=size, steps=steps, bfloat16=bfloat16)
-                return said["seconds"], said["cpu"]
+                def run(steps: int, live: LiveWorker = live, do: str = do, size: int = size) -> tuple[float, float]:
+                    said = live.ask(do, size=size, steps=steps, bfloat16=bfloat16)
+                    return said["seconds"], said["cpu"]
 
-            one = Contestant(f"{backend} {what}", run)
-            warmed(one, budget=WARM_UP)
-            found.append(one)
+                one = Contestant(f"{backend} {what}", run)
+                warmed(one, budget=WARM_UP)
+                own.append(one)
+            found += own
+        except WorkerFailed as error:
+            failed, subject.failures[backend] = error, str(error).splitlines()[0]
+    if failed and not found:
+        raise failed
     return found

@@ -377,12 +377,22 @@ def bench(
     def told(results: Sequence[Any]) -> dict[str, Any]:
         return {"schema": SCHEMA, "benchmarks": [result.to_json() for result in results]}
 
-    def keep(results: Sequence[Any]) -> None:
-        if json_file != "-":  # a file has what is done whenever it is cut short
-            _write_json(json_file, told(results))
+    kept = 0
 
-    with _trainings() as listen:
-        results = benches.bench(specs, options, listen, keep)
+    def keep(results: Sequence[Any]) -> None:
+        nonlocal kept
+        if json_file not in (None, "-"):  # a file has what is done whenever it is cut short
+            _write_json(json_file, told(results))
+            kept = len(results)
+
+    try:
+        with _trainings() as listen:
+            results = benches.bench(specs, options, listen, keep)
+    except KeyboardInterrupt:
+        if not kept:
+            raise
+        _complain(f"interrupted; {json_file} has what was done before: {kept} of the benchmarks")
+        sys.exit(INTERRUPTED)
     if json_file == "-":
         _write_json(json_file, told(results))
     else:

@@ -4,9 +4,12 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
 from unittest import mock
 
 import pytest
@@ -15,6 +18,7 @@ from cases import CASES, spec_of
 import harness
 from harness import cli
 from harness.backend import BACKENDS
+from harness.bench import bench as benches
 from harness.errors import CallError, SpecError
 
 
@@ -205,3 +209,24 @@ def test_a_worker_needs_numpy_and_safetensors_alone() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("done", [0, 2])
+def test_an_interrupted_bench_says_what_its_file_has(
+    done: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bench(specs: list[str], options: object, listen: object, keep: Callable[[list[object]], None]) -> NoReturn:
+        for count in range(1, done + 1):
+            keep([SimpleNamespace(to_json=dict) for _ in range(count)])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benches, "bench", bench)
+    path = tmp_path / "b.json"
+    said = call("bench", "linear_regression", "--backends", "jax", "--json", str(path))
+    assert said.returncode == cli.INTERRUPTED
+    if done:
+        assert said.stderr.splitlines()[-1] == f"interrupted; {path} has what was done before: {done} of the benchmarks"
+        assert len(json.loads(path.read_text())["benchmarks"]) == done
+    else:
+        assert "no result was written" in said.stderr
+        assert not path.exists()

@@ -529,6 +529,32 @@ def test_a_worker_that_dies_after_the_trial_takes_its_product_of_matrices_along_
     assert (found.verdict, found.exit) == ("failed", 3)
 
 
+def test_whose_process_ended_after_the_trial_is_not_in_the_race_nor_what_was_beside_it() -> None:
+    runners = {f"{backend} {name}": Strategy(backend, name, ("step",), "") for backend, name in
+               (("torch", "fused"), ("torch", "whole"), ("jax", "jit"), ("tensorflow", "loop"))}  # fmt: skip
+    ended = {
+        "torch": None,
+        "torch-peers": 1,
+        "jax": None,
+        "jax-peers": None,
+        "tensorflow": -9,
+        "tensorflow-peers": None,
+    }
+    started = {
+        name: SimpleNamespace(process=SimpleNamespace(poll=lambda code=code: code)) for name, code in ended.items()
+    }
+    subject: Any = SimpleNamespace(failures={})
+    rivals = {(backend, "by hand"): None for backend in ("torch", "jax", "tensorflow")}
+    out_of_it: Any = SimpleNamespace(contestants=dict.fromkeys(runners), rivals=rivals)
+    place: Any = SimpleNamespace(started=started)
+    notes: list[str] = []
+    wanted, beside_them = race._living(subject, runners, out_of_it, place, notes)
+    assert [*wanted] == ["torch fused", "torch whole", "jax jit"]
+    assert [*subject.failures] == ["tensorflow loop"]
+    assert beside_them == [("jax", "by hand")]
+    assert notes == ["torch peer by hand is not timed: its worker ended after the trial"]
+
+
 def test_who_fails_in_a_round_is_out_and_the_others_have_as_many_blocks_each() -> None:
     def dying(name: str, after: int) -> Contestant:
         calls = count()

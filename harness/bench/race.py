@@ -202,18 +202,19 @@ def _numbered(listen: Listener, now: int, count: int) -> Listener:
 def _living(
     subject: Subject, runners: Mapping[str, Strategy], trial: Trial, place: Place, notes: list[str]
 ) -> tuple[dict[str, Strategy], list[tuple[str, str]]]:
-    """Of those who came out of the trial whoever's process there is still alive."""
+    """Of those who came out of the trial whoever's process there is still alive; and no rival beside nobody."""
     dead = {name for name, live in place.started.items() if live.process.poll() is not None}
-    for own in trial.contestants:
-        if (home := own.partition(" ")[0]) in dead:
-            subject.failures.setdefault(own, f"worker {home} ended after the trial")
-    rivals = [key for key in trial.rivals if beside(key[0]) not in dead]
+    wanted = {own: runners[own] for own in trial.contestants if runners[own].backend not in dead}
+    for own in [own for own in trial.contestants if own not in wanted]:
+        subject.failures.setdefault(own, "its worker ended after the trial")
+    racing = {strategy.backend for strategy in wanted.values()}
+    rivals = [key for key in trial.rivals if key[0] in racing]
     notes += [
         f"{peers.named(*key)} is not timed: its worker ended after the trial"
-        for key in trial.rivals
-        if key not in rivals
+        for key in rivals
+        if beside(key[0]) in dead
     ]
-    return {own: runners[own] for own in trial.contestants if own.partition(" ")[0] not in dead}, rivals
+    return wanted, [key for key in rivals if beside(key[0]) not in dead]
 
 
 def _processes(

@@ -5,6 +5,7 @@ step, `best` whatever a short trial finds to be the fastest of all that are in i
 """
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from harness import flops
@@ -49,9 +50,12 @@ ON = {
     ("torch", "whole"): CPU,
     ("torch", "unrolled"): CPU,
     ("torch", "graph"): GPU,
+    ("torch", "autotuned"): GPU,
+    ("torch", "flash"): GPU,
     ("tensorflow", "tuned"): CPU,
     ("jax", "tuned"): CPU,
     ("jax", "tuned_scan"): CPU,
+    ("jax", "cudnn"): GPU,
 }
 """Where strategies are tried that are for one kind of device. On a GPU `graph` does what `whole` and `unrolled` are for."""
 STRATEGIES = {
@@ -71,6 +75,14 @@ STRATEGIES = {
         ("torch", "whole", ("best",), "forward, backward and optimizer captured and compiled as one function", False),
         ("torch", "unrolled", ("best",), "many whole steps, of a tiny network, compiled as one function", True),
         ("torch", "graph", ("best",), "torch.compile of the loss, and the whole step captured as a CUDA graph", False),
+        (
+            "torch",
+            "autotuned",
+            ("best",),
+            "`graph`, with convolutions by whichever kernel cuDNN finds the fastest",
+            False,
+        ),
+        ("torch", "flash", ("best",), "`graph`, with PyTorch's fused attention of bfloat16 values", False),
         ("tensorflow", "fit", ("default",), "Keras compile and fit", True),
         ("tensorflow", "function", ("step", "best"), "one tf.function call a step", False),
         ("tensorflow", "function_xla", ("step", "best"), "one tf.function call a step, compiled by XLA", False),
@@ -94,6 +106,7 @@ STRATEGIES = {
             "many steps in one call by jax.lax.scan, layers written for XLA on CPUs",
             True,
         ),
+        ("jax", "cudnn", ("best",), "`scan`, with cuDNN's LSTM, or in bfloat16 its fused attention", True),
     )
 }
 NARROWING = "dense with fewer outputs than inputs"
@@ -105,6 +118,11 @@ TUNED = {
     ("jax", "tuned_scan"): {NARROWING, "attention", "layer_norm", "lstm", "max_pool2d"},
 }
 """The ops for which a strategy is there that has other layers than the others."""
+FUSED = {
+    ("torch", "flash"): {"bfloat16": {"attention"}},
+    ("jax", "cudnn"): {"float32": {"lstm"}, "tf32": {"lstm"}, "bfloat16": {"attention"}},
+}
+"""By what products round their factors to: the ops that a strategy has a library's fused kernel for, if they drop nothing."""
 PLAIN = {"torch": "fused", "tensorflow": "function", "jax": "jit"}
 """The strategy of the program that `harness run` trains and `harness check` checks."""
 
@@ -127,21 +145,41 @@ def applies(program: Program, strategy: Strategy, precision: str = "float32") ->
 
 def why_not(program: Program, strategy: Strategy, precision: str = "float32") -> str | None:
     """Why a program is not run so."""
-    if (strategy.many or strategy.name in ("whole", "graph")) and program.spec.data.last_batch == "keep":
+    if (
+        strategy.many or strategy.name in ("whole", "graph", "autotuned", "flash")
+    ) and program.spec.data.last_batch == "keep":
         return "needs batches of one size; with 'last_batch: keep' they differ"
     if strategy.name == "unrolled" and flops.step(program) > TINY:
         return f"is for steps of at most {TINY:g} floating-point operations; these have {flops.step(program):.3g}"
+    kinds = {NARROWING if narrows(node) else node.op.kind for graph in graphs(program) for node in graph.nodes}
+    if strategy.name == "autotuned" and not kinds & CONVOLUTIONS:
+        return "is for convolutions, and there is none"
+    factors = PRECISIONS[precision].factors
+    if (fused := FUSED.get((strategy.backend, strategy.name))) is not None and not any(
+        node.op.kind in fused.get(factors, ()) and not node.op.mask(*node.input_shapes)
+        for graph in graphs(program)
+        for node in graph.nodes
+    ):
+        return f"has a fused kernel for {spoken(fused)} without dropout, and there is none"
     if strategy.name == "late_relu" and not any(early_relus(graph) for graph in graphs(program)):
         return "is for networks where a maximum is taken of a ReLU"
     if tuned := TUNED.get((strategy.backend, strategy.name)):
-        kinds = {NARROWING if narrows(node) else node.op.kind for graph in graphs(program) for node in graph.nodes}
-        if strategy.name in ("tuned", "tuned_scan") and PRECISIONS[precision].factors == "bfloat16":
+        if strategy.name in ("tuned", "tuned_scan") and factors == "bfloat16":
             return "has layers of its own, which do not round to bfloat16: in bfloat16 there are the plain ones"
         if not kinds & tuned:
             return f"is for {', '.join(sorted(tuned))}, and there is none"
         if strategy.many and kinds & CONVOLUTIONS:
             return "takes many steps in one call: convolutions in it lose XLA's fast path on CPUs"
     return None
+
+
+def spoken(fused: Mapping[str, Collection[str]]) -> str:
+    """Ops and what their factors are rounded to, in a sentence.
+
+    >>> spoken({"tf32": ["lstm"], "bfloat16": ["attention"]})
+    'lstm (tf32), attention (bfloat16)'
+    """
+    return ", ".join(f"{' and '.join(sorted(kinds))} ({factors})" for factors, kinds in fused.items())
 
 
 def narrows(node: Node) -> bool:

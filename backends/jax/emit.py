@@ -1,14 +1,17 @@
 """Program -> one JAX file: Flax NNX modules, Optax updates. Imports no framework: it runs, and is tested, without JAX."""
 
-from backends.jax import bfloat16, lanes, layers, training, tuned
+from collections.abc import Mapping
+
+from backends.jax import bfloat16, cudnn, lanes, layers, training, tuned
 from harness import emit as shared
-from harness.emit import Code, Slot, graphs, indented, masked
+from harness.emit import Code, Lowering, Slot, graphs, indented, masked
 from harness.graph import Graph, Program, Update
 from harness.precision import PRECISIONS, Precision
 
 FRAMEWORK = "JAX (Flax NNX and Optax)"
-HELPERS = layers.HELPERS | tuned.HELPERS | training.HELPERS
+HELPERS = layers.HELPERS | tuned.HELPERS | cudnn.HELPERS | training.HELPERS
 OBSERVED = ", and every node's value and gradient"
+PLAIN: Mapping[str, Lowering] = {}
 
 
 def emit(
@@ -23,8 +26,10 @@ def emit(
     own = PRECISIONS[precision]
     # In mixed precision a tuned strategy has the plain layers.
     faster = strategy in lanes.TUNED and own.factors != "bfloat16"
+    written = tuned.OPS if faster else PLAIN
+    written = cudnn.OPS.get(own.factors, PLAIN) if strategy == lanes.CUDNN else written
     for graph in graphs(program):
-        text, used = module(graph, precision, observe=observe, faster=faster)
+        text, used = module(graph, precision, observe=observe, written=written)
         # A beginner's normalisations are as Flax has them: faster, and less exact where a mean is large beside its deviation.
         classes.append(text.replace(f"{layers.EXACT}, ", "") if strategy == "nnx" else text)
         helpers += used
@@ -68,6 +73,7 @@ import optax
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 from jax import Array
+from jax.experimental import rnn
 from safetensors.numpy import load_file
 
 {double}# {about}
@@ -75,12 +81,14 @@ jax.config.update("jax_default_matmul_precision", "{level}")
 """
 
 
-def module(graph: Graph, precision: str, *, observe: bool = False, faster: bool = False) -> tuple[str, list[str]]:
-    """A network or block as a class."""
+def module(
+    graph: Graph, precision: str, *, observe: bool = False, written: Mapping[str, Lowering] = PLAIN
+) -> tuple[str, list[str]]:
+    """A network or block as a class; `written`: the ops that are not those of `layers`."""
     inits: list[str] = []
     lines: list[str] = []
     helpers: list[str] = []
-    for line, code, name in lower(graph, observe=observe, faster=faster):
+    for line, code, name in lower(graph, observe=observe, written=written):
         if code and code.init:
             inits += [f"self.{name} = {code.init}", *code.setup]
         helpers += code.helpers if code else []
@@ -106,13 +114,14 @@ def returned(kind: str, *, observe: bool) -> str:
     return f"tuple[{kind}, dict]" if observe else kind
 
 
-def lower(graph: Graph, *, observe: bool = False, faster: bool = False) -> list[tuple[str, Code | None, str]]:
-    """The forward pass, a line a node; `faster`: with the ops of `tuned`."""
+def lower(
+    graph: Graph, *, observe: bool = False, written: Mapping[str, Lowering] = PLAIN
+) -> list[tuple[str, Code | None, str]]:
+    """The forward pass, a line a node; `written`: the ops that are not those of `layers`."""
     names = shared.variables(graph)
     out: list[tuple[str, Code | None, str]] = []
     for node in graph.nodes:
-        plain = getattr(layers, node.op.kind)
-        lowering = getattr(tuned, node.op.kind, plain) if faster else plain
+        lowering = written.get(node.op.kind) or getattr(layers, node.op.kind)
         code: Code = lowering(node, *(names[name] for name in node.inputs))
         if observe:
             name = names[node.name]

@@ -7,7 +7,9 @@ from harness.lanes import steps_a_call
 
 TUNED = ("tuned", "tuned_scan")
 """The strategies whose layers are those of `tuned`, where it has them."""
-SCANS = ("scan", "tuned_scan")
+CUDNN = "cudnn"
+"""The strategy whose LSTMs, or attention, are cuDNN's."""
+SCANS = ("scan", "tuned_scan", CUDNN)
 """The strategies that take many steps in one call."""
 SCAN = '''
 @partial(jax.jit, donate_argnames="state")

@@ -405,7 +405,7 @@ def _plain(part: Any) -> Any:
     return part[...] if isinstance(part, nnx.Variable) else part
 
 
-SESSIONS = {"scan": Scan, "tuned_scan": Scan, "nnx": Nnx}
+SESSIONS = {"scan": Scan, "tuned_scan": Scan, "cudnn": Scan, "nnx": Nnx}
 """By strategy, where it is not the session above."""
 
 

@@ -4,10 +4,11 @@ Each computes what its plain form in `layers` computes, and its module keeps its
 that `parameters` tells. An op that is not here, or for which its function finds nothing better, is the plain one.
 """
 
+from collections.abc import Mapping
 from math import prod
 
 from backends.jax import layers
-from harness.emit import Code, Slot
+from harness.emit import Code, Lowering, Slot
 from harness.graph import Node
 from harness.lanes import narrows
 from harness.ops.activation import Gelu
@@ -83,6 +84,17 @@ def _instead(code: Code, plain: str, helper: str) -> Code:
     """The code with a helper's class where the framework's own would be constructed."""
     assert code.init
     return Code(code.call, code.init.replace(plain, helper, 1), code.setup, (*code.helpers, helper))
+
+
+OPS: Mapping[str, Lowering] = {
+    "dense": dense,
+    "attention": attention,
+    "gelu": gelu,
+    "layer_norm": layer_norm,
+    "conv2d": conv2d,
+    "max_pool2d": max_pool2d,
+    "lstm": lstm,
+}
 
 
 def parameters(node: Node) -> dict[str, Slot]:

@@ -3,7 +3,9 @@
 What that means is in `harness.precision`. Only classes and helpers are rewritten, and only where a product stands.
 """
 
-from backends.torch.lanes import COMPILED, GRAPH
+from collections.abc import Mapping
+
+from backends.torch.lanes import COMPILED, FLASH, GRAPHS
 
 REPLACED = {
     "nn.Linear(": "Bfloat16Linear(",
@@ -22,7 +24,7 @@ REPLACED = {
 
 def header(strategy: str) -> str:
     """What changes numbers for the whole program."""
-    compiled = strategy in ("compiled", GRAPH, *COMPILED)
+    compiled = strategy in ("compiled", *GRAPHS, *COMPILED)
     kept = """# Inductor would leave out a rounding to bfloat16 that it can do without.
 torch._inductor.config.emulate_precision_casts = True
 """
@@ -30,6 +32,11 @@ torch._inductor.config.emulate_precision_casts = True
 PRODUCT = torch.bfloat16 if torch.cuda.is_available() else torch.float32
 torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 {kept if compiled else ""}"""
+
+
+def helpers(strategy: str) -> Mapping[str, str]:
+    """The helpers by name, in an order in which they can stand."""
+    return HELPERS | FUSED if strategy == FLASH else HELPERS
 
 
 HELPERS = {
@@ -119,3 +126,12 @@ class Bfloat16GRU(nn.GRU):
 HELPERS["Bfloat16Conv1d"] = (
     HELPERS["Bfloat16Conv2d"].replace("Conv2d", "Conv1d").replace("view(-1, 1, 1)", "view(-1, 1)")
 )
+FUSED = {
+    "bfloat16_attention": '''
+def bfloat16_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
+    """F.scaled_dot_product_attention of bfloat16 values by its fused kernel; its scores stay float32."""
+    q, k, v = to_bfloat16(q), to_bfloat16(k), to_bfloat16(v)
+    return to_float32(F.scaled_dot_product_attention(q, k, v, is_causal=causal))
+''',
+}
+"""Instead of those above, of the same names: of products the scores alone are left as they are, for they never leave the kernel."""

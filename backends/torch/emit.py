@@ -37,7 +37,7 @@ def emit(
     written = HELPERS | (tuned.NATIVE if strategy in lanes.NATIVE else {})
     definitions = [*(written[name] for name in dict.fromkeys(helpers)), *classes]
     if own.factors == "bfloat16":
-        definitions = shared.in_mixed_precision(definitions, bfloat16.REPLACED, bfloat16.HELPERS)
+        definitions = shared.in_mixed_precision(definitions, bfloat16.REPLACED, bfloat16.helpers(strategy))
     parts = [
         header(program, own, strategy),
         *definitions,
@@ -56,10 +56,15 @@ def header(program: Program, precision: Precision, strategy: str) -> str:
     double = "torch.set_default_dtype(torch.float64)\n" if precision.dtype == "float64" else ""
     about = "Full float32 products on GPUs too: cuDNN's convolutions use TF32 unless told not to."
     about = "TF32 products and convolutions on GPUs that have them." if precision.factors == "tf32" else about
+    timed = (
+        "# cuDNN times its kernels for each convolution and keeps the fastest.\ntorch.backends.cudnn.benchmark = True\n"
+        if strategy == lanes.AUTOTUNED
+        else ""
+    )
     mixed = bfloat16.header(strategy) if precision.factors == "bfloat16" else ""
     return f"""{shared.docstring(program, FRAMEWORK, "torch")}
 
-{"import copy" if strategy == lanes.GRAPH else ""}
+{"import copy" if strategy in lanes.GRAPHS else ""}
 import math
 import sys
 from collections.abc import Callable, Iterable
@@ -74,7 +79,7 @@ from torch import Tensor, nn
 {double}# {about}
 torch.backends.cudnn.allow_tf32 = {precision.factors == "tf32"}
 torch.backends.cuda.matmul.allow_tf32 = {precision.factors == "tf32"}
-{mixed}DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+{timed}{mixed}DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 """
 
 
@@ -167,7 +172,7 @@ def step(program: Program, *, observe: bool = False, strategy: str = "fused") ->
     """Losses, learning rates, optimizers and the training step."""
     single = len(program.updates) == 1
     helpers: list[str] = []
-    decorator = "\n@torch.compile" if strategy in ("compiled", lanes.GRAPH) else ""
+    decorator = "\n@torch.compile" if strategy in ("compiled", *lanes.GRAPHS) else ""
     parts = [decorator + loss(program, update, observe=observe) for update in program.updates]
     for update in program.updates:
         parts.append(f"""
@@ -178,7 +183,7 @@ def {rate_name(program, update)}(step: int) -> float:
     made = optimizers(program)
     rates = {u.name: rate_name(program, u) for u in program.updates}
     losses = {u.name: shared.loss_name(program, u) for u in program.updates}
-    if strategy == lanes.GRAPH:
+    if strategy in lanes.GRAPHS:
         text, helpers = lanes.capture_step(program, losses, rates)
         return "\n\n".join([*parts, lanes.on_device(program, made, rates), text]), helpers
     parts.append(made.replace(", fused=True", "") if strategy == "eager" else made)
@@ -355,7 +360,7 @@ def main(run: Path) -> None:
     model = {cls}().to(DEVICE)
     load_parameters(model, load_file(run / "inputs" / "parameters.safetensors"))
     {optimizer} = make_{optimizer}(model)
-{indented(lanes.running(program, strategy) if strategy in (*lanes.COMPILED, lanes.GRAPH) else loop, 4)}
+{indented(lanes.running(program, strategy) if strategy in (*lanes.COMPILED, *lanes.GRAPHS) else loop, 4)}
 
 
 if __name__ == "__main__":

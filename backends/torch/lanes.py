@@ -10,8 +10,9 @@ from harness.optimizers import Adam, AdamW, ClipValue, Cosine, Sgd, Step
 
 COMPILED = ("whole", "unrolled")
 """The strategies that compile the optimizer with the rest."""
-GRAPH = "graph"
-"""The strategy whose step is captured as a CUDA graph."""
+AUTOTUNED, FLASH = "autotuned", "flash"
+GRAPHS = ("graph", AUTOTUNED, FLASH)
+"""The strategies whose step is captured as a CUDA graph."""
 NATIVE = ("eager", "native", "late_relu")
 """Those with PyTorch's own batch normalisation, which is less exact on CPUs."""
 UNROLLED = 100
@@ -361,7 +362,7 @@ def running(program: Program, strategy: str) -> list[str]:
         ]
     show = "loss.item()" if single else "*(loss.item() for loss in losses.values())"
     return [
-        f"step_fn = {'capture' if strategy == GRAPH else 'compile'}_step(model, {name}, load_batch(inputs, 0))",
+        f"step_fn = {'capture' if strategy in GRAPHS else 'compile'}_step(model, {name}, load_batch(inputs, 0))",
         'for step in range(len(inputs["order"])):',
         f"    {losses} = step_fn(step, load_batch(inputs, step))",
         f"    print(step + 1, {show})",

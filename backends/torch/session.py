@@ -370,7 +370,7 @@ class Graphed(Whole):
         return 0  # Dynamo counts those of the loss.
 
 
-SESSIONS = {"whole": Whole, "unrolled": Unrolled, "graph": Graphed}
+SESSIONS = {"whole": Whole, "unrolled": Unrolled, "graph": Graphed, "autotuned": Graphed, "flash": Graphed}
 """By strategy, where it is not the session above."""
 
 

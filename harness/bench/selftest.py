@@ -114,13 +114,15 @@ def self_test(
             interpreters(options.pythons),
             folder,
             options.timeout,
-            core=core,
+            core=core if options.device == "cpu" else None,
             settings=ALLOCATOR,
+            device=options.device,
         ) as (live, failures):
             if failures:
                 raise WorkerFailed(failures[backend])
             own = live[options.precision]
             subject = prepare(program, text, inputs, options.precision, folder / "subject", own)
+            subject.device = options.device
             return _measured(subject, own[backend], comparisons, load, listen)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -19,8 +19,8 @@ LANES = ("default", "step", "best")
 BYTES = {"cpu": 64 * 2**20, "gpu": 2**29}
 """What the batches of one call may hold at most. TensorFlow's MLP took 2 % less a step with 68 in a call than
 with 34, and 1 % less with 136 than with 68: a call costs a millisecond or more by itself."""
-MOST = 10_000
-"""Steps that one call takes at most."""
+MOST = {"cpu": 10_000, "gpu": 1_000}
+"""Steps that one call takes at most. On a GPU a step takes ten or more microseconds of launches, however little it computes."""
 WORK, FEW = {"cpu": 2e10, "gpu": 5e12}, 8
 """Floating-point operations that one call does at most, some tenths of a second; but it has these steps at least, or
 what a call costs, and the memory that each has anew, are shared by none."""
@@ -210,7 +210,7 @@ def room(program: Program, precision: str, device: str = "cpu") -> int:
     numbers = sum(math.prod(column.shape) for column in program.fields.values())
     numbers += sum(math.prod(shape) for layers in program.masks.values() for shape, _ in layers.values())
     by_work = max(FEW, int(WORK[device] // max(1, flops.step(program))))
-    return max(1, min(MOST, BYTES[device] // (width * program.batch * max(1, numbers)), by_work))
+    return max(1, min(MOST[device], BYTES[device] // (width * program.batch * max(1, numbers)), by_work))
 
 
 def steps_a_call(program: Program, precision: str) -> int:

@@ -4,7 +4,8 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -21,9 +22,10 @@ from scipy.stats import ttest_1samp, wilcoxon
 
 from harness import flops, programs, run, spec
 from harness.bench import bench as benches
-from harness.bench import checks, energy, inference, peers, race, trial
+from harness.bench import checks, energy, inference, peers, race, selftest, trial
 from harness.bench.bench import bench
 from harness.bench.options import BenchOptions
+from harness.bench.race import Timed
 from harness.bench.ratio import CONFIDENCE, FEWEST, LEAST, Ratio, ratio, ratio_of_processes, settled
 from harness.bench.record import Ledger
 from harness.bench.rounds import Block, Contestant, fastest, rounds, survived, table, warmed
@@ -31,8 +33,9 @@ from harness.bench.scaling import exponent
 from harness.bench.selftest import SelfTest, self_test
 from harness.bench.target import LOOKS, WINDOW, Target, reach
 from harness.bench.target import parse as parse_target
-from harness.bench.trial import _contenders, _entered, _near
+from harness.bench.trial import Trial, _contenders, _entered, _near
 from harness.bench.vote import PROVEN, outvoted
+from harness.check.live import allowed_cores
 from harness.compare import Comparison, Difference
 from harness.errors import CallError, WorkerFailed
 from harness.graph import Program
@@ -793,6 +796,24 @@ def test_a_backend_is_measured_against_itself(tmp_path: Path) -> None:
         self_test(str(path), BenchOptions(backends=("torch", "jax")))
 
 
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_the_measuring_is_measured_on_the_device_that_is_asked_for(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {}
+
+    @contextmanager
+    def none_start(*_: object, **given: object) -> Iterator[tuple[dict[str, object], dict[str, str]]]:
+        asked.update(given)
+        yield {}, {"torch": "no such machine"}
+
+    monkeypatch.setattr(selftest, "workers", none_start)
+    with pytest.raises(WorkerFailed, match="no such machine"):
+        self_test("digits_mlp", BenchOptions(backends=("torch",), device=device, core=allowed_cores()[0]))
+    assert asked["device"] == device
+    assert asked["core"] == (allowed_cores()[0] if device == "cpu" else None)
+
+
 # ---- Beside programs written by hand
 
 
@@ -999,6 +1020,34 @@ def test_energy_is_counted_over_many_moves_of_its_counter(monkeypatch: pytest.Mo
     assert hungry.joules["gpu"] == pytest.approx(600 * 0.015, rel=0.1)
     assert re.search(r"one block of at least 1\.6 s of each.*gpu's every 80 ms", said)
     assert thrifty.blocks == [Block(0.015, 0.015)], "what is timed has no such block in it"
+
+
+def test_what_is_compiled_while_energy_is_counted_is_not_said_of_the_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = {"jax scan": 3, "torch graph": 1}
+
+    def counted(_competing: object, _meters: object) -> str:
+        compiled["jax scan"] += 1
+        return "Energy is of one block"
+
+    def timed(*_: object, **_given: object) -> None:
+        compiled["torch graph"] += 2
+
+    monkeypatch.setattr(race, "metered", counted)
+    monkeypatch.setattr(race, "rounds", timed)
+    monkeypatch.setattr(race, "told", lambda _subject: {})
+    monkeypatch.setattr(
+        race, "_compilations", lambda *_: {own: {"functions compiled": n} for own, n in compiled.items()}
+    )
+    subject: Any = SimpleNamespace(program=SimpleNamespace(name="x"))
+    contestants = {own: Contestant(own, lambda _steps: (1.0, 1.0)) for own in compiled}
+    found = Timed()
+    chosen = Trial([], {}, contestants, {})
+    race._run(race.Running(subject, contestants, {}), [], {}, chosen, BenchOptions(), 0, 1, found, lambda *_: None)
+    assert found.notes == [
+        "While torch graph was timed: 2 more functions compiled.",
+        "Energy is of one block",
+        "While jax scan had its energy counted: 1 more functions compiled.",
+    ]
 
 
 def test_a_counter_that_stays_still_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

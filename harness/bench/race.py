@@ -184,9 +184,11 @@ def _run(
         competing, along=[*shown, *running.rivals.values()], pairs=beside_them, most=share, width=WIDTH if count == 1 else 0.0,
         seed=now, listen=lambda n: listen(name, {"step": n, "losses": {}}),
     )  # fmt: skip
+    after = _compilations(running, runners)
+    found.notes += _recompiled(compiled, after, "was timed")
     if now + 1 == count and (said := metered(competing, meters(options.device))):
-        found.notes.append(said)
-    found.notes += _recompiled(compiled, _compilations(running, runners))
+        # Blocks of other lengths: their losses are fetched otherwise, perhaps by code of its own.
+        found.notes += [said, *_recompiled(after, _compilations(running, runners), "had its energy counted")]
     found.hear(told(running.subject))
 
 
@@ -344,11 +346,11 @@ def _compilations(running: Running, runners: Mapping[str, Strategy]) -> Counts:
     return found
 
 
-def _recompiled(before: Counts, after: Counts) -> list[str]:
-    """What was compiled while it was timed: nothing, if all is well."""
+def _recompiled(before: Counts, after: Counts, doing: str) -> list[str]:
+    """What was compiled while each did that: nothing, if all is well."""
     more = {own: {w: n - before[own][w] for w, n in counts.items() if n > before[own][w]} for own, counts in after.items()}  # fmt: skip
     return [
-        f"While {own} was timed: {', '.join(f'{n} more {what}' for what, n in counts.items())}."
+        f"While {own} {doing}: {', '.join(f'{n} more {what}' for what, n in counts.items())}."
         for own, counts in more.items()
         if counts
     ]

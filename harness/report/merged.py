@@ -14,7 +14,7 @@ from harness.report.benches import SCALING, Merged, Record, Series, best_of, lan
 from harness.report.charts import Drawing, Figure
 from harness.report.markdown import escape, table
 from harness.report.page import Drawn, drawn_for_page, style, template
-from harness.report.speed import operations, size, spelled
+from harness.report.speed import operations, percent, size, spelled
 from harness.report.speed_charts import figures_of
 from harness.report.story import Table, title
 from harness.results import RunResult
@@ -160,7 +160,7 @@ def choosing(merged: Merged) -> Table:
                 lane["strategy"],
                 spelled(lane["median"]),
                 "fastest" if r is None else f"{r['value']:.3g} ({r['low']:.3g}–{r['high']:.3g}){'' if r['verdict'] != 'no difference' else ', a tie'}",
-                f"{lane['share_of_peak']:.0%}" if lane.get("share_of_peak") is not None else "",
+                percent(lane.get("share_of_peak")),
                 *(("", "", "") if not lane["alone"] else (
                     spelled(start(lane)),
                     "at once" if even == 0 else f"{even:,} steps" if even else "never",

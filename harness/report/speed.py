@@ -59,8 +59,7 @@ COLUMNS = ("lane", "strategy", "step", "ratio (99 %)", "peak")
 
 def _row(lane: Lane) -> list[str]:
     r = lane.ratio
-    share = "" if lane.share is None else f"{lane.share:.0%}"
-    return [lane.lane, lane.name, spelled(float(np.median(lane.contestant.seconds))), _against(r), share]
+    return [lane.lane, lane.name, spelled(float(np.median(lane.contestant.seconds))), _against(r), percent(lane.share)]
 
 
 def _against(r: Ratio | None) -> str:
@@ -127,6 +126,15 @@ def times(value: float) -> str:
     ('1.03', '3,922')
     """
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"  # noqa: PLR2004 - where .3g becomes a power of ten
+
+
+def percent(share: float | None) -> str:
+    """A share of a peak: of a network that is small for its machine hardly any, and not none.
+
+    >>> percent(0.714), percent(0.0004), percent(None)
+    ('71%', '<1%', '')
+    """
+    return "" if share is None else "<1%" if 0 < 100 * share < 1 else f"{share:.0%}"
 
 
 def spelled(seconds: float) -> str:

@@ -3,7 +3,8 @@
 `bfloat16` is mixed precision, and it means one thing in every framework: a **product** (dense layers, convolutions and
 their transposes, the two products of a recurrent step, attention's projections, scores and weighted sums, logits from
 an embedding) takes its two factors rounded to bfloat16, adds up in float32 and rounds its result to bfloat16, and the
-products of its gradient do the same with theirs. Everything else is float32: parameters and their gradients, optimizer
+products of its gradient do the same with theirs. Attention's scores alone stay float32 in the strategies `flash` and
+`cudnn`, whose fused kernels never write them. Everything else is float32: parameters and their gradients, optimizer
 state, biases and sums, activations, statistics and outputs of normalisations, softmax, losses.
 
 No framework's own policy is that: with each, what follows a product goes on in bfloat16. On CPUs `torch.autocast` gives

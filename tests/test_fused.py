@@ -46,14 +46,19 @@ def test_what_a_fused_kernel_cannot_do_has_no_such_strategy() -> None:
     assert not [s for s in lanes.strategies(lstm, "jax") if s.name == "cudnn"], "a CPU has no cuDNN"
 
 
-def test_autotuning_is_one_line_of_the_program_with_a_graph() -> None:
+def test_autotuning_is_for_the_capture_alone_and_not_for_what_else_runs_in_the_process() -> None:
     program = program_of(MINIS["pooled"])
     graph, tuned = (emitted(program, "torch", "float32", strategy=name).splitlines() for name in ("graph", "autotuned"))
-    assert [line for line in tuned if line not in graph] == [
-        "# cuDNN times its kernels for each convolution and keeps the fastest.",
+    assert [line.strip() for line in tuned if line not in graph] == [
+        "# cuDNN times its kernels for each convolution, and the graph holds the fastest.",
         "torch.backends.cudnn.benchmark = True",
+        "torch.backends.cudnn.benchmark = False",
     ]
     assert [line for line in graph if line not in tuned] == []
+    on, off = (tuned.index(f"    torch.backends.cudnn.benchmark = {value}") for value in (True, False))
+    calls = [i for i, line in enumerate(tuned) if "train_step(model" in line and "def " not in line]
+    assert on < min(calls)
+    assert max(calls) < off
 
 
 def by_reference(

@@ -56,11 +56,6 @@ def header(program: Program, precision: Precision, strategy: str) -> str:
     double = "torch.set_default_dtype(torch.float64)\n" if precision.dtype == "float64" else ""
     about = "Full float32 products on GPUs too: cuDNN's convolutions use TF32 unless told not to."
     about = "TF32 products and convolutions on GPUs that have them." if precision.factors == "tf32" else about
-    timed = (
-        "# cuDNN times its kernels for each convolution and keeps the fastest.\ntorch.backends.cudnn.benchmark = True\n"
-        if strategy == lanes.AUTOTUNED
-        else ""
-    )
     mixed = bfloat16.header(strategy) if precision.factors == "bfloat16" else ""
     return f"""{shared.docstring(program, FRAMEWORK, "torch")}
 
@@ -79,7 +74,7 @@ from torch import Tensor, nn
 {double}# {about}
 torch.backends.cudnn.allow_tf32 = {precision.factors == "tf32"}
 torch.backends.cuda.matmul.allow_tf32 = {precision.factors == "tf32"}
-{timed}{mixed}DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+{mixed}DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 """
 
 
@@ -184,7 +179,7 @@ def {rate_name(program, update)}(step: int) -> float:
     rates = {u.name: rate_name(program, u) for u in program.updates}
     losses = {u.name: shared.loss_name(program, u) for u in program.updates}
     if strategy in lanes.GRAPHS:
-        text, helpers = lanes.capture_step(program, losses, rates)
+        text, helpers = lanes.capture_step(program, losses, rates, timed=strategy == lanes.AUTOTUNED)
         return "\n\n".join([*parts, lanes.on_device(program, made, rates), text]), helpers
     parts.append(made.replace(", fused=True", "") if strategy == "eager" else made)
     if strategy in lanes.COMPILED:

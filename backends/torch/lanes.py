@@ -271,8 +271,10 @@ def on_device(program: Program, made: str, rates: dict[str, str]) -> str:
     return re.sub(r"(optim\.AdamW?\(.*, fused=True)", r"\1, capturable=True", made)
 
 
-def capture_step(program: Program, losses: dict[str, str], rates: dict[str, str]) -> tuple[str, list[str]]:
-    """The training step, the function that captures it, and the helpers they use."""
+def capture_step(
+    program: Program, losses: dict[str, str], rates: dict[str, str], *, timed: bool
+) -> tuple[str, list[str]]:
+    """The training step, the function that captures it, and the helpers they use; `timed`: of kernels that cuDNN has timed."""
     cls, single = shared.container(program), len(program.updates) == 1
     name, kind = _optimizers(program)
     result = "Tensor" if single else "dict[str, Tensor]"
@@ -302,6 +304,14 @@ def capture_step(program: Program, losses: dict[str, str], rates: dict[str, str]
         *held(program),
         "before = [tensor.detach().clone() for tensor in held]",
         "batch = copy.deepcopy(batch)",
+        *(
+            [
+                "# cuDNN times its kernels for each convolution, and the graph holds the fastest.",
+                "torch.backends.cudnn.benchmark = True",
+            ]
+            if timed
+            else []
+        ),
         "stream = torch.cuda.Stream()",
         "stream.wait_stream(torch.cuda.current_stream())",
         "with torch.cuda.stream(stream):",
@@ -312,6 +322,7 @@ def capture_step(program: Program, losses: dict[str, str], rates: dict[str, str]
         "graph = torch.cuda.CUDAGraph()",
         "with torch.cuda.graph(graph):",
         f"    {found} = train_step(model, {name}, batch)",
+        *(["torch.backends.cudnn.benchmark = False"] if timed else []),
         "with torch.no_grad():",
         "    for tensor, value in zip(held, before, strict=True):",
         "        tensor.copy_(value)",

@@ -87,6 +87,8 @@ def settings() -> dict[str, str]:
     return {
         "matrix products": torch.get_float32_matmul_precision(),
         "deterministic algorithms": "asked for" if torch.are_deterministic_algorithms_enabled() else "not asked for",
+        # Of the whole process: a program that leaves it changed would change how the others run.
+        "cuDNN's kernels": "timed" if torch.backends.cudnn.benchmark else "by its heuristics",
         "parameters": "changed in place",
     }
 

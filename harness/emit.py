@@ -38,6 +38,8 @@ class Code:
 
 
 Lowering = Callable[..., Code]
+Lowerings = Mapping[str, Lowering]
+"""By kind of op."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ WORK, FEW = {"cpu": 2e10, "gpu": 5e12}, 8
 what a call costs, and the memory that each has anew, are shared by none."""
 DEVICES = ("cpu", "gpu")
 
+GRAPHS = ("graph", "autotuned", "flash")
+"""PyTorch's strategies whose step is captured as a CUDA graph."""
 TINY = 3e4
 """Floating-point operations of a step at most where `unrolled` is tried: more take longer than a call of them costs."""
 
@@ -113,16 +115,20 @@ NARROWING = "dense with fewer outputs than inputs"
 CONVOLUTIONS = {"conv1d", "conv2d", "conv_transpose2d"}
 TUNED = {
     ("torch", "native"): {"batch_norm"},
+    ("torch", "autotuned"): CONVOLUTIONS,
     ("tensorflow", "tuned"): {NARROWING, "lstm"},
     ("jax", "tuned"): {NARROWING, "attention", "conv2d", "layer_norm", "lstm", "max_pool2d"},
     ("jax", "tuned_scan"): {NARROWING, "attention", "layer_norm", "lstm", "max_pool2d"},
 }
-"""The ops for which a strategy is there that has other layers than the others."""
+"""The ops for which a strategy is there that has other layers than the others, or another library's kernels."""
 FUSED = {
     ("torch", "flash"): {"bfloat16": {"attention"}},
     ("jax", "cudnn"): {"float32": {"lstm"}, "tf32": {"lstm"}, "bfloat16": {"attention"}},
 }
-"""By what products round their factors to: the ops that a strategy has a library's fused kernel for, if they drop nothing."""
+"""By what products round their factors to: the ops that a strategy has a library's fused kernel for, if they drop nothing.
+
+JAX's LSTM by cuDNN takes no bfloat16, and its attention nothing wider; PyTorch's attention is fused in float32 in all its ways.
+"""
 PLAIN = {"torch": "fused", "tensorflow": "function", "jax": "jit"}
 """The strategy of the program that `harness run` trains and `harness check` checks."""
 
@@ -145,15 +151,10 @@ def applies(program: Program, strategy: Strategy, precision: str = "float32") ->
 
 def why_not(program: Program, strategy: Strategy, precision: str = "float32") -> str | None:
     """Why a program is not run so."""
-    if (
-        strategy.many or strategy.name in ("whole", "graph", "autotuned", "flash")
-    ) and program.spec.data.last_batch == "keep":
+    if (strategy.many or strategy.name in ("whole", *GRAPHS)) and program.spec.data.last_batch == "keep":
         return "needs batches of one size; with 'last_batch: keep' they differ"
     if strategy.name == "unrolled" and flops.step(program) > TINY:
         return f"is for steps of at most {TINY:g} floating-point operations; these have {flops.step(program):.3g}"
-    kinds = {NARROWING if narrows(node) else node.op.kind for graph in graphs(program) for node in graph.nodes}
-    if strategy.name == "autotuned" and not kinds & CONVOLUTIONS:
-        return "is for convolutions, and there is none"
     factors = PRECISIONS[precision].factors
     if (fused := FUSED.get((strategy.backend, strategy.name))) is not None and not any(
         node.op.kind in fused.get(factors, ()) and not node.op.mask(*node.input_shapes)
@@ -164,6 +165,7 @@ def why_not(program: Program, strategy: Strategy, precision: str = "float32") ->
     if strategy.name == "late_relu" and not any(early_relus(graph) for graph in graphs(program)):
         return "is for networks where a maximum is taken of a ReLU"
     if tuned := TUNED.get((strategy.backend, strategy.name)):
+        kinds = {NARROWING if narrows(node) else node.op.kind for graph in graphs(program) for node in graph.nodes}
         if strategy.name in ("tuned", "tuned_scan") and factors == "bfloat16":
             return "has layers of its own, which do not round to bfloat16: in bfloat16 there are the plain ones"
         if not kinds & tuned:

@@ -14,7 +14,6 @@ import pytest
 from build import INSTALLED, Arrays, Live, live, program_of, program_of_case
 from cases import CASES, spec_of
 
-from backends.torch.lanes import GRAPHS
 from harness import flops, lanes, spec
 from harness.errors import CallError
 from harness.expressions import Call, Name
@@ -133,7 +132,7 @@ def test_every_lane_of_every_backend_has_a_strategy(backend: str) -> None:
         (("jax", "tuned", False), "'tuned' has layers of its own, which do not round to bfloat16"),
         (("torch", "whole", True), "--observe goes with strategy 'fused' alone"),
         (("torch", "late_relu", False), "is for networks where a maximum is taken of a ReLU"),
-        (("torch", "autotuned", False), "is for convolutions, and there is none"),
+        (("torch", "autotuned", False), "is for conv1d, conv2d, conv_transpose2d, and there is none"),
         (
             ("torch", "flash", False),
             r"has a fused kernel for attention \(bfloat16\) without dropout, and there is none",
@@ -236,14 +235,14 @@ def test_every_strategy_trains_alike(
     ):  # fmt: skip
         pytest.skip("is not for such a program")
     plain, other = (by_hand(program, s, strategy.backend, tmp_path / str(bool(s))) for s in (None, strategy))
-    if strategy.name in GRAPHS and other.session.module.DEVICE.type == "cpu":
+    if strategy.name in lanes.GRAPHS and other.session.module.DEVICE.type == "cpu":
         captured_on_a_cpu(other.session.module, monkeypatch)
     losses: list[list[dict[str, float]]] = []
     for own in (plain, other):
         session = own.session
         losses.append([session.wait(session.step(i, session.batch(own.inputs, i))) for i in range(program.steps)])
     # Where a CUDA graph reads the learning rate from the device, it is a float32.
-    rough = strategy.name in GRAPHS and name not in ("several", "plain")
+    rough = strategy.name in lanes.GRAPHS and name not in ("several", "plain")
     close = 1e-6 if rough else 1e-12
     for one, two in zip(*losses, strict=True):
         assert two == pytest.approx(one, rel=close)
@@ -358,7 +357,7 @@ def test_its_program_alone_prints_the_losses_of_the_plain_one(
     """`main` as a user runs it, in this process: what it prints."""
     from harness import runs  # noqa: PLC0415
 
-    if strategy.name in GRAPHS:
+    if strategy.name in lanes.GRAPHS:
         torch = pytest.importorskip("torch")
         if not torch.cuda.is_available():
             pytest.skip("a CUDA graph needs a GPU")

@@ -15,7 +15,6 @@ from build import EACH, INSTALLED, live, program_of
 from cases import CASES, spec_of
 from test_lanes import MINIS, RUNNABLE, SINGLE, captured_on_a_cpu
 
-from backends.torch.lanes import GRAPHS
 from harness import api, lanes, reference
 from harness.backend import BACKENDS
 from harness.check import climb
@@ -200,7 +199,7 @@ def gap(backend: str, name: str, how: str, *changes: str) -> float:
             text = text.replace(old, new)
         with tempfile.TemporaryDirectory(prefix=f"{precision}_{own}_") as folder, pytest.MonkeyPatch.context() as patch:
             session = (made := live(backend, program, Path(folder), precision, text, strategy=own)).session
-            if own in GRAPHS and session.module.DEVICE.type == "cpu":  # type: ignore[attr-defined]
+            if own in lanes.GRAPHS and session.module.DEVICE.type == "cpu":  # type: ignore[attr-defined]
                 captured_on_a_cpu(session.module, patch)  # type: ignore[attr-defined]
             for step in range(2):
                 session.step(step, session.batch(made.inputs, step))

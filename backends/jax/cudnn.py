@@ -3,10 +3,8 @@
 Each computes what its plain form in `layers` computes, and its module keeps its arrays under the same paths.
 """
 
-from collections.abc import Mapping
-
 from backends.jax import layers
-from harness.emit import Code, Lowering
+from harness.emit import Code, Lowerings
 from harness.graph import Node
 from harness.ops.recurrent import Recurrent
 
@@ -27,12 +25,8 @@ def lstm(node: Node, x: str) -> Code:
     return Code(f"self.{node.name}({x}){last}", str(plain.init).replace("nnx.RNN", "FusedLSTM", 1), (), ("FusedLSTM",))
 
 
-OPS: Mapping[str, Mapping[str, Lowering]] = {
-    "float32": {"lstm": lstm},
-    "tf32": {"lstm": lstm},
-    "bfloat16": {"attention": attention},
-}
-"""By what the factors of a product are rounded to: JAX's LSTM by cuDNN takes no bfloat16, and its attention nothing wider."""
+OPS: Lowerings = {"attention": attention, "lstm": lstm}
+"""In which precision each is taken says harness.lanes.FUSED."""
 
 HELPERS = {
     "FusedLSTM": '''

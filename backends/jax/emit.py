@@ -1,17 +1,15 @@
 """Program -> one JAX file: Flax NNX modules, Optax updates. Imports no framework: it runs, and is tested, without JAX."""
 
-from collections.abc import Mapping
-
 from backends.jax import bfloat16, cudnn, lanes, layers, training, tuned
 from harness import emit as shared
-from harness.emit import Code, Lowering, Slot, graphs, indented, masked
+from harness.emit import Code, Lowerings, Slot, graphs, indented, masked
 from harness.graph import Graph, Program, Update
+from harness.lanes import FUSED
 from harness.precision import PRECISIONS, Precision
 
 FRAMEWORK = "JAX (Flax NNX and Optax)"
 HELPERS = layers.HELPERS | tuned.HELPERS | cudnn.HELPERS | training.HELPERS
 OBSERVED = ", and every node's value and gradient"
-PLAIN: Mapping[str, Lowering] = {}
 
 
 def emit(
@@ -26,8 +24,9 @@ def emit(
     own = PRECISIONS[precision]
     # In mixed precision a tuned strategy has the plain layers.
     faster = strategy in lanes.TUNED and own.factors != "bfloat16"
-    written = tuned.OPS if faster else PLAIN
-    written = cudnn.OPS.get(own.factors, PLAIN) if strategy == lanes.CUDNN else written
+    written: Lowerings = tuned.OPS if faster else {}
+    if strategy == lanes.CUDNN:
+        written = {kind: cudnn.OPS[kind] for kind in FUSED["jax", strategy].get(own.factors, ())}
     for graph in graphs(program):
         text, used = module(graph, precision, observe=observe, written=written)
         # A beginner's normalisations are as Flax has them: faster, and less exact where a mean is large beside its deviation.
@@ -81,9 +80,7 @@ jax.config.update("jax_default_matmul_precision", "{level}")
 """
 
 
-def module(
-    graph: Graph, precision: str, *, observe: bool = False, written: Mapping[str, Lowering] = PLAIN
-) -> tuple[str, list[str]]:
+def module(graph: Graph, precision: str, *, observe: bool, written: Lowerings) -> tuple[str, list[str]]:
     """A network or block as a class; `written`: the ops that are not those of `layers`."""
     inits: list[str] = []
     lines: list[str] = []
@@ -114,9 +111,7 @@ def returned(kind: str, *, observe: bool) -> str:
     return f"tuple[{kind}, dict]" if observe else kind
 
 
-def lower(
-    graph: Graph, *, observe: bool = False, written: Mapping[str, Lowering] = PLAIN
-) -> list[tuple[str, Code | None, str]]:
+def lower(graph: Graph, *, observe: bool, written: Lowerings) -> list[tuple[str, Code | None, str]]:
     """The forward pass, a line a node; `written`: the ops that are not those of `layers`."""
     names = shared.variables(graph)
     out: list[tuple[str, Code | None, str]] = []

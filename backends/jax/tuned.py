@@ -4,11 +4,10 @@ Each computes what its plain form in `layers` computes, and its module keeps its
 that `parameters` tells. An op that is not here, or for which its function finds nothing better, is the plain one.
 """
 
-from collections.abc import Mapping
 from math import prod
 
 from backends.jax import layers
-from harness.emit import Code, Lowering, Slot
+from harness.emit import Code, Lowerings, Slot
 from harness.graph import Node
 from harness.lanes import narrows
 from harness.ops.activation import Gelu
@@ -86,7 +85,7 @@ def _instead(code: Code, plain: str, helper: str) -> Code:
     return Code(code.call, code.init.replace(plain, helper, 1), code.setup, (*code.helpers, helper))
 
 
-OPS: Mapping[str, Lowering] = {
+OPS: Lowerings = {
     "dense": dense,
     "attention": attention,
     "gelu": gelu,

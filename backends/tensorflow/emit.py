@@ -2,7 +2,7 @@
 
 from backends.tensorflow import bfloat16, lanes, layers, training, tuned
 from harness import emit as shared
-from harness.emit import Code, Slot, graphs, indented, masked
+from harness.emit import Code, Lowerings, Slot, graphs, indented, masked
 from harness.graph import BlockOp, Graph, Program, Update
 from harness.precision import PRECISIONS, Precision
 
@@ -26,7 +26,7 @@ def emit(
     faster = strategy == "tuned" and own.factors != "bfloat16"
     for graph in graphs(program):
         base = "keras.Model" if graph.class_name in models else "keras.layers.Layer"
-        text, used = module(graph, base, observe=observe, faster=faster)
+        text, used = module(graph, base, observe=observe, written=tuned.OPS if faster else {})
         classes.append(text)
         helpers += used
     functions, used = step(program, observe=observe)
@@ -83,12 +83,12 @@ tf.config.experimental.enable_tensor_float_32_execution({precision.factors == "t
 {bfloat16.HEADER if mixed else ""}"""
 
 
-def module(graph: Graph, base: str, *, observe: bool = False, faster: bool = False) -> tuple[str, list[str]]:
-    """A network or block as a class."""
+def module(graph: Graph, base: str, *, observe: bool, written: Lowerings) -> tuple[str, list[str]]:
+    """A network or block as a class; `written`: the ops that are not those of `layers`."""
     inits: list[str] = []
     lines: list[str] = []
     helpers: list[str] = []
-    for line, code, name in lower(graph, observe=observe, faster=faster):
+    for line, code, name in lower(graph, observe=observe, written=written):
         if code and code.init:
             inits += [f"self.{name} = {code.init}", *code.setup]
         helpers += code.helpers if code else []
@@ -113,15 +113,14 @@ def returned(kind: str, *, observe: bool) -> str:
     return f"tuple[{kind}, dict]" if observe else kind
 
 
-def lower(graph: Graph, *, observe: bool = False, faster: bool = False) -> list[tuple[str, Code | None, str]]:
-    """The forward pass, a line a node; `faster`: with the ops of `tuned`."""
+def lower(graph: Graph, *, observe: bool, written: Lowerings) -> list[tuple[str, Code | None, str]]:
+    """The forward pass, a line a node; `written`: the ops that are not those of `layers`."""
     names = shared.variables(graph)
     out: list[tuple[str, Code | None, str]] = []
     for node in graph.nodes:
         args = [names[name] for name in node.inputs]
         lowering = layers.block if isinstance(node.op, BlockOp) else getattr(layers, node.op.kind)
-        lowering = getattr(tuned, node.op.kind, lowering) if faster else lowering
-        code: Code = lowering(node, *args)
+        code: Code = written.get(node.op.kind, lowering)(node, *args)
         if observe:
             name = names[node.name]
             out.append(("\n".join(shared.observed(node, name, name, code.call)), code, node.name))

@@ -5,7 +5,7 @@ Each computes what its plain form in `layers` computes, and its layer has the sa
 """
 
 from backends.tensorflow import layers
-from harness.emit import Code, Slot
+from harness.emit import Code, Lowerings, Slot
 from harness.graph import Node
 from harness.lanes import narrows
 from harness.ops.linear import Dense
@@ -29,6 +29,9 @@ def lstm(node: Node, x: str) -> Code:
         return layers.lstm(node, x)
     last = "[:, -1]" if op.returns == "last" else ""
     return Code(f"self.{node.name}({x}){last}", f'LSTM({op.units}, name="{node.name}")', (), ("lstm_states", "LSTM"))
+
+
+OPS: Lowerings = {"dense": dense, "lstm": lstm}
 
 
 def parameters(node: Node) -> dict[str, Slot]:

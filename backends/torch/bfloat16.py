@@ -5,7 +5,8 @@ What that means is in `harness.precision`. Only classes and helpers are rewritte
 
 from collections.abc import Mapping
 
-from backends.torch.lanes import COMPILED, FLASH, GRAPHS
+from backends.torch.lanes import COMPILED, FLASH
+from harness.lanes import GRAPHS
 
 REPLACED = {
     "nn.Linear(": "Bfloat16Linear(",

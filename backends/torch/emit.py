@@ -6,8 +6,9 @@ from collections.abc import Callable
 from backends.torch import bfloat16, lanes, layers, training, tuned
 from backends.torch.layers import ANY, FIRST, LAST
 from harness import emit as shared
-from harness.emit import Code, Slot, graphs, indented, masked
+from harness.emit import Code, Lowerings, Slot, graphs, indented, masked
 from harness.graph import BlockOp, Graph, Program, Update
+from harness.lanes import GRAPHS
 from harness.precision import PRECISIONS, Precision
 
 FRAMEWORK = "PyTorch"
@@ -29,7 +30,7 @@ def emit(
     classes, helpers = [], []
     for graph in graphs(program):
         graph = tuned.late_relu(graph) if strategy == "late_relu" else graph  # noqa: PLW2901
-        text, used = module(graph, observe=observe, faster=faster)
+        text, used = module(graph, observe=observe, written=tuned.OPS if faster else {})
         classes.append(text)
         helpers += used
     functions, used = step(program, observe=observe, strategy=strategy)
@@ -59,7 +60,7 @@ def header(program: Program, precision: Precision, strategy: str) -> str:
     mixed = bfloat16.header(strategy) if precision.factors == "bfloat16" else ""
     return f"""{shared.docstring(program, FRAMEWORK, "torch")}
 
-{"import copy" if strategy in lanes.GRAPHS else ""}
+{"import copy" if strategy in GRAPHS else ""}
 import math
 import sys
 from collections.abc import Callable, Iterable
@@ -78,12 +79,12 @@ torch.backends.cuda.matmul.allow_tf32 = {precision.factors == "tf32"}
 """
 
 
-def module(graph: Graph, *, observe: bool = False, faster: bool = False) -> tuple[str, list[str]]:
-    """A network or block as a class."""
+def module(graph: Graph, *, observe: bool, written: Lowerings) -> tuple[str, list[str]]:
+    """A network or block as a class; `written`: the ops that are not those of `layers`."""
     inits: list[str] = []
     lines: list[str] = []
     helpers: list[str] = []
-    for line, code, name in lower(graph, observe=observe, faster=faster):
+    for line, code, name in lower(graph, observe=observe, written=written):
         if code and code.init:
             inits += [f"self.{name} = {code.init}", *code.setup]
         helpers += code.helpers if code else []
@@ -103,8 +104,8 @@ def returned(kind: str, *, observe: bool) -> str:
     return f"tuple[{kind}, dict]" if observe else kind
 
 
-def lower(graph: Graph, *, observe: bool = False, faster: bool = False) -> list[tuple[str, Code | None, str]]:
-    """The forward pass, a line a node, with each value's memory layout followed through; `faster`: with the ops of `tuned`."""
+def lower(graph: Graph, *, observe: bool, written: Lowerings) -> list[tuple[str, Code | None, str]]:
+    """The forward pass, a line a node, with each value's memory layout followed through; `written`: the ops not of `layers`."""
     names = shared.variables(graph)
     layout = dict.fromkeys(graph.inputs, LAST)
     shapes = dict(zip(graph.inputs, graph.input_shapes, strict=True))
@@ -117,8 +118,7 @@ def lower(graph: Graph, *, observe: bool = False, faster: bool = False) -> list[
         args = [convert(names[name], len(shapes[name]), layout[name], wanted) for name in node.inputs]
         kind = node.op.kind
         lowering: Callable[..., Code] = shared.block if isinstance(node.op, BlockOp) else getattr(layers, kind)
-        lowering = getattr(tuned, kind, lowering) if faster else lowering
-        code = lowering(node, *args)
+        code = written.get(kind, lowering)(node, *args)
         shapes[node.name] = node.shape
         layout[node.name] = wanted if len(node.shape) > 1 else LAST
         if observe:
@@ -167,7 +167,7 @@ def step(program: Program, *, observe: bool = False, strategy: str = "fused") ->
     """Losses, learning rates, optimizers and the training step."""
     single = len(program.updates) == 1
     helpers: list[str] = []
-    decorator = "\n@torch.compile" if strategy in ("compiled", *lanes.GRAPHS) else ""
+    decorator = "\n@torch.compile" if strategy in ("compiled", *GRAPHS) else ""
     parts = [decorator + loss(program, update, observe=observe) for update in program.updates]
     for update in program.updates:
         parts.append(f"""
@@ -178,7 +178,7 @@ def {rate_name(program, update)}(step: int) -> float:
     made = optimizers(program)
     rates = {u.name: rate_name(program, u) for u in program.updates}
     losses = {u.name: shared.loss_name(program, u) for u in program.updates}
-    if strategy in lanes.GRAPHS:
+    if strategy in GRAPHS:
         text, helpers = lanes.capture_step(program, losses, rates, timed=strategy == lanes.AUTOTUNED)
         return "\n\n".join([*parts, lanes.on_device(program, made, rates), text]), helpers
     parts.append(made.replace(", fused=True", "") if strategy == "eager" else made)
@@ -355,7 +355,7 @@ def main(run: Path) -> None:
     model = {cls}().to(DEVICE)
     load_parameters(model, load_file(run / "inputs" / "parameters.safetensors"))
     {optimizer} = make_{optimizer}(model)
-{indented(lanes.running(program, strategy) if strategy in (*lanes.COMPILED, *lanes.GRAPHS) else loop, 4)}
+{indented(lanes.running(program, strategy) if strategy in (*lanes.COMPILED, *GRAPHS) else loop, 4)}
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ from backends.torch import training
 from harness import emit as shared
 from harness.emit import indented
 from harness.graph import Program, Update
+from harness.lanes import GRAPHS
 from harness.optimizers import Adam, AdamW, ClipValue, Cosine, Sgd, Step
 
 COMPILED = ("whole", "unrolled")
 """The strategies that compile the optimizer with the rest."""
 AUTOTUNED, FLASH = "autotuned", "flash"
-GRAPHS = ("graph", AUTOTUNED, FLASH)
-"""The strategies whose step is captured as a CUDA graph."""
+"""Those of harness.lanes.GRAPHS that differ from `graph`: in cuDNN's kernels, in attention."""
 NATIVE = ("eager", "native", "late_relu")
 """Those with PyTorch's own batch normalisation, which is less exact on CPUs."""
 UNROLLED = 100

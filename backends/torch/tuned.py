@@ -7,7 +7,7 @@ or for which its function finds nothing better, is the plain one.
 from dataclasses import replace
 
 from backends.torch import layers
-from harness.emit import Code
+from harness.emit import Code, Lowerings
 from harness.graph import Graph, Node
 from harness.lanes import early_relus
 from harness.ops.attention import Attention
@@ -33,6 +33,9 @@ def lstm(node: Node, x: str) -> Code:
     last = "[:, -1]" if op.returns == "last" else ""
     init = str(plain.init).replace("nn.LSTM", "UnrolledLSTM", 1)
     return Code(f"self.{node.name}({x}){last}", init, plain.setup, ("Recurrence", "UnrolledLSTM"))
+
+
+OPS: Lowerings = {"attention": attention, "lstm": lstm}
 
 
 def late_relu(graph: Graph) -> Graph:

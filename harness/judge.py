@@ -17,8 +17,8 @@ from harness.data.datasets import Text
 from harness.data.inputs import Inputs
 from harness.environment import machine
 from harness.graph import Program
+from harness.invariance import zero_gradient
 from harness.metrics import Metric
-from harness.nullspace import zero_gradient
 from harness.ops.base import to_bfloat16
 from harness.precision import PRECISIONS
 from harness.questions import questions

@@ -7,7 +7,7 @@ import numpy as np
 
 from harness import special
 from harness.expressions import Value
-from harness.ops.base import Array, Fraction, Shape, need, spell
+from harness.ops.base import Array, Fraction, Shape, Shift, need, spell
 from harness.record import Kind, OneOf
 
 
@@ -23,6 +23,10 @@ class Loss(Kind):
         """Raise ShapeError unless the shapes fit; targets None: one number for all."""
         need(targets is None or outputs == targets,
              f"{self.roles[0]} {spell(outputs)} and {self.roles[1]} {spell(targets or ())} differ in shape")  # fmt: skip
+
+    def ignores(self, outputs: Shift, targets: Shift, shape: Shape) -> bool:
+        """Whether it stays as it is when its arguments, outputs of this shape, change along these axes."""
+        return outputs is None and targets is None
 
     def reference(self, outputs: Array, targets: Array) -> float:
         """The loss in float64, without its weight."""
@@ -71,6 +75,10 @@ class SoftmaxCrossEntropy(Loss):
         need(targets is not None and outputs[:-1] == targets,
              f"logits {spell(outputs)} need integer labels of shape {spell(outputs[:-1])}, "
              f"got {spell(targets) if targets is not None else 'a number'}")  # fmt: skip
+
+    def ignores(self, outputs: Shift, targets: Shift, shape: Shape) -> bool:
+        # A number that all classes share cancels.
+        return targets is None and (outputs is None or len(shape) not in outputs)
 
     def reference(self, outputs: Array, targets: Array) -> float:
         classes = outputs.shape[-1]

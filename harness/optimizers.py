@@ -21,6 +21,8 @@ class Optimizer(Kind):
 
     slots: ClassVar[tuple[str, ...]] = ()
     """What a kind of rule can remember of each parameter, zero before the first update."""
+    scale_free: ClassVar[bool] = False
+    """Whether it divides a gradient by its own size: gradients of rounding noise then move a parameter as far as others."""
     learning_rate: NotNegative
 
     @property
@@ -79,6 +81,7 @@ class Adam(Optimizer):
 
     kind = "adam"
     slots = ("first_moment", "second_moment")
+    scale_free = True
     beta1: Fraction = 0.9
     beta2: Fraction = 0.999
     epsilon: Positive = 1e-8

@@ -9,8 +9,8 @@ from cases import CASES, spec_of
 
 from harness import initial, reference
 from harness.expressions import Call, Name
+from harness.invariance import zero_gradient
 from harness.judge import first_batch
-from harness.nullspace import zero_gradient
 from harness.questions import to_json
 
 pytestmark = pytest.mark.frameworks

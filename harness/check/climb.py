@@ -26,7 +26,7 @@ from harness.check.subject import Subject, each, prepare, workers
 from harness.environment import interpreters
 from harness.errors import CallError
 from harness.graph import Program
-from harness.nullspace import zero_gradient
+from harness.invariance import zero_gradient
 from harness.precision import on_device, proving
 from harness.programs import Written
 from harness.resolve import compile_spec

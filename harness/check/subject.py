@@ -24,7 +24,7 @@ from harness.data.inputs import Inputs
 from harness.environment import Interpreter
 from harness.errors import WorkerFailed
 from harness.graph import Program
-from harness.nullspace import zero_gradient
+from harness.invariance import zero_gradient
 from harness.precision import PRECISIONS
 from harness.programs import Written, sources
 from harness.questions import Question, questions

@@ -7,7 +7,21 @@ import numpy as np
 
 from harness import special
 from harness.initializers import GlorotUniform, Initializer, Zeros
-from harness.ops.base import Array, Count, Flag, Mode, Op, Parameter, Products, Rate, Shape, need, need_rank
+from harness.ops.base import (
+    Array,
+    Count,
+    Flag,
+    Mode,
+    Op,
+    Parameter,
+    Products,
+    Rate,
+    Shape,
+    Shift,
+    everywhere,
+    need,
+    need_rank,
+)
 
 
 class Attention(Op):
@@ -53,6 +67,32 @@ class Attention(Op):
         into = queries * channels**2 + 2 * keys * memory * channels
         # A causal mask saves nothing here: the whole square is computed.
         return Products(into, queries * channels**2, 2 * queries * keys * channels)
+
+    def passes(self, shifts: tuple[Shift, ...], *inputs: Shape) -> Shift:
+        memory = shifts[-1]
+        if self._looks_at_one(*inputs):
+            return None if memory is None else everywhere(inputs[0])
+        # A memory whose positions all move alike moves all scores of a query alike, which softmax does not see, and all values.
+        if len(shifts) == 2 and shifts[0] is None and memory is not None and memory <= {2}:
+            return self._of_values(inputs[0])
+        return super().passes(shifts, *inputs)
+
+    def _looks_at_one(self, *inputs: Shape) -> bool:
+        """Whether there is one key, whose weight is 1 whatever its score is."""
+        return inputs[-1][0] == 1
+
+    def shifted_by(self, parameter: str, *inputs: Shape) -> Shift:
+        if parameter == "key_bias":
+            return None  # it adds the same to all scores of a query: softmax does not see it
+        if parameter.startswith(("query", "key")) and self._looks_at_one(*inputs):
+            return None
+        if parameter == "value_bias":
+            return self._of_values(inputs[0])
+        return frozenset({2}) if parameter == "out_bias" else everywhere(inputs[0])
+
+    def _of_values(self, shape: Shape) -> Shift:
+        """What the same vector added to all values changes: a query's weights sum to 1, unless some are dropped."""
+        return everywhere(shape) if self.dropout else frozenset({2})
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         def multiply(a: Array, b: Array) -> Array:

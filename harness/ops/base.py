@@ -5,7 +5,7 @@ compared with it and never the other way round. Adding an op is one class in thi
 lowering of the same name per backend, and one row in `tests/cases.py`; a test names whichever is missing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -86,6 +86,43 @@ class Products(NamedTuple):
     """Two factors that both depend on the op's own parameters."""
 
 
+Shift = frozenset[int] | None
+"""Along which axes a value changes: 0 the batch, 1 and on an example's own. Empty: by one number everywhere; None: not at all.
+
+A bias shifts along its channel axis alone: the same at every example and position.
+"""
+
+
+def everywhere(shape: Shape) -> frozenset[int]:
+    """Along every axis of a batch of this shape.
+
+    >>> sorted(everywhere((8, 8, 3)))
+    [0, 1, 2, 3]
+    """
+    return frozenset(range(len(shape) + 1))
+
+
+def together(shifts: Iterable[Shift]) -> Shift:
+    """The change of a sum whose terms change so."""
+    real = [shift for shift in shifts if shift is not None]
+    return frozenset().union(*real) if real else None
+
+
+def rearranged(shift: frozenset[int], before: Shape, after: Shape) -> frozenset[int]:
+    """Along which axes the same values change in another shape, row-major.
+
+    >>> sorted(rearranged(frozenset({2}), (4, 3), (12,))), sorted(rearranged(frozenset({2}), (4, 6), (4, 2, 3)))
+    ([1], [2, 3])
+    """
+    number = np.zeros(before, dtype=np.int64)
+    for axis in sorted(shift - {0}):
+        own = np.arange(before[axis - 1]).reshape([-1 if i == axis - 1 else 1 for i in range(len(before))])
+        number = number * before[axis - 1] + own
+    number = number.reshape(after)
+    changed = {i + 1 for i in range(len(after)) if np.any(number != np.take(number, [0], axis=i))}
+    return frozenset(changed) | (shift & {0})
+
+
 class Op(Kind):
     """One layer of a network: a subclass's fields are what a spec may write, `kind` is its name there."""
 
@@ -93,6 +130,8 @@ class Op(Kind):
     """The least and the most inputs."""
     dtype: ClassVar[Literal["float", "int"]] = "float"
     """What its inputs must be."""
+    carries: ClassVar[tuple[str, ...]] = ()
+    """The statistics that take a shift along which the op's value ignores in training."""
     label: ClassVar[str] = ""
     """The stem of an automatic name, where it is not the op's own: conv2d is called conv1, conv2, ..."""
 
@@ -115,6 +154,17 @@ class Op(Kind):
     def products(self, *_inputs: Shape) -> Products:
         """The matrix products of one example's forward pass."""
         return Products()
+
+    def passes(self, shifts: tuple[Shift, ...], *inputs: Shape) -> Shift:
+        """How its value changes in training when its inputs change along these axes, whatever inputs and parameters are.
+
+        Never less than it does: an op of which nothing is known changes everywhere. Axes of length 1 are no axes here.
+        """
+        return None if together(shifts) is None else everywhere(self.output(*inputs))
+
+    def shifted_by(self, parameter: str, *inputs: Shape) -> Shift:
+        """How its value changes in training when one of its parameters changes in whatever way."""
+        return everywhere(self.output(*inputs))
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         """The op on a batch, in float64. `parameters` are named as in `parameters()`."""

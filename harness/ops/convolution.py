@@ -19,7 +19,9 @@ from harness.ops.base import (
     Parameter,
     Products,
     Shape,
+    Shift,
     Single,
+    everywhere,
     explicit_pads,
     need,
     need_rank,
@@ -73,6 +75,16 @@ class Convolution(Op):
     def products(self, *inputs: Shape) -> Products:
         taps = math.prod(self.kernel) * inputs[0][-1] // self.groups
         return Products(taps * math.prod(self.output(*inputs)))
+
+    def passes(self, shifts: tuple[Shift, ...], *inputs: Shape) -> Shift:
+        if shifts[0] is None:
+            return None
+        # Zeros are not shifted with the rest, so that a window at the edge has less of the shift.
+        edges = {axis for axis, side in enumerate(self.pads, start=1) if any(side)}
+        return shifts[0] | edges | {len(inputs[0])}
+
+    def shifted_by(self, parameter: str, *inputs: Shape) -> Shift:
+        return _bias_or_all(parameter, self.output(*inputs))
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         view = windows(mode.factor(inputs[0]), self.kernel, self.stride, self.pads, self.dilation)
@@ -162,6 +174,13 @@ class ConvTranspose2d(Op):
     def products(self, *inputs: Shape) -> Products:
         return Products(math.prod(self.kernel) * self.channels * math.prod(inputs[0]))
 
+    def passes(self, shifts: tuple[Shift, ...], *inputs: Shape) -> Shift:
+        # How many stamps meet at a pixel, and which of their values, depends on where it lies.
+        return None if shifts[0] is None else shifts[0] | {1, 2, 3}
+
+    def shifted_by(self, parameter: str, *inputs: Shape) -> Shift:
+        return _bias_or_all(parameter, self.output(*inputs))
+
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         x, kernel = mode.factor(inputs[0]), mode.factor(parameters["kernel"])
         (kh, kw), (sh, sw) = self.kernel, self.stride
@@ -177,6 +196,11 @@ class ConvTranspose2d(Op):
         return y + parameters["bias"] if self.bias else y
 
 
+def _bias_or_all(parameter: str, shape: Shape) -> Shift:
+    """A bias shifts channels; a kernel changes everything."""
+    return frozenset({len(shape)}) if parameter == "bias" else everywhere(shape)
+
+
 class Upsample2d(Op):
     """Every pixel repeated `factor` times in both directions (nearest neighbour)."""
 
@@ -189,6 +213,9 @@ class Upsample2d(Op):
         need_rank(inputs[0], 3, "[height, width, channels]")
         height, width, channels = inputs[0]
         return (height * self.factor[0], width * self.factor[1], channels)
+
+    def passes(self, shifts: tuple[Shift, ...], *inputs: Shape) -> Shift:
+        return shifts[0]
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return inputs[0].repeat(self.factor[0], axis=1).repeat(self.factor[1], axis=2)

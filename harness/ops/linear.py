@@ -8,7 +8,23 @@ import numpy as np
 from pydantic import Field
 
 from harness.initializers import GlorotUniform, Initializer, Normal, Zeros
-from harness.ops.base import Array, Count, Flag, Mode, Op, Parameter, Products, Shape, need, need_rank, spell
+from harness.ops.base import (
+    Array,
+    Count,
+    Flag,
+    Mode,
+    Op,
+    Parameter,
+    Products,
+    Shape,
+    Shift,
+    everywhere,
+    need,
+    need_rank,
+    rearranged,
+    spell,
+    together,
+)
 
 
 class Dense(Op):
@@ -33,6 +49,13 @@ class Dense(Op):
 
     def products(self, *inputs: Shape) -> Products:
         return Products(math.prod(inputs[0]) * self.units)
+
+    def passes(self, shifts: tuple[Shift, ...], *inputs: Shape) -> Shift:
+        return _multiplied(shifts[0], inputs[0])
+
+    def shifted_by(self, parameter: str, *inputs: Shape) -> Shift:
+        shape = self.output(*inputs)
+        return frozenset({len(shape)}) if parameter == "bias" else everywhere(shape)
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         y = mode.result(mode.factor(inputs[0]) @ mode.factor(parameters["kernel"]))
@@ -80,6 +103,12 @@ class Positions(Op):
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return inputs[0] + parameters["embedding"]
 
+    def passes(self, shifts: tuple[Shift, ...], *inputs: Shape) -> Shift:
+        return shifts[0]
+
+    def shifted_by(self, parameter: str, *inputs: Shape) -> Shift:
+        return frozenset({1, 2})
+
 
 class Unembed(Op):
     """`y = x @ embedding.T`: logits from an embedding layer's own table (Press and Wolf 2017, arXiv:1608.05859)."""
@@ -97,6 +126,9 @@ class Unembed(Op):
     def products(self, *inputs: Shape) -> Products:
         return Products(math.prod(inputs[0]) * (self.vocabulary or 0))
 
+    def passes(self, shifts: tuple[Shift, ...], *inputs: Shape) -> Shift:
+        return _multiplied(shifts[0], inputs[0])
+
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return mode.result(mode.factor(inputs[0]) @ mode.factor(parameters["embedding"]).T)
 
@@ -108,6 +140,9 @@ class Flatten(Op):
 
     def output(self, *inputs: Shape) -> Shape:
         return (int(np.prod(inputs[0])),)
+
+    def passes(self, shifts: tuple[Shift, ...], *inputs: Shape) -> Shift:
+        return None if shifts[0] is None else rearranged(shifts[0], inputs[0], self.output(*inputs))
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return inputs[0].reshape(len(inputs[0]), -1)
@@ -125,8 +160,16 @@ class Reshape(Op):
         need(have == want, f"{spell(inputs[0])} holds {have} values, {spell(self.shape)} holds {want}")
         return self.shape
 
+    def passes(self, shifts: tuple[Shift, ...], *inputs: Shape) -> Shift:
+        return None if shifts[0] is None else rearranged(shifts[0], inputs[0], self.shape)
+
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return inputs[0].reshape(len(inputs[0]), *self.shape)
+
+
+def _multiplied(shift: Shift, shape: Shape) -> Shift:
+    """What a matrix product over the last axis makes of a shift: one number becomes one a channel."""
+    return None if shift is None else shift | {len(shape)}
 
 
 def _same_shapes(inputs: tuple[Shape, ...]) -> Shape:
@@ -143,6 +186,9 @@ class Add(Op):
 
     def output(self, *inputs: Shape) -> Shape:
         return _same_shapes(inputs)
+
+    def passes(self, shifts: tuple[Shift, ...], *inputs: Shape) -> Shift:
+        return together(shifts)
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return np.sum(np.stack(inputs), axis=0)
@@ -172,6 +218,10 @@ class Concatenate(Op):
     def output(self, *inputs: Shape) -> Shape:
         _same_shapes(tuple(shape[:-1] for shape in inputs))
         return (*inputs[0][:-1], sum(shape[-1] for shape in inputs))
+
+    def passes(self, shifts: tuple[Shift, ...], *inputs: Shape) -> Shift:
+        shift = together(shifts)
+        return None if shift is None else shift | {len(inputs[0])}
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return np.concatenate(inputs, axis=-1)

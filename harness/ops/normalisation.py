@@ -6,7 +6,20 @@ from typing import Literal
 import numpy as np
 
 from harness.initializers import Initializer, Ones, Zeros
-from harness.ops.base import Array, Flag, Fraction, Mode, Op, Parameter, Positive, Rate, Shape, need
+from harness.ops.base import (
+    Array,
+    Flag,
+    Fraction,
+    Mode,
+    Op,
+    Parameter,
+    Positive,
+    Rate,
+    Shape,
+    Shift,
+    everywhere,
+    need,
+)
 
 
 class BatchNorm(Op):
@@ -19,6 +32,7 @@ class BatchNorm(Op):
 
     kind = "batch_norm"
     label = "norm"
+    carries = ("mean",)
     momentum: Fraction = 0.9
     """The weight of the old running value (PyTorch's momentum is one minus this)."""
     epsilon: Positive = 1e-5
@@ -39,6 +53,15 @@ class BatchNorm(Op):
             Parameter("mean", shape, "O", Zeros(), learned=False),
             Parameter("variance", shape, "O", Ones(), learned=False),
         )
+
+    def passes(self, shifts: tuple[Shift, ...], *inputs: Shape) -> Shift:
+        # A number that is added to a channel everywhere is part of its mean, which is subtracted.
+        if shifts[0] is None or shifts[0] <= {len(inputs[0])}:
+            return None
+        return everywhere(inputs[0])
+
+    def shifted_by(self, parameter: str, *inputs: Shape) -> Shift:
+        return _affine_shift(parameter, inputs[0])
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         (x,) = inputs
@@ -77,6 +100,15 @@ class LayerNorm(Op):
             *((Parameter("bias", shape, "O", self.bias_init),) if self.bias else ()),
         )
 
+    def passes(self, shifts: tuple[Shift, ...], *inputs: Shape) -> Shift:
+        # What is the same in every channel is part of the mean over them; of one channel everything is.
+        return None if shifts[0] is None or len(inputs[0]) not in shifts[0] else everywhere(inputs[0])
+
+    def shifted_by(self, parameter: str, *inputs: Shape) -> Shift:
+        if parameter == "scale" and inputs[0][-1] == 1:
+            return None  # one channel less its mean is 0, whatever it is multiplied by
+        return _affine_shift(parameter, inputs[0])
+
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         (x,) = inputs
         centred = x - x.mean(-1, keepdims=True)
@@ -85,6 +117,13 @@ class LayerNorm(Op):
 
 def _affine(x: Array, parameters: Mapping[str, Array]) -> Array:
     return x * parameters.get("scale", 1.0) + parameters.get("bias", 0.0)
+
+
+def _affine_shift(parameter: str, shape: Shape) -> Shift:
+    """What scale and bias behind a normalisation change; in training the statistics that are kept are not used."""
+    if parameter in ("mean", "variance"):
+        return None
+    return frozenset({len(shape)}) if parameter == "bias" else everywhere(shape)
 
 
 class Dropout(Op):
@@ -106,6 +145,11 @@ class Dropout(Op):
         if self.per == "channel":
             shape = (*(1 for _ in shape[:-1]), shape[-1])
         return shape, self.rate
+
+    def passes(self, shifts: tuple[Shift, ...], *inputs: Shape) -> Shift:
+        if shifts[0] is None or not self.rate:
+            return shifts[0]
+        return everywhere(inputs[0]) if self.per == "value" else shifts[0] | {0, len(inputs[0])}
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return inputs[0] * mode.mask if mode.training and mode.mask is not None else inputs[0]

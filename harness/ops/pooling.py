@@ -15,7 +15,9 @@ from harness.ops.base import (
     Pads,
     Pair,
     Shape,
+    Shift,
     Single,
+    everywhere,
     explicit_pads,
     need,
     need_rank,
@@ -68,6 +70,11 @@ class MaxPool(Pool):
         rank = len(self.window)
         return view.max(axis=tuple(range(rank + 1, 2 * rank + 1)))
 
+    def passes(self, shifts: tuple[Shift, ...], *inputs: Shape) -> Shift:
+        if shifts[0] is None or _alike(shifts[0], inputs[0]):
+            return shifts[0]
+        return everywhere(self.output(*inputs))
+
 
 class AvgPool(Pool):
     """The mean of each window, over its real values, or with `count_padding` over the zeros beside them too."""
@@ -81,6 +88,13 @@ class AvgPool(Pool):
         real = np.ones_like(inputs[0][:1, ..., :1])
         count = windows(real, self.window, self.steps, self.pads, fill=float(self.count_padding)).sum(axis=axes)
         return total / count
+
+    def passes(self, shifts: tuple[Shift, ...], *inputs: Shape) -> Shift:
+        if shifts[0] is None:
+            return None
+        # Where zeros are counted, a window at the edge has a smaller share of the shift.
+        edges = {axis for axis, side in enumerate(self.pads, start=1) if self.count_padding and any(side)}
+        return shifts[0] | edges
 
 
 class MaxPool1d(MaxPool):
@@ -137,6 +151,9 @@ class GlobalAvgPool(GlobalPool):
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return inputs[0].mean(axis=tuple(range(1, inputs[0].ndim - 1)))
 
+    def passes(self, shifts: tuple[Shift, ...], *inputs: Shape) -> Shift:
+        return None if shifts[0] is None else _pooled(shifts[0], inputs[0])
+
 
 class GlobalMaxPool(GlobalPool):
     """The greatest value over every position: H × W × C or T × C -> C. Ties share the gradient evenly."""
@@ -145,3 +162,18 @@ class GlobalMaxPool(GlobalPool):
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return inputs[0].max(axis=tuple(range(1, inputs[0].ndim - 1)))
+
+    def passes(self, shifts: tuple[Shift, ...], *inputs: Shape) -> Shift:
+        if shifts[0] is None or _alike(shifts[0], inputs[0]):
+            return None if shifts[0] is None else _pooled(shifts[0], inputs[0])
+        return everywhere(self.output(*inputs))
+
+
+def _alike(shift: frozenset[int], shape: Shape) -> bool:
+    """Whether a shift is the same at every position: then a maximum over positions is shifted as they are."""
+    return not shift & frozenset(range(1, len(shape)))
+
+
+def _pooled(shift: frozenset[int], shape: Shape) -> frozenset[int]:
+    """The axes of a shift once the positions are gone: the channels come right after the batch."""
+    return frozenset({0} & shift | {1 for axis in shift if axis == len(shape)})

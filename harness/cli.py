@@ -83,6 +83,12 @@ def main() -> None:
     sys.exit(status if isinstance(status, int) else 0)
 
 
+def _kept(record: str) -> bool:
+    if record not in ("some", "all"):
+        raise CallError(f"--record is some or all, got '{record}'")
+    return record == "all"
+
+
 @app.command()
 def run(
     spec: SpecArgument,
@@ -107,6 +113,9 @@ def run(
     out: Annotated[Path | None, typer.Option(help="The run directory; it must be empty or new.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds of silence after which a worker is stopped.")] = 600.0,
     program: ProgramOption = None,
+    record: Annotated[
+        str, typer.Option(help="What is kept of parameters and gradients by step: some (8 MB a backend) or all.")
+    ] = "some",
     json_file: JsonOption = None,
 ) -> None:
     """Train on every backend, compare, and report. Exit: 0 the same, 1 they differ, 2 a wrong spec or call, 3 a backend failed."""
@@ -122,7 +131,7 @@ def run(
 
     options = runs.Options(
         chosen(backends), steps, seed, precision, threads, device, tuple(python or ()), out, timeout, start, until,
-        programs=tuple(program or ()),
+        programs=tuple(program or ()), keep_all=_kept(record),
     )  # fmt: skip
     _check_json(json_file)
     with artist, _trainings() as listen:

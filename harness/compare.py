@@ -3,7 +3,7 @@
 Measuring returns records; `Comparison.require` raises. Same names first, then shapes, then values; NaN never passes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,23 @@ class Derived(Tolerance):
     def allowed(self, a: Array, b: Array) -> float:  # noqa: ARG002 - as above
         """The derived bound."""
         return self.absolute
+
+
+@dataclass(frozen=True)
+class Measured(Tolerance):
+    """A tight tolerance, or so many times what the worst twin parted by, where that is more (see harness.twins)."""
+
+    twin: float = 0.0
+    """How far the worst twin was from its training, at this step and tensor."""
+    times: float = 1.0
+
+    def tight(self, a: Array, b: Array) -> float:
+        """What is allowed without asking twins."""
+        return super().allowed(a, b)
+
+    def allowed(self, a: Array, b: Array) -> float:
+        """The larger of the two."""
+        return max(self.tight(a, b), self.times * self.twin)
 
 
 FLOAT64 = 1e-10
@@ -92,6 +109,15 @@ class Difference:
     index: tuple[int, ...] = ()
     a: float = 0.0
     b: float = 0.0
+    twin: float | None = None
+    """The worst twin's distance, where more than the tight tolerance was needed and twins were asked."""
+
+    @property
+    def times(self) -> float | None:
+        """How many times as far as the worst twin; None where that was not the question."""
+        if self.twin is None or not np.isfinite(self.difference):
+            return None
+        return self.difference / self.twin if self.twin else float("inf")
 
     @property
     def ratio(self) -> float:
@@ -121,6 +147,11 @@ class Comparison:
         """Whether everything is there and within its tolerance; nothing compared is not the same."""
         return not self.missing and self.compared > 0 and self.worst is not None and self.worst.ratio <= 1
 
+    @property
+    def rounded(self) -> bool:
+        """Whether they are the same up to rounding alone: further apart than the tight tolerance, and no further than twins."""
+        return self.same and self.worst is not None and self.worst.twin is not None
+
     def require(self) -> None:
         """Raise Mismatch unless they are the same."""
         if not self.same:
@@ -136,17 +167,18 @@ class Comparison:
         where = f"step {w.step}, " if w.step is not None else ""
         at = f"{list(w.index)}" if w.index else ""
         verdict = "agree" if self.same else "differ"
-        return f"{head} {verdict}: {where}{w.name}{at}: {w.a!r} and {w.b!r}, {w.difference:.3g} apart, {w.allowed:.3g} allowed"
+        beside = "" if w.times is None else f", {w.times:.2g} times the worst twin"
+        return f"{head} {verdict}: {where}{w.name}{at}: {w.a!r} and {w.b!r}, {w.difference:.3g} apart{beside}, {w.allowed:.3g} allowed"
 
     def record(self) -> dict[str, Any]:
         """The comparison as JSON."""
         w = self.worst
         return {
-            "what": self.what, "a": self.a, "b": self.b, "same": self.same, "compared": self.compared,
+            "what": self.what, "a": self.a, "b": self.b, "same": self.same, "rounded": self.rounded, "compared": self.compared,
             "missing": list(self.missing),
             "worst": None if w is None else {
                 "name": w.name, "step": w.step, "index": list(w.index), "difference": w.difference,
-                "allowed": w.allowed, "a": w.a, "b": w.b,
+                "allowed": w.allowed, "a": w.a, "b": w.b, "twin": w.twin, "times": w.times,
             },
         }  # fmt: skip
 
@@ -164,7 +196,10 @@ def measure(name: str, a: Array, b: Array, tolerance: Tolerance, step: int | Non
         return Difference(name, step, float("nan"), tolerance.relative, index, float(x[index]), float(y[index]))
     gap = np.abs(x - y)
     index = tuple(int(i) for i in np.unravel_index(int(gap.argmax()), gap.shape))
-    return Difference(name, step, float(gap[index]), tolerance.allowed(x, y), index, float(x[index]), float(y[index]))
+    apart = float(gap[index])
+    asked = isinstance(tolerance, Measured) and apart > tolerance.tight(x, y)
+    twin = tolerance.twin if asked and isinstance(tolerance, Measured) else None
+    return Difference(name, step, apart, tolerance.allowed(x, y), index, float(x[index]), float(y[index]), twin)
 
 
 Pair = tuple[str, Array, Array, Tolerance, int | None]
@@ -216,17 +251,21 @@ def compare(
 
 
 def compare_losses(
-    names: tuple[str, str], a: Mapping[str, list[float]], b: Mapping[str, list[float]], tolerance: Tolerance,
+    names: tuple[str, str], a: Mapping[str, list[float]], b: Mapping[str, list[float]], tolerance: "Tolerance | Callable[[str, int], Tolerance]",
     start: int = 0,
 ) -> Comparison:  # fmt: skip
-    """The losses of every update at every step after `start`; different numbers of steps are a mismatch."""
+    """The losses of every update at every step after `start`; different numbers of steps are a mismatch.
+
+    `tolerance`: one for all, or that of an update at a step, counted from 1.
+    """
     missing = [f"only one has losses of '{name}'" for name in sorted(a.keys() ^ b.keys())]
     pairs: list[Pair] = []
     for name in sorted(a.keys() & b.keys()):
         if len(a[name]) != len(b[name]):
             missing.append(f"'{name}' has {len(a[name])} and {len(b[name])} steps")
         for step, (x, y) in enumerate(zip(a[name], b[name], strict=False), start=start + 1):
-            pairs.append((name, np.array(x), np.array(y), tolerance, step))
+            own = tolerance if isinstance(tolerance, Tolerance) else tolerance(name, step)
+            pairs.append((name, np.array(x), np.array(y), own, step))
     return Comparison("loss", *names, _worst_of(pairs), len(pairs), tuple(missing))
 
 
@@ -240,4 +279,5 @@ def join(comparisons: Iterable[Comparison]) -> Comparison:
 
 
 def _worst(differences: list[Difference]) -> Difference | None:
-    return max(differences, key=lambda d: d.ratio, default=None)
+    """Those for which twins were asked come first: they are what a reader wants to know of, and all that differs is among them."""
+    return max(differences, key=lambda d: (d.twin is not None or d.ratio > 1, d.ratio), default=None)

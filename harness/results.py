@@ -120,8 +120,8 @@ class RunResult:
     """What was allowed, by kind of value: `relative`, and the `floor` of the magnitude that it is relative to."""
     machine: dict[str, Any] = field(default_factory=dict)
     """Operating system, processor, cores, memory."""
-    began: bool = True
-    """Whether outputs before training and the first step's losses and gradients agree: what rounding has not grown yet."""
+    twins: dict[str, Any] | None = None
+    """Where backends parted: `count` of twins, `times` the worst of them that they part at most, what is `allowed`, the `worst` comparison."""
     start: int = 0
     """Steps that were done before: a run from a checkpoint goes on from there."""
     started: str = ""
@@ -134,26 +134,35 @@ class RunResult:
 
     def with_evidence(self, exact: "RunResult") -> "RunResult":
         """This run in less than float64, judged in the light of the same run in float64."""
-        evidence = {"verdict": exact.verdict, "directory": exact.directory.name, "comparisons": exact.comparisons}
-        if not self.began:
-            note = "They differ from the first step on, before rounding can grow: float64 does not excuse that."
-            return replace(self, evidence=evidence, notes=[*self.notes, note])
+        steps = exact.steps - exact.start
+        evidence = {
+            "verdict": exact.verdict, "directory": exact.directory.name, "comparisons": exact.comparisons, "steps": steps,
+            "twins": exact.twins,
+        }  # fmt: skip
+        return self._settled(exact, evidence, "step" if steps == 1 else f"{steps} steps")
+
+    def _settled(self, exact: "RunResult", evidence: dict[str, Any], steps: str) -> "RunResult":
+        def with_note(note: str, verdict: str) -> "RunResult":
+            return replace(self, evidence=evidence, notes=[*self.notes, note], verdict=verdict)
+
+        if exact.verdict == "failed":
+            why = next(
+                (f"{n}: {r.error}" for n, r in exact.backends.items() if r.status != "ok"), "; ".join(exact.notes)
+            )
+            return with_note(
+                f"The same programs could not be held against each other in float64 ({why}).", self.verdict
+            )
         if exact.verdict != "same":
-            note = "The same programs in float64 do not agree either: this is not rounding."
-            return replace(self, evidence=evidence, notes=[*self.notes, note])
+            note = f"In float64 the same programs do not agree over the first {steps} either: this is not rounding."
+            return with_note(note, "failed" if self.verdict == "failed" else "differs")
         worst = max(
             (c["worst"]["difference"] for c in exact.comparisons if c["what"] == "loss" and c["worst"]), default=0.0
         )
-        note = (
-            f"In {self.precision} {self._parting()}; the same programs in float64 agree at every step (losses within "
-            f"{worst:.1e}): it is rounding that grew, not a difference in meaning."
-        )
-        return replace(
-            self,
-            verdict="same" if self.verdict == "differs" else self.verdict,
-            evidence=evidence,
-            notes=[*self.notes, note],
-        )
+        agree = f"the same programs in float64 agree over the first {steps} (losses within {worst:.1e})"
+        if all(c["same"] for c in self.comparisons):
+            return with_note(f"In {self.precision} {self._parting()}; {agree}.", self.verdict)
+        note = f"In {self.precision} they part further than rounding explains, though {agree}: look for what only {self.precision} does."
+        return with_note(note, self.verdict)
 
     def _parting(self) -> str:
         """Which losses part first, and at which step."""
@@ -181,7 +190,7 @@ class RunResult:
             "backends": {name: clean(result.to_json()) for name, result in self.backends.items()},
             "comparisons": clean(self.comparisons), "series": clean(self.series), "notes": self.notes,
             "zero_gradient": self.zero_gradient, "drift": clean(self.drift), "evidence": clean(self.evidence),
-            "better": self.better, "tolerances": self.tolerances, "machine": self.machine, "began": self.began,
+            "better": self.better, "tolerances": self.tolerances, "machine": self.machine, "twins": clean(self.twins),
             "start": self.start, "started": self.started,
         }  # fmt: skip
 
@@ -204,9 +213,10 @@ class RunResult:
                 for name, record in data["backends"].items()
             }
             kept = ("spec", "about", "verdict", "steps", "seed", "precision", "threads", "device", "comparisons",
-                    "series", "notes", "zero_gradient", "drift", "evidence", "better", "tolerances", "machine", "began", "started")  # fmt: skip
-            start = data.get("start", 0)  # a result of a version that had no checkpoints began at 0
-            return cls(directory=directory, backends=backends, start=start, **numbers({n: data[n] for n in kept}))
+                    "series", "notes", "zero_gradient", "drift", "evidence", "better", "tolerances", "machine", "started")  # fmt: skip
+            # Results of earlier versions had no checkpoints and no twins.
+            later = {"start": data.get("start", 0), "twins": numbers(data.get("twins"))}
+            return cls(directory=directory, backends=backends, **later, **numbers({n: data[n] for n in kept}))
         except (KeyError, TypeError, AttributeError) as error:
             raise CallError(f"{directory / 'result.json'} is not complete: {error}") from None
 

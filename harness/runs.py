@@ -6,6 +6,7 @@ A run directory is self-contained: request, inputs, emitted programs, logs, outp
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from harness import initial, questions, spec
 from harness.backend import BACKENDS
@@ -37,13 +38,19 @@ from harness.results import BackendResult, RunResult
 from harness.side_by_side import Job, Meanwhile, side_by_side
 from harness.source import Source
 from harness.supervise import Listener, Waiting, train, waiting
+from harness.twins import HOPELESS, ROUNDS, TIMES, moved
 from harness.worker import write_last
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = dict[str, Array]
-BUDGET = 300_000_000  # bytes of recorded states a backend: beyond it they are recorded at fewer steps
+BUDGET = 150_000_000  # bytes of recorded states a backend: beyond it they are recorded at fewer steps
+KEPT = 8_000_000  # bytes of recorded states and gradients a backend that a run directory keeps
 PROOF = 200  # steps at which gradients are recorded in float64; in less, at six of them
 EVIDENCE = "float64-evidence"
+PROOF_SECONDS, PROOF_SHARE, PROOF_LEAST = 5.0, 0.1, 4
+"""How long the float64 evidence trains: seconds, or a share of the training's own time where that is more, and steps at least."""
+PROOF_ROWS = 32  # examples on which it is evaluated
+TWINS = "twins"
 
 
 @dataclass(frozen=True)
@@ -65,11 +72,15 @@ class Options:
     until: int | None = None
     """How many of the training's steps are done when it stops; None: all."""
     evidence: bool = True
-    """Whether a run in less than float64 that parts is run again in it, to tell rounding from meaning."""
+    """Whether a run that parts is settled: by its twins, and in less than float64 by a run in that too."""
     record: bool = True
     """Whether states and gradients are recorded at steps; without them losses and outputs alone are compared."""
     plant: Callable[[str, Program], str] | None = None
     """The text of a backend's program instead of its emitter's: how a changed program is run."""
+    keep_all: bool = False
+    """Whether everything that was recorded is kept; otherwise KEPT bytes of it a backend, once it has been judged."""
+    rows: int | None = None
+    """How many examples programs are evaluated on, of each question; None: ROWS before training, all of them after it."""
     programs: tuple[str, ...] = ()
     """Programs of the user's own, like `torch=my_model.py`: the emitted ones of their backends, changed."""
 
@@ -101,7 +112,7 @@ def run_spec(
 
 @dataclass
 class Training:
-    """One training by every backend, in a run directory, and its verdict; with it that in float64, once they part."""
+    """One training by every backend, in a run directory, and its verdict; with its twins and that in float64, once they part."""
 
     loaded: spec.Spec
     text: Source
@@ -118,13 +129,15 @@ class Training:
     exact: "Training | None" = None
     """The same in float64, which tells rounding from meaning."""
     asked: set[str] = field(default_factory=set)
-    """The backends that were asked for it."""
+    """The backends whose twins are training."""
+    rounds: int = 0
+    """How many twins each backend has been asked for."""
 
     @classmethod
     def begin(cls, loaded: spec.Spec, text: Source, options: Options, room: Waiting) -> "Training":
         """Check the call and write what the workers are given. Raises what `run` does."""
         check(options)
-        started = datetime.now(UTC).isoformat(timespec="seconds")
+        started = _now()
         checkpoint = None if options.start is None else Checkpoint.read(options.start)
         program = compile_spec(loaded, text, options.steps, _seed(options, checkpoint))
         require(program, options, checkpoint)
@@ -155,33 +168,68 @@ class Training:
         request = write_request(
             self.directory, self.program, self.inputs, self.text, backend, self.options, self.checkpoint, self.given, own
         )  # fmt: skip
+        return self._trained(self.directory, backend, request, tell)
+
+    def _trained(self, directory: Path, backend: str, request: Mapping[str, Any], tell: Listener) -> BackendResult:
         # On a GPU a worker that waits would keep its memory from the others.
-        stays = self.proves and self.options.device == "cpu"
+        stays = self.options.evidence and self.options.device == "cpu"
         room = self.room if stays or backend in self.room.workers else None
-        return train(self.directory, backend, request, self.pythons[backend], self.options, tell, room)
+        return train(directory, backend, request, self.pythons[backend], self.options, tell, room)
 
     def done(self, result: BackendResult) -> Iterator[Job]:
-        """Judge a worker's result; what is to be trained in float64 comes at once, so that no core waits for a verdict."""
-        if self.judging.parts(result):
-            yield from self.again([*self.judging.ok(), result.backend])
-        elif self.exact is not None and result.status == "ok":
-            yield from self.again([result.backend])
+        """Take a worker's result; with the last one, ask what parting means, where they part."""
         self.judging.add(result)
-        if len(self.judging.results) == len(self.options.backends) and any(
-            not comparison.same for comparison in self.judging.comparisons()
-        ):
-            yield from self.again(self.judging.ok())
-
-    def again(self, backends: Iterable[str]) -> Iterator[Job]:
-        """Train these in float64, unless they have been asked to, or it is not to be proved."""
-        wanted = [backend for backend in backends if backend not in self.asked]
-        if not self.proves or not wanted:
+        if len(self.judging.results) < len(self.options.backends) or not self.options.evidence:
             return
-        self.asked.update(wanted)
-        if self.exact is None:
-            options = replace(self.options, precision="float64", out=self.directory / EVIDENCE, evidence=False)
-            self.exact = Training.begin(self.loaded, self.text, options, self.room)
-        yield from self.exact.jobs(wanted)
+        if self.judging.parted():
+            yield from self.twins()
+            if self.proves:
+                yield from self.again()
+
+    def twins(self) -> Iterator[Job]:
+        """Train another twin of every backend that trained to its end."""
+        write_twins(self.directory, self.program, self.rounds)
+        self.asked = set(self.judging.ok())
+        for backend in self.judging.ok():
+            yield Job(backend, partial(self.twin, backend), self.measured)
+
+    def twin(self, backend: str, own: Sequence[int], tell: Listener) -> BackendResult:
+        """Have one backend train a twin."""
+        folder = self.directory / TWINS / str(self.rounds)
+        return self._trained(folder, backend, twin_request(self.directory, folder, backend, own), tell)
+
+    def measured(self, result: BackendResult) -> Iterator[Job]:
+        """Take how far a twin parted; with the last one of a round, ask for another where two backends part further."""
+        self.judging.yardstick.read(self.directory / TWINS / str(self.rounds) / result.backend)
+        self.asked.discard(result.backend)
+        if self.asked:
+            return
+        self.rounds += 1
+        far = self.judging.times()
+        if far > TIMES and self.rounds < ROUNDS and not (self.rounds > 1 and far > HOPELESS):
+            yield from self.twins()
+
+    def again(self) -> Iterator[Job]:
+        """Train in float64 those that trained to their end, for as many steps as the question needs."""
+        backends = tuple(self.judging.ok())
+        until = min(self.judging.stop, self.judging.start + self.proof_steps())
+        options = replace(
+            self.options, precision="float64", out=self.directory / EVIDENCE, backends=backends, until=until, rows=PROOF_ROWS,
+            keep_all=False,
+        )  # fmt: skip
+        self.exact = replace(
+            self, options=options, directory=make_directory(self.program, options), exact=None, asked=set(), rounds=0,
+            started=_now(),
+        )  # fmt: skip
+        link_inputs(self.directory, self.exact.directory)
+        self.exact.judging = Judging(self.program, self.inputs, self.exact.directory, options, self.judging.start)
+        yield from self.exact.jobs(backends)
+
+    def proof_steps(self) -> int:
+        """How many steps float64 is trained: twice as long each, and the first ones tell meaning from rounding."""
+        each = max(float(np.median(result.step_seconds)) for result in self.judging.ok().values())
+        steps = self.judging.stop - self.judging.start
+        return max(PROOF_LEAST, int(max(PROOF_SECONDS, PROOF_SHARE * each * steps) / (2 * each)))
 
     def result(self) -> RunResult:
         """The verdict, written to the run directory, once every job is done."""
@@ -194,8 +242,72 @@ class Training:
             result = replace(result, notes=[*result.notes, note])
         if self.exact is not None:
             result = result.with_evidence(self.exact.result())
+        if not self.options.keep_all:
+            for name, own in self.judging.results.items():
+                result.backends[name] = thinned(own, KEPT)
         write_last(self.directory / "result.json", result.to_json())
         return result
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def thinned(result: BackendResult, kept: int) -> BackendResult:
+    """A result of whose recorded arrays the first and the last and some between are kept, so many bytes at most."""
+    folder = None if result.folder is None else result.folder / "trajectory"
+    files = [] if folder is None else sorted(folder.glob("*.safetensors"))
+    if sum(file.stat().st_size for file in files) <= kept:
+        return result
+    gradients = [file for file in files if file.name.startswith("gradients-")]
+    states = [file for file in files if file.name.startswith("state-")]
+    # The first gradients and the first and last states say most; then states, evenly spread.
+    first = [*gradients[:1], *states[:1], *states[-1:]]
+    room = kept - sum(file.stat().st_size for file in first)
+    count = max(0, room // max(1, states[0].stat().st_size if states else 1))
+    spread = states[:: max(1, -(-len(states) // count))] if count else []
+    wanted = {*first, *spread}
+    for file in files:
+        if file not in wanted:
+            file.unlink()
+    steps = {int(file.stem.rpartition("-")[2]) - 1 for file in wanted if file in states}
+    return replace(result, recorded=[step for step in result.recorded if step in steps])
+
+
+def link_inputs(run: Path, other: Path, *, without: str = "") -> None:
+    """A run's inputs for another training of the same program: the same files, without copies where that can be."""
+    (other / "inputs").mkdir(parents=True, exist_ok=True)
+    for file in sorted((run / "inputs").iterdir()):
+        if file.name == without:
+            continue
+        try:
+            os.link(file, other / "inputs" / file.name)
+        except OSError:  # a file system without links
+            shutil.copyfile(file, other / "inputs" / file.name)
+    if (run / "spec.yaml").exists() and not without:
+        shutil.copyfile(run / "spec.yaml", other / "spec.yaml")
+
+
+def write_twins(run: Path, program: Program, number: int) -> None:
+    """The inputs of a run's twins of this number: the same but for the parameters."""
+    folder = run / TWINS / str(number)
+    link_inputs(run, folder, without="parameters.safetensors")
+    parameters = load_file(run / "inputs" / "parameters.safetensors")
+    precision = json.loads(next(run.glob("*/request.json")).read_text(encoding="utf-8"))["precision"]
+    wide = cast(parameters, precision)  # a run in float64 may have been given the numbers of one in float32
+    save_file(moved(program, wide, number), folder / "inputs" / "parameters.safetensors")
+
+
+def twin_request(run: Path, folder: Path, backend: str, own: Sequence[int]) -> dict[str, Any]:
+    """What a worker is asked for a twin of the training that lies in the run directory; `own`: its cores."""
+    asked = json.loads((run / backend / "request.json").read_text(encoding="utf-8"))
+    base = os.path.relpath(run / backend, folder / backend)
+    request: dict[str, Any] = asked | {"program": f"{base}/{asked['program']}", "twin_of": base, "checkpoint": False}
+    request["cores"] = list(own) if own else asked["cores"]
+    (folder / backend).mkdir()
+    request["digest"] = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+    write_last(folder / backend / "request.json", request)
+    return request
 
 
 def own_programs(
@@ -378,6 +490,8 @@ def write_request(
         "threads": options.threads,
         "device": options.device,
         "cores": list(own or cores(options.threads)) if options.device == "cpu" else [],
+        "checkpoint": options.rows is None,
+        "rows": options.rows,
         "record_states": states,
         "record_gradients": gradients,
         "evaluate": {name: q.request() for name, q in asked.items()},
@@ -415,7 +529,8 @@ def recorded_steps(program: Program, options: Options, start: int = 0) -> tuple[
     states = sorted({*range(start, stop, every), stop - 1})
     proof = range(start, min(stop, start + PROOF), max(1, -(-size * PROOF // BUDGET)))
     some = [start + step for step in (0, 1, 9, 49, 99, 199)]
-    gradients = [*proof] if options.precision == "float64" else [step for step in some if step < stop]
+    whole = options.precision == "float64" and options.rows is None
+    gradients = [*proof] if whole else [step for step in some if step < stop]
     return states, gradients
 
 

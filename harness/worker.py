@@ -3,6 +3,7 @@
 The directory holds request.json and the emitted program; beside it lie the run's inputs. This writes
 outputs.safetensors, checkpoint.safetensors and trajectory/, and result.json last: a directory without it is a run that did not finish.
 Then each line of standard input names another such directory, for the same framework: the same again in another precision, say.
+A twin (see harness.twins) is such a training too, of a program that is there already; of it only its distances are written.
 Imports NumPy, safetensors and one framework, nothing else.
 """
 
@@ -19,6 +20,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,34 +42,26 @@ def main(directory: Path, events: int, *, again: bool = False) -> None:
     tell = _Teller(events)
     seconds: dict[str, float] = {}
 
-    start = tell.phase("import")
-    backend = _imported(request, again=again)
-    program = load_program(directory / request["program"])
-    seconds["import"] = time.perf_counter() - start
+    given = directory.parent / "inputs"
+    parameters, inputs = _given(given, request, "parameters"), _given(given, request, "data", "batches")
+    ready, opened = _opened(directory, request, parameters, tell, seconds, again=again)
+    backend, program, session = ready.backend, ready.program, ready.session
+    digests = {"parameters": digest(session.state()), "optimizer": digest(ready.optimizer)}
 
-    inputs = load_file(directory.parent / "inputs" / "data.safetensors")
-    inputs |= load_file(directory.parent / "inputs" / "batches.safetensors")
-    parameters = load_file(directory.parent / "inputs" / "parameters.safetensors")
-    start = tell.phase("build")
-    session: Session = backend.Session(program, request)
-    session.load(parameters)
-    if request["start"]:
-        session.load_optimizer(load_file(directory.parent / "inputs" / "optimizer.safetensors"))
-    seconds["build"] = time.perf_counter() - start
-    digests = {"parameters": digest(session.state()), "optimizer": digest(session.optimizer_state())}
-
-    run = _Run(session, request, inputs, directory, tell)
+    beside = _Beside((directory / request["twin_of"]).resolve()) if "twin_of" in request else None
+    run = _Run(session, request, inputs, directory, tell, beside)
     start = tell.phase("forward")
-    outputs = {f"initial/{name}": value for name, value in run.evaluate(limit=CHUNK).items()}
+    outputs = {f"initial/{name}": value for name, value in run.evaluate(request["rows"] or CHUNK).items()}
     seconds["forward"] = time.perf_counter() - start
     start = tell.phase("compile")
-    session.compile(session.batch(inputs, 0))
+    if opened:
+        session.compile(session.batch(inputs, request["start"]))
     seconds["compile"] = time.perf_counter() - start
     tell.phase("train")
     run.train()
     seconds |= run.seconds()
     digests |= run.digests()
-    if run.stopped_at is not None:
+    if run.stopped_at is not None and beside is None:
         # The parameters just before the loss left the numbers, found again: training is reproducible.
         outputs |= {
             f"before/{name}": value
@@ -75,17 +69,22 @@ def main(directory: Path, events: int, *, again: bool = False) -> None:
         }
     start = tell.phase("evaluate")
     if run.stopped_at is None:
-        outputs |= {f"final/{name}": value for name, value in run.evaluate().items()}
-        if request["text"]:
+        outputs |= {f"final/{name}": value for name, value in run.evaluate(request["rows"]).items()}
+        if request["text"] and beside is None:
             outputs["text"] = run.generate(request["text"])
     outputs |= {f"state/{name}": value for name, value in session.state().items()}
-    if run.stopped_at is None:
+    if run.stopped_at is None and request["checkpoint"]:
         origin = Origin.from_json(request["origin"])
         kept = Checkpoint(origin, request["stop"], session.state(), session.optimizer_state())
         kept.write(directory / "checkpoint.safetensors")
     seconds["evaluate"] = time.perf_counter() - start
 
-    save_file({name: np.ascontiguousarray(value) for name, value in outputs.items()}, directory / "outputs.safetensors")
+    if beside is None:
+        save_file(
+            {name: np.ascontiguousarray(value) for name, value in outputs.items()}, directory / "outputs.safetensors"
+        )
+    else:
+        beside.write(outputs, run.losses, request["start"], directory / "distances.safetensors")
     result = {
         "request": request["digest"],
         "losses": run.losses,
@@ -100,6 +99,90 @@ def main(directory: Path, events: int, *, again: bool = False) -> None:
     }
     write_last(directory / "result.json", result)
     tell.write({"done": True})
+
+
+def _opened(
+    directory: Path, request: Mapping[str, Any], parameters: Arrays, tell: "_Teller", seconds: dict[str, float], *, again: bool
+) -> tuple["_Ready", bool]:  # fmt: skip
+    """The program with its parameters, and whether it was opened anew, as it is unless it was the last one to train."""
+    path = (directory / request["program"]).resolve()
+    start = tell.phase("import")
+    last = READY.pop() if READY else None
+    if last is not None and last.path == path:
+        last.session.load(parameters)
+        last.session.load_optimizer(last.optimizer)
+        seconds["import"] = seconds["build"] = time.perf_counter() - start
+        READY.append(last)
+        return last, False
+    del last  # a large network's memory, before the next one takes its own
+    backend = _imported(request, again=again)
+    program = load_program(path)
+    seconds["import"] = time.perf_counter() - start
+    start = tell.phase("build")
+    session: Session = backend.Session(program, request)
+    session.load(parameters)
+    if request["start"]:
+        session.load_optimizer(_given(directory.parent / "inputs", request, "optimizer"))
+    seconds["build"] = time.perf_counter() - start
+    READY.append(_Ready(path, backend, program, session, session.optimizer_state()))
+    return READY[0], True
+
+
+def _given(folder: Path, request: Mapping[str, Any], *names: str) -> Arrays:
+    """Arrays of a run's inputs, floats in the precision that is asked for: in float64 it may be given those of float32."""
+    dtype = np.float64 if request["precision"] == "float64" else np.float32
+    found = {name: array for file in names for name, array in load_file(folder / f"{file}.safetensors").items()}
+    return {name: array.astype(dtype) if array.dtype.kind == "f" else array for name, array in found.items()}
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A program that has trained, compiled and all, and what its optimizers remembered before that."""
+
+    path: Path
+    backend: ModuleType
+    program: ModuleType
+    session: Session
+    optimizer: Arrays
+
+
+READY: list[_Ready] = []
+"""The last program, if there was one: its twins need not be built and compiled again."""
+
+
+class _Beside:
+    """How far a twin is from the training that it is a twin of: of each tensor the largest |difference|, step by step."""
+
+    def __init__(self, base: Path) -> None:
+        """`base`: the folder of that training's worker."""
+        self.base = base
+        self.found: dict[str, list[float]] = {}
+        self.steps: dict[str, list[int]] = {}
+
+    def measure(self, kind: str, step: int, arrays: Arrays) -> None:
+        """Hold arrays beside those that the training has recorded after a step, counted from 1, where it has."""
+        file = self.base / "trajectory" / f"{kind}-{step:08}.safetensors"
+        if file.exists():
+            self._hold(kind, step, arrays, load_file(file))
+
+    def _hold(self, kind: str, step: int, arrays: Arrays, others: Arrays) -> None:
+        self.steps.setdefault(kind, []).append(step)
+        for name, array in arrays.items():
+            far = np.max(np.abs(array.astype(np.float64) - others[name]), initial=0.0)
+            self.found.setdefault(f"{kind}/{name}", []).append(float(far))
+
+    def write(self, outputs: Arrays, losses: Mapping[str, list[float]], start: int, path: Path) -> None:
+        """All of it, that of outputs and losses too, as `kind/name` beside `steps/kind`."""
+        others = load_file(self.base / "outputs.safetensors")
+        for kind, prefix in (("forward", "initial/"), ("outputs", "final/")):
+            own = {n.removeprefix(prefix): a for n, a in outputs.items() if n.startswith(prefix)}
+            self._hold(kind, 0, own, {n.removeprefix(prefix): a for n, a in others.items() if n.startswith(prefix)})
+        of_base = json.loads((self.base / "result.json").read_text())["losses"]
+        for name, own_losses in losses.items():
+            self.found[f"loss/{name}"] = [abs(a - b) for a, b in zip(own_losses, of_base[name], strict=False)]
+            self.steps["loss"] = list(range(start + 1, start + 1 + len(self.found[f"loss/{name}"])))
+        arrays = {name: np.array(values) for name, values in self.found.items()}
+        save_file(arrays | {f"steps/{kind}": np.array(steps, np.int64) for kind, steps in self.steps.items()}, path)
 
 
 def _imported(request: Mapping[str, Any], *, again: bool) -> ModuleType:
@@ -129,8 +212,10 @@ class _Run:
     """A training under way: what is recorded, how long it takes."""
 
     def __init__(
-        self, session: Session, request: Mapping[str, Any], inputs: Arrays, directory: Path, tell: "_Teller"
-    ) -> None:
+        self, session: Session, request: Mapping[str, Any], inputs: Arrays, directory: Path, tell: "_Teller",
+        beside: _Beside | None = None,
+    ) -> None:  # fmt: skip
+        self.beside = beside
         self.session, self.request, self.inputs, self.directory, self.tell = session, request, inputs, directory, tell
         self.losses: dict[str, list[float]] = {update["name"]: [] for update in request["updates"]}
         self.recorded: list[int] = []
@@ -142,7 +227,8 @@ class _Run:
 
     def train(self) -> None:
         states, gradients = set(self.request["record_states"]), set(self.request["record_gradients"])
-        (self.directory / "trajectory").mkdir(exist_ok=True)
+        if self.beside is None:
+            (self.directory / "trajectory").mkdir(exist_ok=True)
         for step in range(self.request["start"], self.request["stop"]):
             start = time.perf_counter()
             batch = self.session.batch(self.inputs, step)
@@ -150,8 +236,7 @@ class _Run:
             start = time.perf_counter()
             self.note(batch, step)
             if step in gradients:
-                found = self.session.gradients(batch)
-                save_file(found, self.directory / "trajectory" / f"gradients-{step + 1:08}.safetensors")
+                self.keep("gradients", step, self.session.gradients(batch))
             self.check_seconds += time.perf_counter() - start
             start = time.perf_counter()
             losses = self.session.wait(self.session.step(step, batch))
@@ -163,10 +248,17 @@ class _Run:
                 break
             start = time.perf_counter()
             if step in states:
-                save_file(self.session.state(), self.directory / "trajectory" / f"state-{step + 1:08}.safetensors")
+                self.keep("state", step, self.session.state())
                 self.recorded.append(step)
             self.check_seconds += time.perf_counter() - start
             self.tell.step(step + 1, losses, last=step + 1 == self.request["stop"])
+
+    def keep(self, kind: str, step: int, arrays: Arrays) -> None:
+        """Record arrays of a step, or how far they are from those of the training whose twin this is."""
+        if self.beside is None:
+            save_file(arrays, self.directory / "trajectory" / f"{kind}-{step + 1:08}.safetensors")
+        else:
+            self.beside.measure(kind, step + 1, arrays)
 
     def note(self, batch: Any, step: int) -> None:  # noqa: ANN401 - the framework's own
         """Digest what the framework was given: fields whole, masks by what they keep (whole at the first step)."""
@@ -247,9 +339,10 @@ def _replay(
     backend: ModuleType, program: ModuleType, request: Mapping[str, Any], inputs: Arrays, directory: Path, stop: int
 ) -> Arrays:
     session: Session = backend.Session(program, request)
-    session.load(load_file(directory.parent / "inputs" / "parameters.safetensors"))
+    given = directory.parent / "inputs"
+    session.load(_given(given, request, "parameters"))
     if request["start"]:
-        session.load_optimizer(load_file(directory.parent / "inputs" / "optimizer.safetensors"))
+        session.load_optimizer(_given(given, request, "optimizer"))
     for step in range(request["start"], stop):
         session.wait(session.step(step, session.batch(inputs, step)))
     return session.state()

@@ -220,7 +220,9 @@ def test_a_float32_run_that_parts_is_settled_in_float64(tmp_path: Path, monkeypa
     assert result.verdict == "same"
     assert result.evidence is not None
     assert result.evidence["verdict"] == "same"
-    assert any("the same programs in float64 agree at every step" in note for note in result.notes)
+    assert any("the same programs in float64 agree over the first" in note for note in result.notes)
+    assert result.twins is not None
+    assert 0 < result.twins["times"] <= result.twins["allowed"] == 3
 
 
 def test_in_whatever_order_workers_end_the_verdict_is_the_same(tmp_path: Path) -> None:
@@ -232,7 +234,8 @@ def test_in_whatever_order_workers_end_the_verdict_is_the_same(tmp_path: Path) -
         judging = Judging(program, inputs, result.directory, options)
         for name in order:
             judging.add(result.backends[name])
-        assert replace(judging.verdict(), started=result.started).to_json() == result.to_json()
+        said = replace(judging.verdict(), started=result.started).to_json()
+        assert said == result.to_json()
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -260,32 +263,37 @@ def test_those_that_trained_are_settled_in_float64_without_the_one_that_failed(
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_float64_in_a_worker_that_waited_is_that_of_a_fresh_one(
+def test_float64_and_twins_in_a_worker_that_waited_are_those_of_a_fresh_one(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the program before has set for its process, the next one's numbers are its own, to the last bit."""
     if len(INSTALLED) < 2:
         pytest.skip("needs two frameworks to part")
-    from harness import supervise  # noqa: PLC0415
+    from harness import runs, supervise  # noqa: PLC0415
     from harness.compare import TOLERANCES, Tolerance  # noqa: PLC0415
 
     begun: list[supervise.Worker] = []
     start = supervise._started
     monkeypatch.setattr(supervise, "_started", lambda *a, **o: begun.append(start(*a, **o)) or begun[-1])
     monkeypatch.setitem(TOLERANCES[precision], "gradients", Tolerance(1e-12))
+    monkeypatch.setattr(runs, "PROOF_SECONDS", 0.0)
     parted = run("digits_cnn", tmp_path / "both", precision=precision, steps=8)
     assert parted.evidence is not None, parted.notes
+    assert parted.evidence["steps"] == runs.PROOF_LEAST
     assert len(begun) == len(INSTALLED)
     assert all(worker.process.poll() is not None for worker in begun), "who waited is gone with the run"
-    fresh = run("digits_cnn", tmp_path / "fresh", precision="float64", steps=8)
-    waited = RunResult.read(parted.directory / "float64-evidence")
-    assert len(begun) == 2 * len(INSTALLED)
-    for name, own in fresh.backends.items():
-        other = waited.backends[name]
-        assert (other.losses, other.digests, other.recorded) == (own.losses, own.digests, own.recorded)
-        assert other.outputs().keys() == own.outputs().keys()
-        assert all(np.array_equal(other.outputs()[n], a) for n, a in own.outputs().items()), name
-        assert all(np.array_equal(other.gradients(7)[n], a) for n, a in own.gradients(7).items()), name
+    trained = runs.train
+    monkeypatch.setattr(runs, "train", lambda *a: trained(*a[:-1], None))
+    fresh = run("digits_cnn", tmp_path / "fresh", precision=precision, steps=8)
+    assert len(begun) >= 4 * len(INSTALLED), "each in a process of its own: the training, a twin or more, float64"
+    for name in INSTALLED:
+        for folder in ("", "float64-evidence/", "twins/0/"):
+            own, other = (
+                json.loads((r.directory / folder / name / "result.json").read_text()) for r in (fresh, parted)
+            )
+            assert all(own[what] == other[what] for what in ("losses", "digests", "recorded")), (folder, name)
+        files = [r.directory / "twins" / "0" / name / "distances.safetensors" for r in (fresh, parted)]
+        assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_fault_in_float32_alone_is_not_excused_by_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +310,7 @@ def test_a_fault_in_float32_alone_is_not_excused_by_float64(tmp_path: Path, monk
     assert result.evidence is not None
     assert result.evidence["verdict"] == "same", "the fault is not to be in the float64 program"
     assert (result.verdict, result.exit) == ("differs", 1)
-    assert any("from the first step on" in note for note in result.notes)
+    assert any("look for what only float32 does" in note for note in result.notes)
     assert RunResult.read(result.directory).verdict == "differs"
 
 
@@ -316,6 +324,8 @@ def test_a_bias_that_batch_normalisation_hides_trains_alike_under_adam(tmp_path:
     result = run(str(path), tmp_path, steps=60)
     assert result.verdict == "same", [c for c in result.comparisons if not c["same"]]
     assert set(result.zero_gradient) == {"conv1.bias", "norm1.mean"}
+    carried = [c for c in result.comparisons if c["what"] == "carriers"]
+    assert len(carried) == len(result.backends) * (len(result.backends) - 1) // 2
 
 
 def test_images_may_be_made_from_data(tmp_path: Path) -> None:

@@ -298,17 +298,41 @@ def test_digests_that_differ_are_not_called_equal(tmp_path: Path) -> None:
 
 
 def test_rounding_that_float64_explains_is_told_apart_from_a_difference(tmp_path: Path) -> None:
-    parted = [comparison("loss", "torch", "jax", 0.5, 1e-6)]
+    parted = comparison("loss", "torch", "jax", 0.5, 0.6, rounded=True)
+    parted["worst"] |= {"twin": 0.2, "times": 2.5}
     exact = [comparison("loss", "torch", "jax", 3e-15, 1e-10)]
-    evidence = {"verdict": "same", "directory": "float64-evidence", "comparisons": exact}
-    result = run(backend("torch"), backend("jax"), comparisons=parted, evidence=evidence)
+    evidence = {"verdict": "same", "directory": "float64-evidence", "comparisons": exact, "steps": 4}
+    twins = {"count": 3, "allowed": 3, "times": 2.5, "worst": parted}
+    result = run(backend("torch"), backend("jax"), comparisons=[parted], evidence=evidence, twins=twins)
     directory(tmp_path / "float64-evidence", run(backend("torch"), backend("jax"), precision="float64"))
     found = page(tmp_path, result)
     assert found.text["verdict"].startswith("\nIDENTICAL UP TO ROUNDING")
-    assert "losses within 3e-15" in found.text["verdict"]
+    assert "2.5 times as far as the worst of 3 twins of one framework (loss" in found.text["verdict"]
+    assert "3 allowed" in found.text["verdict"]
     assert "rounding" in found.text["comparisons"]
     assert "in float64" in found.text["exact"]
     assert (tmp_path / "charts" / "float64-drift.svg").exists()
+
+
+def test_who_agrees_is_said_where_another_differs(tmp_path: Path) -> None:
+    apart = [comparison("loss", "torch", name, 0.5, 1e-6) for name in ("tensorflow", "jax")]
+    agree = comparison("loss", "tensorflow", "jax", 1e-9, 1e-6)
+    three = [backend(name) for name in ("torch", "tensorflow", "jax")]
+    found = page(tmp_path, run(*three, verdict="differs", comparisons=[*apart, agree]))
+    assert "PyTorch and TensorFlow do not train this network identically" in found.text["verdict"]
+    assert "TensorFlow and JAX agree." in found.text["verdict"]
+
+
+def test_two_that_agree_up_to_rounding_are_said_to_beside_one_that_failed(tmp_path: Path) -> None:
+    parted = comparison("loss", "torch", "jax", 0.5, 0.6, rounded=True)
+    parted["worst"] |= {"twin": 0.2, "times": 2.5}
+    twins = {"count": 2, "allowed": 3, "times": 2.5, "worst": parted}
+    lost = backend("tensorflow", status="failed", error="out of memory", losses={})
+    found = page(
+        tmp_path, run(backend("torch"), lost, backend("jax"), comparisons=[parted], twins=twins, verdict="failed")
+    )
+    assert "TensorFlow failed: out of memory." in found.text["verdict"]
+    assert "PyTorch and JAX train this network identically, up to rounding" in found.text["verdict"]
 
 
 def test_texts_are_marked_where_they_part() -> None:

@@ -91,8 +91,8 @@ def _texts(result: RunResult) -> list[str]:
 
 
 def _comparisons(result: RunResult) -> list[str]:
-    rounding = story.rounded(result)
-    parts = [_rows(story.rows(result.comparisons, rounding=rounding)), story.ROUNDING if rounding else ""]
+    rounding = any(comparison.get("rounded") for comparison in result.comparisons)
+    parts = [_rows(story.rows(result.comparisons)), story.ROUNDING if rounding else ""]
     if result.evidence is not None:
         said = f"The same run in float64 ({result.evidence['verdict']}, in {result.evidence['directory']}):"
         parts += [escape(said), _rows(story.rows(result.evidence["comparisons"]))]

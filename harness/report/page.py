@@ -59,8 +59,8 @@ def page(result: RunResult, sources: Sources, drawings: Sequence[Drawing]) -> st
             name: f"data:image/png;base64,{base64.b64encode(image).decode()}" for name, image in sources.images.items()
         },
         "images_said": sources.images_said,
-        "rows": story.rows(result.comparisons, rounding=story.rounded(result)),
-        "rounding": story.ROUNDING if story.rounded(result) else "",
+        "rows": story.rows(result.comparisons),
+        "rounding": story.ROUNDING if any(c.get("rounded") for c in result.comparisons) else "",
         "evidence": result.evidence,
         "evidence_rows": story.rows(result.evidence["comparisons"]) if result.evidence else [],
         "means": story.MEANS,

@@ -19,6 +19,7 @@ WHAT = {
     "loss": "loss",
     "state": "parameters and statistics",
     "outputs": "outputs after training",
+    "carriers": "statistics that carry parameters without gradient",
 }
 """What is compared, in the order in which a difference would show."""
 MEANS = {
@@ -27,6 +28,7 @@ MEANS = {
     "loss": "of every update at every step; with the reference, the first",
     "state": "parameters and statistics at every recorded step",
     "outputs": "outputs after training: predictions, and on the held-out examples",
+    "carriers": "running means that move with parameters without gradient: no further apart than these explain",
 }
 PHASES = {
     "import": "import",
@@ -49,7 +51,10 @@ REST = (
 
 OVERRIDES = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 """Characters that turn the writing's direction: text that shows another order than it has."""
-ROUNDING = "Rounding: it differs by more than is allowed in the run's precision, and agrees in float64, so it is rounding that grew."
+ROUNDING = (
+    "Rounding: they part by more than the tight tolerance, and no further than three times as far as the worst twin: the same "
+    "framework's own training with every parameter moved by one unit in the last place before it."
+)
 
 
 @dataclass(frozen=True)
@@ -190,13 +195,37 @@ def ratio(comparison: Mapping[str, Any]) -> float:
 
 
 def rounded(result: RunResult) -> bool:
-    """Whether a float32 run parts, and the same run in float64 shows that rounding is why."""
-    return result.evidence is not None and result.verdict == "same"
+    """Whether a run parts by more than the tight tolerance, and no further than twins of one framework do."""
+    comparisons = result.comparisons
+    return all(c["same"] for c in comparisons) and any(c.get("rounded") for c in comparisons)
 
 
-def said(comparison: Mapping[str, Any], *, rounding: bool) -> str:
+def said(comparison: Mapping[str, Any]) -> str:
     """A comparison in a word."""
-    return "agree" if comparison["same"] else "rounding" if rounding else "differ"
+    if not comparison["same"]:
+        return "differ"
+    return "rounding" if comparison.get("rounded") else "agree"
+
+
+def beside_twins(result: RunResult) -> str:
+    """How far two part beside the worst twin; empty where twins were not asked."""
+    if result.twins is None or result.twins["worst"] is None or not math.isfinite(result.twins["times"]):
+        return ""
+    found = result.twins["worst"]
+    at = "" if found["worst"]["step"] is None else f" at step {found['worst']['step']}"
+    return (
+        f"{times(result.twins['times'])} times as far as the worst of {counted(result.twins['count'], 'twin')} of one framework "
+        f"({WHAT.get(found['what'], found['what'])}, {found['worst']['name']}{at}; {result.twins['allowed']} allowed)"
+    )
+
+
+def times(value: float) -> str:
+    """A ratio, at two digits.
+
+    >>> times(0.8312), times(2.0), times(1234.5)
+    ('0.83', '2', '1,234')
+    """
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"  # noqa: PLR2004
 
 
 def worst(comparisons: Iterable[Mapping[str, Any]], what: str) -> Mapping[str, Any] | None:
@@ -233,19 +262,24 @@ def _agreement(result: RunResult, ok: Sequence[str]) -> str:
     if len(ok) < 2:  # noqa: PLR2004
         return _alone(result, ok[0]) if ok else "No backend finished."
     wrong = [c for c in result.comparisons if not c["same"]]
-    if result.evidence is not None and rounded(result):
-        exact = worst(result.evidence["comparisons"], "loss")
-        within = f" (losses within {small(exact['worst']['difference'])})" if exact else ""
-        return (
-            f"{listed(ok)} train this network identically, up to rounding: in {result.precision} they part, and the "
-            f"same programs in float64 agree at every step{within}."
-        )
+    if rounded(result) and result.verdict != "differs":
+        return f"{listed(ok)} train this network identically, up to rounding: in {result.precision} they part {beside_twins(result)}."
     if not wrong and result.verdict != "differs":
         return f"{listed(ok)} train this network identically: {_sizes(result)}."
     if not wrong:
-        return f"{listed(ok)} do not train this network identically, though every value that was compared agrees: see the notes."
+        why = result.notes[-1] if result.notes else "see the report."
+        return f"{listed(ok)} do not train this network identically, though every value that was compared agrees: {why}"
     first = min(wrong, key=lambda c: list(WHAT).index(c["what"]) if c["what"] in WHAT else len(WHAT))
-    return f"{listed((first['a'], first['b']))} do not train this network identically: {_clash(first)}."
+    return f"{listed((first['a'], first['b']))} do not train this network identically: {_clash(first)}.{_others(result, wrong)}"
+
+
+def _others(result: RunResult, wrong: Sequence[Mapping[str, Any]]) -> str:
+    """Who agrees where not all do: a pair of which every comparison is the same, each with the reference too."""
+    against = {c["b"] for c in wrong if not is_pair(c)}
+    apart = {(c["a"], c["b"]) for c in wrong if is_pair(c)}
+    pairs = {(c["a"], c["b"]) for c in result.comparisons if is_pair(c)} - apart
+    agreeing = [pair for pair in sorted(pairs) if not against & set(pair)]
+    return "".join(f" {listed(pair)} agree." for pair in agreeing[:1])
 
 
 def _alone(result: RunResult, name: str) -> str:
@@ -268,7 +302,12 @@ def _clash(comparison: Mapping[str, Any]) -> str:
     at = "" if found["step"] is None else f" at step {found['step']}"
     if not math.isfinite(found["difference"]):
         return f"{what}, {found['name']}{at}: {number(found['a'])} and {number(found['b'])}"
-    return f"{what}, {found['name']}{at}, {small(found['difference'])} apart where {small(found['allowed'])} is allowed"
+    beside = (
+        f", {times(found['times'])} times the worst twin"
+        if found.get("times") and math.isfinite(found["times"])
+        else ""
+    )
+    return f"{what}, {found['name']}{at}, {small(found['difference'])} apart{beside} where {small(found['allowed'])} is allowed"
 
 
 def _sizes(result: RunResult) -> str:
@@ -303,10 +342,8 @@ def facts(result: RunResult) -> list[Fact]:
     ]
     runs = [(result.comparisons, "")]
     if result.evidence is not None and rounded(result):
-        wanted, runs = (
-            wanted[:2],
-            [(result.evidence["comparisons"], " in float64"), (result.comparisons, f" in {result.precision}")],
-        )
+        runs = [(result.comparisons, f" in {result.precision}"), (result.evidence["comparisons"], " in float64")]
+        wanted = wanted[:2]
     for comparisons, where in runs:
         pairs = [c for c in comparisons if is_pair(c)]
         records = [(name, worst(pairs, what)) for what, name in wanted]
@@ -426,9 +463,9 @@ def ordered(comparisons: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]
     return sorted(comparisons, key=lambda c: (order.get(c["what"], len(order)), is_pair(c)))
 
 
-def rows(comparisons: Iterable[Mapping[str, Any]], *, rounding: bool = False) -> list[Row]:
+def rows(comparisons: Iterable[Mapping[str, Any]]) -> list[Row]:
     """Every comparison, spelled."""
-    return [_row(c, said(c, rounding=rounding)) for c in ordered(comparisons)]
+    return [_row(c, said(c)) for c in ordered(comparisons)]
 
 
 def _row(record: Mapping[str, Any], verdict: str) -> Row:

@@ -31,13 +31,12 @@ def print_result(result: RunResult, console: Console) -> None:
         console.print(_grid(part, result))
     if result.comparisons:
         console.print()
-        console.print(_comparisons(result.comparisons, console.width, rounding=story.rounded(result)))
+        console.print(_comparisons(result.comparisons, console.width))
     if result.evidence is not None:
         console.print()
-        _say(console, Text("the same run in float64:", style="dim"))
-        console.print(
-            _comparisons([c for c in result.evidence["comparisons"] if story.is_pair(c)], console.width, rounding=False)
-        )
+        over = f", the first {story.counted(result.evidence['steps'], 'step')}" if result.evidence.get("steps") else ""
+        _say(console, Text(f"the same run in float64{over}:", style="dim"))
+        console.print(_comparisons([c for c in result.evidence["comparisons"] if story.is_pair(c)], console.width))
     _notes(result, console)
     _failures(result, console)
     page = result.directory / "report.html"
@@ -85,13 +84,13 @@ def _grid(table: story.Table, result: RunResult) -> Grid:
     return grid
 
 
-def _comparisons(comparisons: Sequence[Mapping[str, Any]], width: int, *, rounding: bool) -> Grid:
+def _comparisons(comparisons: Sequence[Mapping[str, Any]], width: int) -> Grid:
     """Each comparison in one line; what they have in common is said once."""
     rows, before = [], ""
     for record in story.ordered(comparisons):
         found = record["worst"]
         sizes = ("", "") if found is None else (story.small(found["difference"]), story.small(found["allowed"]))
-        said = story.said(record, rounding=rounding)
+        said = story.said(record)
         what = "" if record["what"] == before else record["what"]
         before = record["what"]
         rows.append(

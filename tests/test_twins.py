@@ -1,0 +1,144 @@
+"""Rounding measured by twins: what they allow, and what no twin excuses. Needs no framework."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from build import program_of_case
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from harness import initial
+from harness.compare import Measured, Tolerance, compare, compare_losses
+from harness.twins import ROUNDS, TIMES, Yardstick, moved
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_twin_is_one_unit_in_the_last_place_away_up_or_down(dtype: type) -> None:
+    program = program_of_case("conv2d")
+    start = {n: a.astype(dtype) for n, a in initial.parameters(program).items()}
+    for number in range(2 * ROUNDS):
+        twin = moved(program, start, number)
+        for name, value in start.items():
+            steps = np.where(
+                value == 0, 0, np.abs(twin[name] - value) / np.spacing(np.minimum(np.abs(value), np.abs(twin[name])))
+            )
+            assert twin[name].dtype == dtype
+            assert set(np.unique(steps)) <= {0.0, 1.0}
+            assert np.array_equal(steps == 0, value == 0), "zeros stay, and nothing else"
+
+
+def test_twins_go_both_ways_and_differ() -> None:
+    program = program_of_case("conv2d")
+    start = initial.parameters(program)
+    ways = [np.sign(moved(program, start, number)["conv1.kernel"] - start["conv1.kernel"]) for number in range(4)]
+    assert np.array_equal(ways[0], -ways[1])
+    assert np.array_equal(ways[2], -ways[3])
+    assert not np.array_equal(ways[0], ways[2])
+    assert {-1.0, 1.0} == set(np.unique(ways[0]))
+
+
+def test_statistics_are_no_parameters() -> None:
+    program = program_of_case("batch_norm")
+    start = initial.parameters(program)
+    assert np.array_equal(moved(program, start, 0)["norm1.variance"], start["norm1.variance"])
+
+
+def yardstick(*twins: dict[str, list[float]], steps: tuple[int, ...] = (1, 2, 3)) -> Yardstick:
+    found = Yardstick()
+    for twin in twins:
+        found.add({name: np.array(values) for name, values in twin.items()} | {"steps/loss": np.array(steps)})
+    return found
+
+
+def test_the_worst_twin_counts_and_one_that_comes_near_again_was_far() -> None:
+    found = yardstick({"loss/net": [1e-7, 5e-7, 1e-9]}, {"loss/net": [3e-7, 2e-7, 1e-8]})
+    assert [found.at("loss", "net", step) for step in (0, 1, 2, 3, 9)] == [0.0, 3e-7, 5e-7, 5e-7, 5e-7]
+    assert found.at("loss", "other", 2) == found.at("state", "net", 2) == 0.0
+    assert found.count == 2
+
+
+def test_twins_that_stopped_sooner_count_up_to_there() -> None:
+    found = Yardstick()
+    found.add({"loss/net": np.array([1.0, 2.0]), "steps/loss": np.array([1, 2])})
+    found.add({"loss/net": np.array([4.0]), "steps/loss": np.array([1])})
+    assert [found.at("loss", "net", step) for step in (1, 2)] == [4.0, 4.0]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_twin_that_is_no_number_allows_nothing(bad: float) -> None:
+    assert yardstick({"loss/net": [1e-9, bad, bad]}).at("loss", "net", 3) == 1e-9
+
+
+@given(st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=1, max_size=4))
+def test_what_is_allowed_never_shrinks_with_steps_or_twins(twins: list[list[float]]) -> None:
+    before = [0.0, 0.0, 0.0]
+    for count in range(1, len(twins) + 1):
+        found = yardstick(*({"loss/net": values} for values in twins[:count]))
+        now = [found.at("loss", "net", step) for step in (1, 2, 3)]
+        assert now == sorted(now)
+        assert all(a <= b for a, b in zip(before, now, strict=True))
+        assert now[2] == max(max(values) for values in twins[:count])
+        before = now
+
+
+def test_only_a_twin_that_came_to_its_end_is_read(tmp_path: Path) -> None:
+    arrays = {"loss/net": np.array([1e-7]), "steps/loss": np.array([1])}
+    found = Yardstick()
+    assert not found.read(tmp_path)
+    save_file(arrays, tmp_path / "distances.safetensors")
+    assert not found.read(tmp_path), "its result is written last"
+    (tmp_path / "result.json").write_text(json.dumps({"stopped_at": 3}))
+    assert not found.read(tmp_path), "it left the numbers"
+    (tmp_path / "result.json").write_text(json.dumps({"stopped_at": None}))
+    assert found.read(tmp_path)
+    assert (found.count, found.at("loss", "net", 1)) == (1, 1e-7)
+
+
+def test_three_times_the_worst_twin_is_rounding_and_more_is_not() -> None:
+    def beside(far: float, twin: float) -> object:
+        tolerance = Measured(1e-10, twin=twin, times=TIMES)
+        return compare("state", ("a", "b"), {"w": np.array([1.0])}, {"w": np.array([1.0 + far])}, {"w": tolerance})
+
+    within, beyond, tight = beside(2.9e-8, 1e-8), beside(3.1e-8, 1e-8), beside(9e-11, 1e-8)
+    assert (within.same, within.rounded) == (True, True)
+    assert within.worst.times == pytest.approx(2.9, rel=1e-6)
+    assert (beyond.same, beyond.rounded) == (False, False)
+    assert "3.1 times the worst twin" in str(beyond)
+    assert (tight.same, tight.rounded, tight.worst.times) == (True, False, None)
+    alone = beside(1e-9, 0.0)
+    assert not alone.same, "a twin that did not move excuses nothing"
+    assert alone.worst.times == float("inf")
+
+
+def test_what_needed_twins_is_shown_before_what_came_nearer_to_a_tight_limit() -> None:
+    tolerances = {"tight": Measured(1e-6, twin=0.0, times=3), "loose": Measured(1e-10, twin=1e-3, times=3)}
+    a = {"tight": np.array([1.0]), "loose": np.array([1.0])}
+    b = {"tight": np.array([1.0 + 9.9e-7]), "loose": np.array([1.0 + 1e-5])}
+    found = compare("state", ("a", "b"), a, b, tolerances)
+    assert found.rounded
+    assert found.worst is not None
+    assert found.worst.name == "loose"
+    worse = compare("state", ("a", "b"), a, b | {"tight": np.array([1.0 + 2e-6])}, tolerances)
+    assert not worse.same
+    assert worse.worst is not None
+    assert worse.worst.name == "tight"
+
+
+def test_losses_are_held_beside_twins_step_by_step() -> None:
+    found = yardstick({"loss/net": [1e-9, 1e-6, 1e-3]})
+
+    def judge(gaps: list[float]) -> bool:
+        a = {"net": [1.0, 1.0, 1.0]}
+        b = {"net": [1.0 + gap for gap in gaps]}
+        return compare_losses(
+            ("a", "b"), a, b, lambda name, step: Measured(1e-10, twin=found.at("loss", name, step), times=TIMES)
+        ).same
+
+    assert judge([2e-9, 2e-6, 2e-3])
+    assert not judge([2e-9, 4e-6, 2e-3])
+    assert not judge([1e-3, 2e-6, 2e-3]), "what twins do later excuses nothing before"
+    assert not judge([float("nan"), 0.0, 0.0])
+    assert Tolerance(1e-10).allowed(np.array([1.0]), np.array([1.0])) == 1e-10

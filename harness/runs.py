@@ -183,8 +183,6 @@ class Training:
             return
         if self.judging.parted():
             yield from self.twins()
-            if self.proves:
-                yield from self.again()
 
     def twins(self) -> Iterator[Job]:
         """Train another twin of every backend that trained to its end."""
@@ -208,6 +206,8 @@ class Training:
         far = self.judging.times()
         if far > TIMES and self.rounds < ROUNDS and not (self.rounds > 1 and far > HOPELESS):
             yield from self.twins()
+        elif self.proves:
+            yield from self.again()
 
     def again(self) -> Iterator[Job]:
         """Train in float64 those that trained to their end, for as many steps as the question needs."""

@@ -277,6 +277,7 @@ def test_float64_and_twins_in_a_worker_that_waited_are_those_of_a_fresh_one(
     monkeypatch.setattr(supervise, "_started", lambda *a, **o: begun.append(start(*a, **o)) or begun[-1])
     monkeypatch.setitem(TOLERANCES[precision], "gradients", Tolerance(1e-12))
     monkeypatch.setattr(runs, "PROOF_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "ROUNDS", 1)
     parted = run("digits_cnn", tmp_path / "both", precision=precision, steps=8)
     assert parted.evidence is not None, parted.notes
     assert parted.evidence["steps"] == runs.PROOF_LEAST
@@ -285,7 +286,7 @@ def test_float64_and_twins_in_a_worker_that_waited_are_those_of_a_fresh_one(
     trained = runs.train
     monkeypatch.setattr(runs, "train", lambda *a: trained(*a[:-1], None))
     fresh = run("digits_cnn", tmp_path / "fresh", precision=precision, steps=8)
-    assert len(begun) >= 4 * len(INSTALLED), "each in a process of its own: the training, a twin or more, float64"
+    assert len(begun) == 4 * len(INSTALLED), "each in a process of its own: the training, its twin, float64"
     for name in INSTALLED:
         for folder in ("", "float64-evidence/", "twins/0/"):
             own, other = (

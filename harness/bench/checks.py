@@ -20,6 +20,7 @@ from harness.compare import TOLERANCES, Comparison, compare, compare_losses
 from harness.errors import WorkerFailed
 from harness.lanes import PLAIN, Strategy
 from harness.programs import emitted
+from harness.twins import TIMES
 
 TWINS, FEW_TWINS = 5, 2
 """Trainings that start one unit in the last place away, where those of two ways part by more than is allowed; of a large
@@ -49,11 +50,11 @@ def checked(
     trainings |= own_trainings
     comparisons += stacked
     if len(own_trainings) > 1:
-        along = long.trajectory(subject, own_trainings, None, None).comparisons
+        along = tuple(long.compared(subject, own_trainings))
         if not all(c.same for c in along) and subject.precision != "float64":
             # Rounding grows along a training: whoever parts no faster than a framework from its own twin is not wrong.
             beside = _twins(subject, runners, own_trainings, thin)
-            along = tuple(c for c in along if c.same or not max(beside.overall[f"{c.a}~{c.b}"]) <= long.TIMES)
+            along = tuple(c for c in along if c.same or not max(beside.overall[f"{c.a}~{c.b}"]) <= TIMES)
         comparisons += along
     notes += [f"{rung.name}: {note}" for rung in found for note in rung.notes if "within rounding" in note]
     return outvoted(comparisons), _void(subject, own_trainings, found)
@@ -72,7 +73,7 @@ def passed(
     found = _judged(few, evidence)
     training, comparisons = _trained(subject, live, own, strategy, thin, size=size)
     comparisons += [comparison for rung in found for comparison in rung.comparisons]
-    comparisons += long.trajectory(subject, {own: training, own + PROVEN: proven}, None, None).comparisons
+    comparisons += long.compared(subject, {own: training, own + PROVEN: proven})
     return outvoted(comparisons), _void(subject, {own: training}, found)
 
 

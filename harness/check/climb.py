@@ -253,7 +253,7 @@ def _climb(
         if not holders:
             break
         subject = prepare(program, text, inputs, precision, own / precision, holders, given)
-        rungs_of = _rungs(subject, options, listen, {rung.name: rung for rung in found})
+        rungs_of = _rungs(subject, options, listen)
         found += rungs_of
         if any(rung.status == "failed" for rung in rungs_of) and not subject.failures:
             listen(program.name, {"phase": f"{precision} diff"})
@@ -299,7 +299,7 @@ def _seeds(
     return Rung("seeds", precision, found.status, first, (), tuple(rest), found.to_json(), seconds)
 
 
-def _rungs(subject: Subject, options: CheckOptions, listen: Listener, exact: Mapping[str, Rung]) -> list[Rung]:
+def _rungs(subject: Subject, options: CheckOptions, listen: Listener) -> list[Rung]:
     found: list[Rung] = []
     asked = options.rungs
 
@@ -331,20 +331,27 @@ def _rungs(subject: Subject, options: CheckOptions, listen: Listener, exact: Map
         trained = time.perf_counter() - start
         if not trainings:
             return found
-        drift = None
-        if "twins" in asked:
-            distances = long.twin_distances(subject, steps, options.twins)
-            trainings = {name: own for name, own in trainings.items() if name in distances}
-            if not trainings:
-                return found
-            drift = long.drift(subject, trainings, distances)
+        drifts: list[long.Drift | None] = []
+
+        def measured() -> long.Drift | None:
+            """How far the trainings part beside twins, found once."""
+            if not drifts:
+                distances = long.twin_distances(subject, steps, options.twins)
+                own = {name: training for name, training in trainings.items() if name in distances}
+                drifts.append(long.drift(subject, own, distances) if own else None)
+            return drifts[0]
+
+        if "twins" in asked and measured() is None:
+            return found
         twinned = time.perf_counter() - start - trained
         before = len(found)
-        add("trajectory", lambda: long.trajectory(subject, trainings, drift, exact.get("trajectory")))
-        if drift is not None:
-            known = drift
+        trainings = {name: own for name, own in trainings.items() if name in subject.backends}
+        add("trajectory", lambda: long.trajectory(subject, trainings, measured))
+        rounding = any("rounding" in rung.details for rung in found[before:])
+        if "twins" in asked and drifts[0] is not None:
+            known = drifts[0]
             add("twins", lambda: long.twins_rung(subject, known, options.twins, long.still(subject, trainings)))
             found[-1] = replace(found[-1], seconds=found[-1].seconds + twinned)
-        add("relay", lambda: long.relay(subject, trainings, steps))
+        add("relay", lambda: long.relay(subject, trainings, steps, rounding=rounding))
         found[before] = replace(found[before], seconds=found[before].seconds + trained)
     return found

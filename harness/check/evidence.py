@@ -12,7 +12,7 @@ from harness.backend import Array, Arrays
 from harness.check.live import LiveWorker
 from harness.check.memory import digest
 from harness.check.subject import Subject, moved_parameters, open_program, part, twin, wide
-from harness.compare import FLOAT64, Derived
+from harness.compare import Derived
 from harness.graph import Ref, Update
 
 STEPS = 5  # of the optimizer rung
@@ -122,8 +122,6 @@ def allowances(subject: Subject, evidence: Mapping[str, Evidence]) -> dict[str, 
             layer = n.rpartition(".")[0]
             scale = max(s for other, s in sizes.items() if other.rpartition(".")[0] == layer)
         bound = (FLOOR * subject.unit + subject.rounding(n)) * scale + ROOM * moves.get(n, 0.0)
-        if subject.precision == "float64":
-            bound = min(bound, FLOAT64 * max(1.0, scale))
         found[n] = Derived(0.0, absolute=bound)
     return found
 

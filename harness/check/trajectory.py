@@ -14,12 +14,11 @@ from harness.check.live import LiveWorker, allowed_cores
 from harness.check.record import Rung, judged
 from harness.check.subject import Subject, each, open_program, part, twin
 from harness.compare import FLOAT64, TOLERANCES, Comparison, Derived, Difference, Tolerance, compare, compare_losses
+from harness.twins import TIMES
 
 Losses = dict[str, list[float]]
 T = TypeVar("T")
 W = TypeVar("W")
-TIMES = 3
-"""How many times the worst twin's drift two frameworks may drift apart."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,26 @@ def train(subject: Subject, steps: int) -> dict[str, Training]:
     return each(subject, work)
 
 
-def trajectory(subject: Subject, trainings: Mapping[str, Training], twins: "Drift | None", exact: Rung | None) -> Rung:
-    """Losses, parameters and statistics at every step, pairwise."""
+def trajectory(subject: Subject, trainings: Mapping[str, Training], measured: "Callable[[], Drift | None]") -> Rung:
+    """Losses, parameters and statistics at every step, pairwise; where they part by more than is tight, twins decide.
+
+    `measured`: how far the trainings part beside twins, asked for only then; None where no worker answered.
+    """
+    comparisons = compared(subject, trainings)
+    void = still(subject, trainings)
+    found = judged("trajectory", subject.precision, comparisons, void=void)
+    if found.status != "failed" or void or any(c.missing for c in comparisons):
+        return found
+    twins = measured()
+    if twins is None or not twins.worst <= TIMES:
+        return found
+    why = f"within rounding: at most {twins.worst:.2g} times as far apart as twins of one framework"
+    notes = (*found.notes, f"in {found.precision}: {found.sentence}")
+    return Rung(found.name, found.precision, "passed", why, found.comparisons, notes, {"rounding": twins.worst})
+
+
+def compared(subject: Subject, trainings: Mapping[str, Training]) -> list[Comparison]:
+    """Losses, parameters and statistics of every pair at every step, by the tight tolerance."""
     tolerances = TOLERANCES[subject.precision]
 
     def beside(pair: tuple[str, str]) -> tuple[Comparison, Comparison]:
@@ -60,26 +77,7 @@ def trajectory(subject: Subject, trainings: Mapping[str, Training], twins: "Drif
         states = compare_series("state", pair, left, right, tolerances["state"], x.at)
         return compare_losses(pair, x.losses, y.losses, tolerances["loss"]), states
 
-    comparisons = [c for pair in _at_once(beside, list(combinations(trainings, 2))) for c in pair]
-    void = still(subject, trainings)
-    found = judged("trajectory", subject.precision, comparisons, void=void)
-    if found.status != "failed" or void or subject.precision == "float64":
-        return found
-    # Less than float64 shows practice: what parts there is judged by how a framework parts from its own twin, or by float64.
-    if twins is not None and twins.worst <= TIMES:
-        why = f"within rounding: at most {twins.worst:.2g} times as far apart as twins of one framework"
-    elif twins is None and exact is not None and exact.status == "passed":
-        why = "rounding that grew: the same programs in float64 agree at every step (run rung 5 for a yardstick)"
-    else:
-        return found
-    return Rung(
-        found.name,
-        found.precision,
-        "passed",
-        why,
-        found.comparisons,
-        (*found.notes, f"in {found.precision}: {found.sentence}"),
-    )
+    return [c for pair in _at_once(beside, list(combinations(trainings, 2))) for c in pair]
 
 
 def still(subject: Subject, trainings: Mapping[str, Training]) -> list[str]:
@@ -286,8 +284,10 @@ def _together(parts: Sequence[Array]) -> Array:
 # Relay ----------------------------------------------------------------------------------------------------
 
 
-def relay(subject: Subject, trainings: Mapping[str, Training], steps: int) -> Rung:
+def relay(subject: Subject, trainings: Mapping[str, Training], steps: int, *, rounding: bool = False) -> Rung:
     """A third of the training in each framework, in every order: where it ends beside each unbroken training.
+
+    `rounding`: the unbroken trainings part by more than is tight, and no further than twins do.
 
     The orders of a backend that stops answering are not run to their end: the others hand over among themselves.
     """
@@ -322,14 +322,15 @@ def relay(subject: Subject, trainings: Mapping[str, Training], steps: int) -> Ru
 
         each(subject, work)
     if any(name not in subject.backends for name in backends):
-        return relay(subject, trainings, steps)
+        return relay(subject, trainings, steps, rounding=rounding)
     comparisons = []
     for route, end in sorted(arrived.items()):
         for backend, own in trainings.items():
             names = (" then ".join(route), f"{backend} alone")
-            comparisons.append(_arrival(subject, trainings, names, end, own.end))
+            exact = subject.precision == "float64" and not rounding
+            comparisons.append(_arrival(subject, trainings, names, end, own.end, exact=exact))
             tolerance = TOLERANCES[subject.precision]["loss"]
-            if subject.precision == "float64":
+            if exact:
                 comparisons.append(compare_losses(names, losses[route], own.losses, tolerance))
     void = still(subject, trainings)
     return judged(
@@ -338,11 +339,17 @@ def relay(subject: Subject, trainings: Mapping[str, Training], steps: int) -> Ru
 
 
 def _arrival(
-    subject: Subject, trainings: Mapping[str, Training], names: tuple[str, str], end: Arrays, own: Arrays
+    subject: Subject,
+    trainings: Mapping[str, Training],
+    names: tuple[str, str],
+    end: Arrays,
+    own: Arrays,
+    *,
+    exact: bool,
 ) -> Comparison:
-    """The end of a relay beside an unbroken end: float64 to 1e-10, less as far as unbroken trainings part."""
+    """The end of a relay beside an unbroken end: `exact`, to 1e-10; else as far as unbroken trainings part."""
     left, right = ({n: a for n, a in arrays.items() if not _judged_apart(subject, n)} for arrays in (end, own))
-    if subject.precision == "float64":
+    if exact:
         return compare("relay", names, left, right, Tolerance(FLOAT64))
     bounds: dict[str, Tolerance] = {}
     for n, a in right.items():

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from harness import limits
 from harness.data.datasets import Column, Text, to_array
 from harness.errors import DataError, Problem, SpecError
 from harness.expressions import Call, Expression, Name, Number, walk
@@ -17,7 +18,7 @@ from harness.names import CLASSES, FIELDS
 from harness.ops.base import Op, Shape, ShapeError, spell
 from harness.ops.linear import Add, Embedding, Unembed
 from harness.ops.normalisation import BatchNorm
-from harness.optimizers import Cosine
+from harness.optimizers import Cosine, Step
 from harness.source import Source
 from harness.spec import Block, Layer, Network, Prediction, Repeat, Residual, Spec
 
@@ -46,6 +47,7 @@ class _Compiler:
             self.own_fields = set(spec.data.fields()) if spec.data.noise and columns is None else set()
         except DataError as error:
             raise SpecError(text.name, [text.problem(("data",), str(error))]) from None
+        self.nodes = 0
         self.networks: dict[str, Graph] = {}
         self.signatures: dict[str, tuple[tuple[Shape, str], ...]] = {}
 
@@ -69,6 +71,8 @@ class _Compiler:
             if name in FIELDS:
                 self.note(("data",), f"a field cannot be called '{name}': batches use that name for something else")
         self.stop()
+        self.sizes()
+        self.stop()
         updates = [self.update(i) for i in range(len(self.spec.training.updates))]
         self.stop()
         self.evaluation()
@@ -80,11 +84,47 @@ class _Compiler:
             if count > 1:
                 self.note(("training", "updates"), f"{count} updates are called '{name}'; give each a 'name'")
         self.stop()
+        self.fits(
+            sum(8 * limits.values(p.shape) for graph in self.networks.values() for p in graph.parameters.values()),
+            "every parameter, in float64,", ("networks",),
+        )  # fmt: skip
+        self.stop()
         made = self.scopes([update for update in updates if update is not None])
         ordered = {name: self.networks[name] for name in self.spec.networks}
         ordered = _distinct_classes(ordered)
         return Program(self.spec.name, " ".join(self.spec.about.split()), self.seed, self.text.name, self.columns,
                        self.spec.data.batch, ordered, tuple(made), self.steps, self.spec)  # fmt: skip
+
+    # Limits -----------------------------------------------------------------------------------------------
+
+    def sizes(self) -> None:
+        """Note what is too large before anything is made of it: networks written out, the order of batches, noise."""
+        for name, network in self.spec.networks.items():
+            count, deep = _written_out(network.layers)
+            if count > limits.NODES:
+                message = f"has {count:,} layers, repetitions written out; {limits.NODES:,} at most"
+                self.note(("networks", name, "layers"), message)
+            if deep > limits.NESTING:
+                message = f"blocks, residuals and repetitions within one another, {deep} deep; {limits.NESTING} at most"
+                self.note(("networks", name, "layers"), message)
+        if self.steps > limits.STEPS:
+            self.note(("training", "steps"), f"{self.steps:,} steps; {limits.STEPS:,} at most")
+        data = self.spec.data
+        what = f"the rows of {self.steps:,} batches of {data.batch:,}"
+        self.fits(self.steps * data.batch * 4, what, ("data", "batch"))
+        for name, noise in data.noise.items():
+            if len(noise.shape) > limits.AXES:
+                self.note(("data", "noise", name), f"{len(noise.shape)} axes; {limits.AXES} at most")
+            what = f"'{name}' for {self.steps:,} batches of {data.batch:,}"
+            self.fits(self.steps * data.batch * limits.values(noise.shape) * 8, what, ("data", "noise", name))
+
+    def fits(self, size: int, what: str, path: Path, most: int | None = None) -> bool:
+        """Whether so many bytes are within the budget; noted where they are not."""
+        most = limits.memory() if most is None else most
+        if size > most:
+            have, want = limits.spell_bytes(size), limits.spell_bytes(most)
+            self.note(path, f"{what} takes {have}; {want} at most ({limits.more()})")
+        return size <= most
 
     # Values -----------------------------------------------------------------------------------------------
 
@@ -143,6 +183,7 @@ class _Compiler:
         before = len(self.problems)
         path: Path = ("networks", name)
         builder = _Builder(self, spec, signature, vocabularies)
+        builder.fields = {f: str(a) for f, a in zip(spec.inputs, call.arguments, strict=True) if f in vocabularies}
         graph = builder.graph(spec, path, _camel(name))
         return graph if len(self.problems) == before else None
 
@@ -153,11 +194,26 @@ class _Compiler:
         path: Path = ("training", "updates", index)
         before = len(self.problems)
         values: dict[str, Expression] = {}
+        parts = 0
         for name, expression in spec.values.items():
             if name in self.columns or name in self.spec.networks:
                 self.note((*path, "values", name), f"'{name}' is a field or a network already; choose another name")
-            self.shape_of(expression, values, (*path, "values", name))
+            if any(part == Name(name) for part in walk(expression)):
+                self.note((*path, "values", name), f"'{name}' is made of itself: '{limits.clipped(str(expression))}'")
+                return None
+            count, deep = _size(expression, values)
+            parts += count
+            if self.too_many(parts, deep, (*path, "values", name)):
+                return None
+            if self.shape_of(expression, values, (*path, "values", name)) is None:
+                return None
             values[name] = expression
+        for i, term in enumerate(spec.loss):
+            for role, expression in arguments(term).items():
+                count, deep = _size(expression, values)
+                parts += count
+                if self.too_many(parts, deep, (*path, "loss", i, term.kind, role)):
+                    return None
         touched = _networks((*values.values(), *(v for t in spec.loss for v in arguments(t).values())))
         over = spec.over or (tuple(self.spec.networks) if len(self.spec.networks) == 1 else ())
         if not over:
@@ -187,9 +243,27 @@ class _Compiler:
         schedule = spec.schedule
         if isinstance(schedule, Cosine) and schedule.steps is None:
             schedule = schedule.model_copy(update={"steps": max(self.steps - schedule.warmup, 1)})
+        if isinstance(schedule, Step) and (times := self.steps // schedule.every) and schedule.multiply_by != 1:
+            size = times * math.log10(schedule.multiply_by) + math.log10(spec.optimizer.learning_rate or 1)
+            if size > math.log10(limits.GREATEST):
+                message = (
+                    f"the learning rate is multiplied by {schedule.multiply_by:g} {times:,} times, to 1e{size:.0f}"
+                )
+                self.note((*path, "schedule"), f"{message}; {limits.GREATEST:g} at most")
+                return None
         name = spec.name or "_".join(over)
         kept = tuple(term for term in terms if term is not None)
         return Update(name, tuple(calls.sites), kept, over, spec.optimizer, schedule, spec.clip)
+
+    def too_many(self, parts: int, deep: int, path: Path) -> bool:
+        """Whether an update's expressions, named values written out, are too large; noted where they are."""
+        if parts > limits.CALLS:
+            self.note(path, f"expressions of more than {limits.CALLS:,} names and calls, named values written out")
+        elif deep > limits.NESTING:
+            self.note(
+                path, f"calls within one another, named values written out, {deep} deep; {limits.NESTING} at most"
+            )
+        return parts > limits.CALLS or deep > limits.NESTING
 
     def term(self, loss: Loss, calls: "_Calls", values: Mapping[str, Expression], path: Path) -> Term | None:
         path = (*path, loss.kind)
@@ -207,18 +281,39 @@ class _Compiler:
         try:
             loss.check(outputs[0], None if targets[1] == "number" else targets[0])
         except ShapeError as error:
-            self.note(path, str(error))
+            wanted = outputs[0][:-1] if loss.integer_targets else outputs[0]
+            self.note(path, f"{error}{self.reshaping(parts[targets_role], wanted)}")
             return None
         if loss.integer_targets != (targets[1] == "int") and targets[1] != "number":
             have, want = targets[1], "int" if loss.integer_targets else "float"
             self.note(
                 (*path, targets_role),
-                f"{loss.kind} needs {targets_role} of type {want}, '{parts[targets_role]}' is {have}",
+                f"{loss.kind} needs {targets_role} of type {want}, '{parts[targets_role]}' is {have}"
+                f"{self.conversion(parts[targets_role], want)}",
             )
             return None
         target = parts[targets_role]
         self.classes(loss, outputs[0], target, (*path, targets_role))
         return Term(loss, calls.ref(parts[outputs_role], outputs_role), calls.ref(target, targets_role), outputs[0])
+
+    def conversion(self, value: Expression | str, wanted: str) -> str:
+        """How a field of the data becomes of another type, for the end of a message."""
+        name = value.name if isinstance(value, Name) else value
+        if name not in self.columns or name in self.spec.data.noise:
+            return ""
+        pixels = (
+            f", or '{{{name}: pixels}}' for bytes as 0 to 1" if wanted == "float" and self.columns[name].shape else ""
+        )
+        return f"; under data, 'convert: {{{name}: {wanted}}}' makes it {wanted}{pixels}"
+
+    def reshaping(self, value: Expression, wanted: Shape) -> str:
+        """How a field of the data becomes of another shape, for the end of a message."""
+        if not isinstance(value, Name) or value.name not in self.columns or value.name in self.spec.data.noise:
+            return ""
+        have = self.columns[value.name].shape
+        if have == wanted or math.prod(have) != math.prod(wanted):
+            return ""
+        return f"; under data, 'convert: {{{value.name}: {{shape: {spell(wanted)}}}}}' gives '{value.name}' that shape"
 
     def classes(self, user: Loss | Metric, outputs: Shape, target: Expression, path: Path) -> None:
         if user.integer_targets and isinstance(target, Name) and target.name in self.columns:
@@ -345,6 +440,38 @@ def _expand(expression: Expression, values: Mapping[str, Expression]) -> Express
     return expression
 
 
+def _size(expression: Expression, values: Mapping[str, Expression]) -> tuple[int, int]:
+    """How many names, numbers and calls an expression has once named values are written out, and how many calls deep it is.
+
+    Stops counting soon after there are too many.
+    """
+    if isinstance(expression, Name) and expression.name in values:
+        return _size(values[expression.name], values)
+    if not isinstance(expression, Call):
+        return 1, 0
+    count, deep = 1, 0
+    for argument in expression.arguments:
+        more, below = _size(argument, values)
+        count, deep = count + more, max(deep, below)
+        if count > limits.CALLS:
+            break
+    return count, deep + 1
+
+
+def _written_out(layers: tuple[Layer, ...]) -> tuple[int, int]:
+    """How many layers there are once repetitions are written out, and how many containers are within one another."""
+    count, deep = 0, 0
+    for layer in layers:
+        op = layer.op
+        if not isinstance(op, (Residual, Repeat, Block)):
+            count += 1
+            continue
+        inner, below = _written_out((*op.layers, *op.shortcut) if isinstance(op, Residual) else op.layers)
+        count += inner * op.times if isinstance(op, Repeat) else inner + isinstance(op, Residual)
+        deep = max(deep, below + 1)
+    return count, deep
+
+
 def _networks(expressions: tuple[Expression, ...], values: Mapping[str, Expression] | None = None) -> tuple[str, ...]:
     found = (part.network for e in expressions for part in walk(_expand(e, values or {})) if isinstance(part, Call))
     return tuple(dict.fromkeys(found))
@@ -375,6 +502,8 @@ class _Builder:
             dict(zip(inputs, (dtype for _, dtype in signature), strict=True)),
             dict(vocabularies),
         )
+        self.fields: dict[str, str] = {}
+        """The field of the data that is an input, where one is."""
         self.nodes: list[Node] = []
         self.counts: Counter[str] = Counter()
         self.failed = False
@@ -469,7 +598,8 @@ class _Builder:
             return name
         for source in inputs:
             if not isinstance(op, BlockOp) and self.scope.dtypes[source] != op.dtype:
-                self.fail(path, f"needs {op.dtype} values, '{source}' is {self.scope.dtypes[source]}")
+                hint = self.compiler.conversion(self.fields[source], op.dtype) if source in self.fields else ""
+                self.fail(path, f"needs {op.dtype} values, '{source}' is {self.scope.dtypes[source]}{hint}")
                 return name
         shapes = tuple(self.scope.shapes[source] for source in inputs)
         op = self.linked(op, inputs, path)
@@ -484,9 +614,29 @@ class _Builder:
         except ValueError as error:  # a ShapeError, or given values that do not fit
             self.fail(path, str(error))
             return name
+        if not self.affordable(op, shapes, shape, path):
+            return name
         self.nodes.append(Node(name, op, inputs, shapes, shape))
         self.scope.shapes[name], self.scope.dtypes[name] = shape, "float"
         return name
+
+    def affordable(self, op: Op, shapes: tuple[Shape, ...], shape: Shape, path: Path) -> bool:
+        """Whether there is room for a layer's parameters and its value for one batch; noted where there is not."""
+        if isinstance(op, BlockOp):
+            return True  # its own layers were looked at
+        compiler, batch = self.compiler, self.compiler.spec.data.batch
+        compiler.nodes += 1
+        if compiler.nodes > limits.NODES:
+            self.fail(path, f"more than {limits.NODES:,} layers in all networks together")
+        if len(shape) > limits.AXES:
+            self.fail(path, f"a value of {len(shape)} axes; {limits.AXES} at most")
+        what = f"a layer's value, {spell(shape)} for a batch of {batch:,},"
+        held = max(limits.values(shape), op.values(*shapes))
+        fits = compiler.fits(8 * batch * held, what, path)
+        size = sum(8 * limits.values(parameter.shape) for parameter in op.parameters(*shapes))
+        fits = compiler.fits(size, "its parameters, in float64,", path) and fits
+        self.failed = self.failed or not fits
+        return not self.failed
 
     def linked(self, op: Op, inputs: tuple[str, ...], path: Path) -> Op:
         """Embedding and unembed take their vocabulary from the data or from one another."""

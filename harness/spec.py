@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from harness import source
+from harness import limits, source
 from harness.data.datasets import Data
 from harness.errors import Problem, SpecError
 from harness.expressions import Value
@@ -29,6 +29,9 @@ def _identifier(taken: AbstractSet[str]) -> AfterValidator:
     """A Python identifier that is no keyword and not among the names that emitted programs need."""
 
     def check(name: str) -> str:
+        if len(name) > limits.NAME:
+            message = f"a name has {limits.NAME} characters at most, got {len(name)}: '{limits.clipped(name, 20)}'"
+            raise PydanticCustomError("identifier", "{message}", {"message": message})
         if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name) or name.startswith("_"):
             message = f"a name has letters, digits and underscores, starts with a letter and is no Python keyword; got {name!r}"
             raise PydanticCustomError("identifier", "{message}", {"message": message})
@@ -130,7 +133,7 @@ class UpdateSpec(Record):
 class Training(Record):
     """How long, and by which updates, in order, each step."""
 
-    steps: Annotated[int, Field(gt=0, le=10_000_000, strict=True)]
+    steps: Annotated[int, Field(gt=0, le=limits.STEPS, strict=True)]
     updates: Annotated[tuple[UpdateSpec, ...], Field(min_length=1)]
 
 
@@ -147,7 +150,7 @@ class TextSample(Record):
 
     logits: Value
     prompt: Annotated[str, Field(min_length=1)]
-    length: Count = 200
+    length: Annotated[int, Field(gt=0, le=limits.TEXT, strict=True)] = 200
 
 
 class ImageSample(Record):
@@ -184,15 +187,17 @@ def load(path: str | Path) -> tuple[Spec, source.Source]:
     return validate(source.read(Path(path)))
 
 
-def loads(text: str, name: str = "spec") -> tuple[Spec, source.Source]:
-    """A spec from text. Raises SpecError with every problem found."""
-    return validate(source.parse(text, name))
+def loads(text: str, name: str = "spec", folder: Path | None = None) -> tuple[Spec, source.Source]:
+    """A spec from text; `folder`: where the files are that it names. Raises SpecError with every problem found."""
+    return validate(source.parse(text, name, folder))
 
 
 def validate(text: source.Source) -> tuple[Spec, source.Source]:
     """Located YAML -> Spec. Raises SpecError with every problem found."""
     try:
-        return Spec.model_validate(text.root.plain()), text
+        found = Spec.model_validate(text.root.plain())
+        found.data.look_in(text.folder)
+        return found, text
     except ValidationError as error:
         raise SpecError(text.name, [_problem(text, e) for e in _distinct(error.errors())]) from None
 

@@ -5,6 +5,7 @@ compared with it and never the other way round. Adding an op is one class in thi
 lowering of the same name per backend, and one row in `tests/cases.py`; a test names whichever is missing.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -12,8 +13,9 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import AfterValidator, Field
 
+from harness import limits
 from harness.initializers import InitializerKind
-from harness.record import Also, Kind
+from harness.record import Also, Kind, Real
 
 Shape = tuple[int, ...]
 """The shape of one example: the batch axis is always left out."""
@@ -112,6 +114,10 @@ class Op(Kind):
         """The shape (without the batch axis) and drop rate of this op's dropout mask, if it has one."""
         return None
 
+    def values(self, *inputs: Shape) -> int:
+        """How many values of one example there are at once at most, beside what it reads: those of its output, or of what it makes on the way."""
+        return math.prod(self.output(*inputs))
+
     def products(self, *_inputs: Shape) -> Products:
         """The matrix products of one example's forward pass."""
         return Products()
@@ -168,12 +174,12 @@ def _rate(value: float) -> float:
     return value
 
 
-Count = Annotated[int, Field(gt=0, strict=True)]
-Size = Annotated[int, Field(ge=0, strict=True)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Rate = Annotated[float, AfterValidator(_rate)]
+Count = Annotated[int, Field(gt=0, le=limits.COUNT, strict=True)]
+Size = Annotated[int, Field(ge=0, le=limits.COUNT, strict=True)]
+Positive = Annotated[Real, Field(gt=0)]
+NotNegative = Annotated[Real, Field(ge=0)]
+Fraction = Annotated[Real, Field(ge=0, lt=1)]
+Rate = Annotated[Real, AfterValidator(_rate)]
 Flag = Annotated[bool, Field(strict=True)]
 WHOLE = {"type": "integer"}
 Pair = Annotated[tuple[Count, Count], Also(_pair, WHOLE)]

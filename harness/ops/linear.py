@@ -2,10 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated
 
 import numpy as np
-from pydantic import Field
 
 from harness.initializers import GlorotUniform, Initializer, Normal, Zeros
 from harness.ops.base import Array, Count, Flag, Mode, Op, Parameter, Products, Shape, need, need_rank, spell
@@ -44,7 +42,7 @@ class Embedding(Op):
 
     kind = "embedding"
     dtype = "int"
-    vocabulary: Annotated[int | None, Field(gt=0)] = None
+    vocabulary: Count | None = None
     """How many ids there are; left out, the data set's own vocabulary."""
     features: Count
     embedding_init: Initializer = Normal(std=0.02)
@@ -88,7 +86,7 @@ class Unembed(Op):
     shorthand = "embedding"
     embedding: str
     """The name of the embedding layer, in the same list of layers."""
-    vocabulary: Annotated[int | None, Field(gt=0)] = None
+    vocabulary: Count | None = None
     """Filled in from that layer."""
 
     def output(self, *inputs: Shape) -> Shape:
@@ -107,7 +105,7 @@ class Flatten(Op):
     kind = "flatten"
 
     def output(self, *inputs: Shape) -> Shape:
-        return (int(np.prod(inputs[0])),)
+        return (math.prod(inputs[0]),)
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return inputs[0].reshape(len(inputs[0]), -1)
@@ -121,7 +119,7 @@ class Reshape(Op):
     shape: tuple[Count, ...]
 
     def output(self, *inputs: Shape) -> Shape:
-        have, want = int(np.prod(inputs[0])), int(np.prod(self.shape))
+        have, want = math.prod(inputs[0]), math.prod(self.shape)
         need(have == want, f"{spell(inputs[0])} holds {have} values, {spell(self.shape)} holds {want}")
         return self.shape
 

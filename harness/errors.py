@@ -1,6 +1,8 @@
 """The errors that a user meets, one per audience. Each says where, what, and what instead."""
 
+import logging
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 
@@ -23,8 +25,8 @@ class SpecError(HarnessError):
     """A spec that cannot be run: every problem that was found, with file, line and column. Fix your YAML."""
 
     def __init__(self, source: Path | str, problems: list[Problem]) -> None:
-        self.source, self.problems = str(source), problems
-        super().__init__("\n".join(self._line(problem) for problem in problems))
+        self.source, self.problems = str(source), list(dict.fromkeys(problems))
+        super().__init__("\n".join(self._line(problem) for problem in self.problems))
 
     def _line(self, problem: Problem) -> str:
         place = self.source
@@ -43,3 +45,9 @@ class WorkerFailed(HarnessError):  # noqa: N818 - the name that its readers look
 
 class DataError(HarnessError):
     """Data that cannot be trained on: a missing file, NaN, labels out of range. Fix the data."""
+
+
+@cache  # a spec is compiled more than once in a command
+def warn(message: str) -> None:
+    """Say what is allowed and surely not meant: once, on standard error, whatever else happens."""
+    logging.getLogger("harness").warning("warning: %s", message)

@@ -1,6 +1,5 @@
 """Frozen records and the op-first way of writing them: `- conv2d: {channels: 8, kernel: 3}`, `- relu`."""
 
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
@@ -8,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from harness import limits
+from harness import limits, words
 
 
 class Record(BaseModel):
@@ -74,7 +73,8 @@ class OneOf:
         elif isinstance(value, Mapping) and len(value) == 1:
             ((name, arguments),) = value.items()
         else:
-            got = "the keys " + ", ".join(map(str, value)) if isinstance(value, Mapping) else repr(value)
+            got = "the keys " + ", ".join(map(str, value)) if isinstance(value, Mapping) else limits.shown(value)
+            got = limits.clipped(got)
             article = "an" if self.what[0] in "aeiou" else "a"
             message = f"{article} {self.what} is one key with its fields below it, like '{next(iter(kinds))}: {{...}}'; got {got}"
             raise PydanticCustomError("one_of", "{message}", {"message": message})
@@ -153,11 +153,8 @@ def _arguments(value: tuple[str, object]) -> object:
 
 def unknown(what: str, name: str, known: Sequence[str]) -> PydanticCustomError:
     """The error for a name that nobody declared, with the nearest one that somebody did."""
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
-    return PydanticCustomError(
-        "unknown", "{message}", {"message": f"unknown {what} '{name}'{hint} (known: {', '.join(known)})"}
-    )
+    message = f"unknown {what} '{limits.clipped(name)}'{words.hint(name, known)} (known: {', '.join(known)})"
+    return PydanticCustomError("unknown", "{message}", {"message": message})
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 - any record's field

@@ -3,26 +3,28 @@
 import keyword
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from harness import limits
+from harness import limits, names
 from harness.data.datasets import Column, Text, to_array
-from harness.errors import DataError, Problem, SpecError
+from harness.errors import DataError, Problem, SpecError, warn
 from harness.expressions import Call, Expression, Name, Number, walk
 from harness.graph import BlockOp, CallSite, Graph, Node, Program, Ref, Term, Update
 from harness.initializers import Values
 from harness.losses import Loss, arguments
 from harness.metrics import Metric
-from harness.names import CLASSES, FIELDS
 from harness.ops.base import Op, Shape, ShapeError, spell
 from harness.ops.linear import Add, Embedding, Unembed
 from harness.ops.normalisation import BatchNorm
 from harness.optimizers import Cosine, Step
+from harness.reserved import ATTRIBUTES
 from harness.source import Source
 from harness.spec import Block, Layer, Network, Prediction, Repeat, Residual, Spec
 
 Path = tuple[str | int, ...]
+SQUASHED = {"softmax_cross_entropy": "softmax", "sigmoid_cross_entropy": "sigmoid"}
+"""What a loss of logits applies itself."""
 
 
 def compile_spec(
@@ -68,7 +70,7 @@ class _Compiler:
         for name in self.columns:
             if not name.isidentifier() or not name.isascii() or keyword.iskeyword(name):
                 self.note(("data",), f"the field {name!r} needs a name of letters, digits and underscores")
-            if name in FIELDS:
+            if name in names.FIELDS:
                 self.note(("data",), f"a field cannot be called '{name}': batches use that name for something else")
         self.stop()
         self.sizes()
@@ -79,10 +81,15 @@ class _Compiler:
         unused = [name for name in self.spec.networks if name not in self.networks]
         for name in unused:
             self.note(("networks", name), f"network '{name}' is called by no update")
-        names = Counter(update.name for update in updates if update)
-        for name, count in names.items():
+        made_of: dict[str, str] = {}
+        for name, count in Counter(update.name for update in updates if update).items():
             if count > 1:
                 self.note(("training", "updates"), f"{count} updates are called '{name}'; give each a 'name'")
+            for form in sorted(names.of_update(name)):
+                if (other := made_of.setdefault(form, name)) != name:
+                    message = f"'{other}' and '{name}' are both '{form}' in programs; choose another name for one"
+                    self.note(("training", "updates"), message)
+                    break
         self.stop()
         self.fits(
             sum(8 * limits.values(p.shape) for graph in self.networks.values() for p in graph.parameters.values()),
@@ -91,7 +98,7 @@ class _Compiler:
         self.stop()
         made = self.scopes([update for update in updates if update is not None])
         ordered = {name: self.networks[name] for name in self.spec.networks}
-        ordered = _distinct_classes(ordered)
+        ordered = _distinct_classes(ordered, {name for update in made for name in names.of_update(update.name)})
         return Program(self.spec.name, " ".join(self.spec.about.split()), self.seed, self.text.name, self.columns,
                        self.spec.data.batch, ordered, tuple(made), self.steps, self.spec)  # fmt: skip
 
@@ -140,8 +147,8 @@ class _Compiler:
             if expression.name in self.columns:
                 column = self.columns[expression.name]
                 return column.shape, column.dtype
-            names = ", ".join((*self.columns, *values))
-            self.note(path, f"there is no field or value '{expression.name}' (known: {names})")
+            known = ", ".join((*self.columns, *values))
+            self.note(path, f"there is no field or value '{expression.name}' (known: {known})")
             return None
         if expression.network not in self.spec.networks:
             known = ", ".join(self.spec.networks)
@@ -183,8 +190,10 @@ class _Compiler:
         before = len(self.problems)
         path: Path = ("networks", name)
         builder = _Builder(self, spec, signature, vocabularies)
-        builder.fields = {f: str(a) for f, a in zip(spec.inputs, call.arguments, strict=True) if f in vocabularies}
-        graph = builder.graph(spec, path, _camel(name))
+        builder.fields = {
+            builder.called[f]: str(a) for f, a in zip(spec.inputs, call.arguments, strict=True) if f in vocabularies
+        }
+        graph = builder.graph(spec, path, names.class_name(name))
         return graph if len(self.problems) == before else None
 
     # Updates ----------------------------------------------------------------------------------------------
@@ -293,8 +302,24 @@ class _Compiler:
             )
             return None
         target = parts[targets_role]
+        self.squashed(loss, parts[outputs_role], values, (*path, outputs_role))
         self.classes(loss, outputs[0], target, (*path, targets_role))
         return Term(loss, calls.ref(parts[outputs_role], outputs_role), calls.ref(target, targets_role), outputs[0])
+
+    def squashed(self, loss: Loss, outputs: Expression, values: Mapping[str, Expression], path: Path) -> None:
+        """Warn where a network ends with the very function that its loss applies to logits."""
+        last = SQUASHED.get(loss.kind)
+        call = _expand(outputs, values)
+        if last is None or not isinstance(call, Call) or call.network not in self.networks:
+            return
+        graph = self.networks[call.network]
+        while (node := next((node for node in graph.nodes if node.name == graph.output), None)) is not None:
+            if not isinstance(node.op, BlockOp):
+                break
+            graph = node.op.graph
+        if node is not None and node.op.kind == last:
+            message = f"'{call.network}' ends with '{last}', and {loss.kind} applies it once more: it takes logits; leave the layer out"
+            warn(str(SpecError(self.text.name, [self.text.problem(path, message)])))
 
     def conversion(self, value: Expression | str, wanted: str) -> str:
         """How a field of the data becomes of another type, for the end of a message."""
@@ -389,8 +414,8 @@ class _Compiler:
             self.note(path, f"needs a text data set, this one is '{data.dataset}'")
             return
         shape = self.shape_of(sample.logits, {}, (*path, "logits"))
-        names = [e.name for e in walk(sample.logits) if isinstance(e, Name)]
-        if names != ["tokens"] or (shape and shape[0] != (data.length, len(data.alphabet))):
+        read = [e.name for e in walk(sample.logits) if isinstance(e, Name)]
+        if read != ["tokens"] or (shape and shape[0] != (data.length, len(data.alphabet))):
             self.note((*path, "logits"), "logits of every character after 'tokens' are needed, like 'decoder(tokens)'")
 
 
@@ -425,10 +450,10 @@ class _Calls:
 
     def fresh(self, role: str) -> str:
         taken = {site.variable for site in self.sites}
-        name, number = role, 1
+        name, number = names.variable(role), 1
         while name in taken:
             number += 1
-            name = f"{role}{number}"
+            name = names.variable(f"{role}{number}")
         return name
 
 
@@ -494,13 +519,18 @@ class _Builder:
         vocabularies: Mapping[str, int | None],
     ) -> None:  # fmt: skip
         self.compiler = compiler
-        inputs = network.inputs if isinstance(network, Network) else ("x",)
+        given = network.inputs if isinstance(network, Network) else ("x",)
+        inputs: tuple[str, ...] = ()
+        for name in given:
+            inputs = (*inputs, names.variable(name, inputs))
         self.inputs = inputs
+        self.called = dict(zip(given, inputs, strict=True))
+        """What each layer and input of the spec is called in programs."""
         self.signature = signature
         self.scope = _Scope(
             dict(zip(inputs, (shape for shape, _ in signature), strict=True)),
             dict(zip(inputs, (dtype for _, dtype in signature), strict=True)),
-            dict(vocabularies),
+            {self.called[name]: size for name, size in vocabularies.items()},
         )
         self.fields: dict[str, str] = {}
         """The field of the data that is an input, where one is."""
@@ -512,7 +542,7 @@ class _Builder:
         self.reserve(network.layers, (*path, "layers"))
         output = self.sequence(network.layers, self.inputs[0], (*path, "layers"))
         if isinstance(network, Network) and network.output is not None:
-            output = network.output
+            output = self.called.get(network.output, network.output)
             if output not in self.scope.shapes:
                 self.fail((*path, "output"), f"there is no layer '{output}' (known: {', '.join(self.scope.shapes)})")
         if self.failed:
@@ -535,12 +565,20 @@ class _Builder:
 
     def reserve(self, layers: tuple[Layer, ...], path: Path) -> None:
         """Explicit names first, so that an automatic one never takes theirs."""
-        self.explicit = {layer.name for layer in _flat(layers) if layer.name}
+        self.explicit: set[str] = {layer.name for layer in _flat(layers) if layer.name}
+        given = set(self.called)
+        for name in sorted(self.explicit):
+            self.alias(name)
         for i, layer in enumerate(layers):
-            for name in layer.inputs or ():
+            for name in set(layer.inputs or ()) - given:
                 later = {item.name for item in layers[i:] if item.name}
                 if name in later and name not in {item.name for item in layers[:i]}:
                     self.fail((*path, i), f"reads '{name}', which comes later: a cycle, or layers out of order")
+
+    def alias(self, name: str) -> str:
+        """What a layer of this name is called in programs."""
+        others = (self.explicit | set(self.called.values())) - {name}
+        return self.called.setdefault(name, names.attribute(name, others))
 
     def sequence(self, layers: tuple[Layer, ...], x: str, path: Path) -> str:
         for i, layer in enumerate(layers):
@@ -552,12 +590,13 @@ class _Builder:
     def layer(self, layer: Layer, x: str, path: Path) -> str:
         op = layer.op
         inner = (*path, op.kind)
-        unknown = [name for name in layer.inputs or () if name not in self.scope.shapes]
+        read = tuple(self.called.get(name, name) for name in layer.inputs or ())
+        unknown = [name for name in read if name not in self.scope.shapes]
         if unknown:
             known = ", ".join(self.scope.shapes)
             self.fail((*inner, "inputs"), f"there is no layer or input '{unknown[0]}' before this one (known: {known})")
             return x
-        inputs = layer.inputs or (x,)
+        inputs = read or (x,)
         if isinstance(op, (Residual, Repeat, Block)):
             if len(inputs) != 1:
                 self.fail((*inner, "inputs"), f"'{op.kind}' takes one input, got {len(inputs)}")
@@ -582,7 +621,7 @@ class _Builder:
                     x = self.container(Block(layers=op.layers, class_name=name or "block"), None, x, path)
             return x
         graph = _Builder(self.compiler, op, ((self.scope.shapes[x], self.scope.dtypes[x]),), {}).graph(
-            op, path, _camel(op.class_name)
+            op, path, names.class_name(op.class_name)
         )
         if graph is None:
             self.failed = True
@@ -652,10 +691,11 @@ class _Builder:
         ):
             self.fail(path, "a batch of 1 has one value a channel: its variance is 0; use a larger batch")
         if isinstance(op, Unembed):
+            op = op.model_copy(update={"embedding": self.called.get(op.embedding, op.embedding)})
             table = next((n for n in self.nodes if n.name == op.embedding), None)
             if table is None or not isinstance(table.op, Embedding):
-                names = ", ".join(n.name for n in self.nodes if isinstance(n.op, Embedding)) or "none"
-                self.fail(path, f"there is no embedding layer '{op.embedding}' before this one (known: {names})")
+                known = ", ".join(n.name for n in self.nodes if isinstance(n.op, Embedding)) or "none"
+                self.fail(path, f"there is no embedding layer '{op.embedding}' before this one (known: {known})")
                 return op
             features = self.scope.shapes[inputs[0]][-1:]
             if features != (table.op.features,):
@@ -668,13 +708,14 @@ class _Builder:
 
     def name(self, name: str | None, stem: str, path: Path) -> str:
         if name is not None:
-            if name in self.scope.shapes:
+            if (alias := self.alias(name)) in self.scope.shapes:
                 self.fail((*path, "name"), f"the name '{name}' is taken already")
-            return name
+            return alias
         while True:
             self.counts[stem] += 1
             name = f"{stem}{self.counts[stem]}"
-            if name not in self.explicit and name not in self.scope.shapes:
+            # A block called `conv` with a 1 after it may be what a framework calls something else.
+            if name not in {*self.explicit, *self.called.values(), *self.scope.shapes, *ATTRIBUTES}:
                 return name
 
 
@@ -695,13 +736,8 @@ def _reachable(nodes: list[Node], output: str) -> set[str]:
     return used
 
 
-def _camel(name: str) -> str:
-    text = "".join(part[:1].upper() + part[1:] for part in name.split("_"))
-    return f"{text}Network" if text in CLASSES or not text else text
-
-
-def _distinct_classes(networks: dict[str, Graph]) -> dict[str, Graph]:
-    """Class names such that equal graphs share one and different graphs do not."""
+def _distinct_classes(networks: dict[str, Graph], others: Collection[str]) -> dict[str, Graph]:
+    """Class names such that equal graphs share one and different graphs do not; none is among the `others`."""
     taken: dict[str, Graph] = {}
 
     def rename(graph: Graph) -> Graph:
@@ -714,7 +750,7 @@ def _distinct_classes(networks: dict[str, Graph]) -> dict[str, Graph]:
         while True:
             name = stem if number == 1 else f"{stem}{number}"
             candidate = replace(graph, class_name=name)
-            if taken.setdefault(name, candidate) == candidate:
+            if name not in others and taken.setdefault(name, candidate) == candidate:
                 return candidate
             number += 1
 

@@ -16,8 +16,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
-from harness import limits
+from harness import limits, words
 from harness.errors import Problem, SpecError
+from harness.ops import OPS
 
 
 @dataclass(frozen=True)
@@ -284,6 +285,9 @@ class _Expander:
             if not (isinstance(block.value, dict) and isinstance(block.value.get("layers", block).value, list)):
                 self._note(block, f"block '{name}' needs a list of 'layers'")
                 return self.root
+            if name in OPS or name in CONTAINERS:
+                self._note(block, f"block '{name}' has the name of an op; choose another")
+                return self.root
             if extra := set(block.value) - {"parameters", "layers", "about"}:
                 self._note(block, f"block '{name}': unknown field '{min(extra)}' (known: about, parameters, layers)")
             declared = block.value.get("parameters")
@@ -389,8 +393,7 @@ class _Expander:
             if key in ("name", "inputs"):
                 continue
             if key not in declared:
-                close = get_close_matches(key, declared, n=1)
-                hint = f"; did you mean '{close[0]}'?" if close else ""
+                hint = words.hint(key, declared)
                 known = ", ".join(declared) or "none"
                 self._note(value, f"block '{name}' has no parameter '{key}'{hint} (parameters: {known})")
             bound[key] = value

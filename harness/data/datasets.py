@@ -7,8 +7,11 @@ import csv
 import gzip
 import importlib.util
 import io
+import lzma
 import math
 import os
+import struct
+import tokenize
 import zipfile
 import zlib
 from array import array as packed
@@ -353,8 +356,11 @@ class Text(DataSet):
             raise DataError(f"text file {self.file}: {error}") from None
 
 
-BROKEN = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
-"""What the readers of zip files and arrays raise: RuntimeError where one is locked, or packed in an unknown way."""
+BROKEN = (
+    OSError, ValueError, TypeError, OverflowError, EOFError, KeyError, RuntimeError, SyntaxError, tokenize.TokenError, struct.error,
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+)  # fmt: skip
+"""What the readers of zip files, and of the Python in an array's header, raise: RuntimeError where one is locked."""
 
 
 class Npz(DataSet):

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from harness import limits
 from harness.initializers import InitializerKind
@@ -147,24 +148,56 @@ def spell(shape: Shape) -> str:
     return "[" + ", ".join(map(str, shape)) + "]"
 
 
+def _number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _form(message: str, value: object) -> PydanticCustomError:
+    """The error for a value that has none of its field's forms; it names them all."""
+    return PydanticCustomError("form", "{message}", {"message": f"{message}; got {limits.shown(value)}"})
+
+
 def _pair(value: object) -> object:
-    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if _number(value):
+        return (value, value)
+    if not isinstance(value, (list, tuple)):
+        raise _form("a number, or a list of two: [vertical, horizontal]", value)
+    return value
+
+
+def _single(value: object) -> object:
+    if _number(value):
+        return (value,)
+    if not isinstance(value, (list, tuple)):
+        raise _form("a number is needed", value)
+    return value
 
 
 def _pads(value: object) -> object:
     """One number is all four sides, a list of two is (vertical, horizontal)."""
-    if isinstance(value, int) and not isinstance(value, bool):
+    if _number(value):
         return ((value, value), (value, value))
     if isinstance(value, (list, tuple)):
-        return tuple((v, v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value)
+        return tuple((v, v) if _number(v) else v for v in value)
+    if value not in ("same", "valid"):
+        causal = ", or for a sequence [before, after]" if value == "causal" else ""
+        raise _form(
+            f"'same', 'valid', a number of zeros for every side, or a list of two: [vertical, horizontal]{causal}",
+            value,
+        )
     return value
 
 
 def _pads_1d(value: object) -> object:
-    if isinstance(value, int) and not isinstance(value, bool):
+    if _number(value):
         return ((value, value),)
     if isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(v, int) for v in value):
         return (tuple(value),)
+    if not isinstance(value, (list, tuple)) and value not in ("same", "valid"):
+        causal = "; causal is [dilation * (kernel - 1), 0]" if value == "causal" else ""
+        raise _form(
+            f"'same', 'valid', a number of zeros for both ends, or a list of two: [before, after]{causal}", value
+        )
     return value
 
 
@@ -183,7 +216,7 @@ Rate = Annotated[Real, AfterValidator(_rate)]
 Flag = Annotated[bool, Field(strict=True)]
 WHOLE = {"type": "integer"}
 Pair = Annotated[tuple[Count, Count], Also(_pair, WHOLE)]
-Single = Annotated[tuple[Count], Also(lambda v: (v,) if isinstance(v, int) else v, WHOLE)]
+Single = Annotated[tuple[Count], Also(_single, WHOLE)]
 Side = tuple[Size, Size]
 SIDES = {"anyOf": [WHOLE, {"type": "array", "items": WHOLE}]}
 Padding2d = Annotated[Literal["same", "valid"] | tuple[Side, Side], Also(_pads, SIDES)]

@@ -32,7 +32,9 @@ class SpecError(HarnessError):
         place = self.source
         if problem.line is not None:
             place += f":{problem.line}:{problem.column}"
-        return ": ".join(part for part in (place, problem.where, problem.message) if part)
+        text = ": ".join(part for part in (place, problem.where, problem.message) if part)
+        # A terminal acts on some characters of a name or a file.
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class CallError(HarnessError):

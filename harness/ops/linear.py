@@ -168,6 +168,8 @@ class Concatenate(Op):
     arity = (2, None)
 
     def output(self, *inputs: Shape) -> Shape:
+        for shape in inputs:
+            need(len(shape) > 0, "needs at least one axis besides the batch")
         _same_shapes(tuple(shape[:-1] for shape in inputs))
         return (*inputs[0][:-1], sum(shape[-1] for shape in inputs))
 

@@ -1,6 +1,7 @@
 """The spec: one YAML file that says what is trained, on what, how, and how it is judged."""
 
 import keyword
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
@@ -298,14 +299,14 @@ def _record(annotation: Any, metadata: Sequence[Any], families: dict[str, Any]) 
 def find(name: str) -> Path:
     """A spec by path or by the bare name of one that comes with the harness."""
     path = Path(name)
-    if path.exists() or path.suffix in {".yaml", ".yml"} or "/" in name:
+    if os.path.exists(name) or path.suffix in {".yaml", ".yml"} or "/" in name:  # noqa: PTH110 - False for what is no path
         return path
     bundled = directory() / f"{name}.yaml"
-    if bundled.exists():
+    if os.path.exists(bundled):  # noqa: PTH110
         return bundled
     near = get_close_matches(name, [p.stem for p in directory().glob("*.yaml")], n=1)
     hint = f"; did you mean '{near[0]}'?" if near else " (`harness list specs` lists those that come with it)"
-    raise SpecError(name, [Problem(f"no such spec{hint}")])
+    raise SpecError(limits.clipped(name), [Problem(f"no such spec{hint}")])
 
 
 def directory() -> Path:

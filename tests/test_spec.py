@@ -240,6 +240,14 @@ def test_a_bundled_spec_is_found_by_name_and_its_nearest_is_suggested() -> None:
         spec.find("digits_cn")
 
 
+@pytest.mark.parametrize(
+    "name", ["x" * 5000, "a\0b", "a\0b.yaml", "x" * 5000 + ".yaml", "/dev/zero", ".", "", "\ud800"]
+)
+def test_what_is_no_path_is_no_spec(name: str) -> None:
+    with pytest.raises(SpecError, match=r"no such spec|cannot be read: "):
+        spec.load(spec.find(name))
+
+
 BLOCKS = GOOD.replace(
     "networks:",
     "blocks:\n  wide:\n    parameters: {units: ~, drop: 0.5}\n    layers: [{dense: $units}, relu, {dropout: $drop}]\nnetworks:",

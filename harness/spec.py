@@ -255,6 +255,8 @@ def _by_name(path: Sequence[str | int], cls: Any, given: object) -> str:  # noqa
     name = path[-1] if isinstance(path[-1], str) else cls.__name__.lower()
     if isinstance(given, (int, float, str)) and len(needed) == 1:
         return f"takes its fields by name: write '{name}: {{{needed[0]}: {limits.clipped(str(given))}}}'"
+    if not fields:
+        return f"'{name}' has no fields: write it alone"
     return f"takes its fields by name: '{name}: {{{fields[0]}: ...}}' (fields: {', '.join(fields)})"
 
 

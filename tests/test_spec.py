@@ -65,6 +65,8 @@ WRONG = [
     ("- flatten", "- conv2d: {channels: 4, kernel: big}\n      - flatten", r"kernel: a number, or a list of two: \[vertical, horizontal\]; got 'big'"),
     ("- flatten", "- reshape: [8, 8]\n      - conv1d: {channels: 4, kernel: 3, padding: causal}\n      - flatten", r"or a list of two: \[before, after\]; causal is \[dilation \* \(kernel - 1\), 0\]"),
     ("sgd: {learning_rate: 0.1}", "adam: 0.001", r"takes its fields by name: write 'adam: \{learning_rate: 0.001\}'"),
+    ("- flatten", "- flatten: 3", r"'flatten' has no fields: write it alone"),
+    ("sgd: {learning_rate: 0.1}", "sgd: [1]", r"sgd: takes its fields by name: 'sgd: \{learning_rate: ...\}' \(fields: learning_rate, momentum"),
     ("sgd: {learning_rate: 0.1}", "adam: {lr: 0.001}", r"unknown field 'lr'; here that is 'learning_rate'"),
     ("sgd: {learning_rate: 0.1}", "nadam: {learning_rate: 0.001}", r"unknown optimizer 'nadam'; there is no such rule here \(known: sgd"),
     ("sgd: {learning_rate: 0.1}", "sgd: {learning_rate: '0.1'}", r"learning_rate: a number is needed, got '0.1'"),

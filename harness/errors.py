@@ -25,7 +25,11 @@ class SpecError(HarnessError):
     """A spec that cannot be run: every problem that was found, with file, line and column. Fix your YAML."""
 
     def __init__(self, source: Path | str, problems: list[Problem]) -> None:
-        self.source, self.problems = str(source), list(dict.fromkeys(problems))
+        # What is wrong with a block is so wherever it is used: it is said where it is first.
+        first: dict[tuple[object, ...], Problem] = {}
+        for p in problems:
+            first.setdefault((p.message, p.where if p.line is None else p.line, p.column), p)
+        self.source, self.problems = str(source), list(first.values())
         super().__init__("\n".join(self._line(problem) for problem in self.problems))
 
     def _line(self, problem: Problem) -> str:

@@ -169,6 +169,13 @@ def test_no_problem_is_said_twice() -> None:
     )
     assert len(found) == len(set(found)) == 1
     found = problems(
+        BLOCKS.replace("relu", "rlu").replace(
+            "- dense: 10", "- wide: {units: 7}\n      - wide: {units: 8}\n      - dense: 10"
+        )
+    )
+    assert len(found) == 1
+    assert "unknown op 'rlu'" in found[0]
+    found = problems(
         GOOD.replace("net(image)", "nett(image)")
         + "evaluation: {metrics: [{accuracy: {logits: nett(image), labels: label}}]}"
     )

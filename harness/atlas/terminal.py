@@ -17,15 +17,12 @@ def show(found: Explanation, console: Console) -> None:
     )
     bites = [f for f in found.findings if f.status == "measured"]
     refused = [f for f in found.findings if f.status == "refused"]
-    if console.width < NARROW:
-        for lines in (_spelled(f) for f in bites):
-            console.print(lines)
-    elif bites:
-        console.print(_ranked(bites))
+    narrow = console.width < NARROW
+    if bites:
+        console.print(*map(_spelled, bites) if narrow else [_ranked(bites)], sep="\n")
     if refused:
         console.print("Refused, so that it cannot go unnoticed:")
-        for lines in (_spelled(f) for f in refused) if console.width < NARROW else [_refused(refused)]:
-            console.print(lines)
+        console.print(*map(_spelled, refused) if narrow else [_refused(refused)], sep="\n")
     quiet = [f for f in found.findings if f.status == "no effect"]
     if quiet:
         names = ", ".join(f"{f.row.rule.replace('`', '')} ({f.backend})" for f in quiet)

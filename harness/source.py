@@ -206,6 +206,7 @@ class _Reader:
             if not isinstance(key_node, ScalarNode):
                 self.problems.append(Problem("a key must be a word", "", line, column))
                 continue
+            self._join_halves(key_node)
             key = str(key_node.value)
             if len(key) > limits.NAME:
                 message = f"a key of {len(key):,} characters; a name has {limits.NAME} at most"
@@ -220,15 +221,18 @@ class _Reader:
             items[key] = Located(value.value, line, column) if isinstance(value.value, dict) else value
         return items
 
-    def _scalar(self, node: ScalarNode) -> str | int | float | bool | None:
-        if node.style == ">":
-            node.value = node.value.replace("\a", "")  # ruamel.yaml's marks of where the text was folded
+    def _join_halves(self, node: ScalarNode) -> None:
+        """JSON, which is YAML too, escapes a character beyond the first 65,536 as two halves."""
         try:
-            # JSON, which is YAML too, escapes a character beyond the first 65,536 as two halves.
             node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError:
             line, column = node.start_mark.line + 1, node.start_mark.column + 1
             self.problems.append(Problem("half of a surrogate pair is not a character", "", line, column))
+
+    def _scalar(self, node: ScalarNode) -> str | int | float | bool | None:
+        if node.style == ">":
+            node.value = node.value.replace("\a", "")  # ruamel.yaml's marks of where the text was folded
+        self._join_halves(node)
         # A quoted scalar is text whatever it looks like.
         tag = "str" if node.style in ("'", '"', "|", ">") else str(node.tag).rpartition(":")[2]
         text = str(node.value)

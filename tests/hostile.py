@@ -11,6 +11,7 @@ import argparse
 import ast
 import io
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -24,6 +25,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -336,7 +338,7 @@ def npz(rng: Mine) -> bytes:
     members[which] = rng.choice([
         lambda: members[which], lambda: header(rng.choice(["(3, 2)", "(-1,)", "(10**9,)", "(1000000000000, 8)", f"({CANARY}(),)", "()", "(0,)", "[4]", "None", "(4.5,)", "(1,)*99"])),
         lambda: header("(4, 2)", rng.choice(["O", "<M8", "|S5", "<U9999999", "|V8", "<c16", ">f8", "<f2", "junk", "<i1000"])) + bytes(64), lambda: array(np.array([Evil()], dtype=object), pickled=True),
-        lambda: header("(20000000,)", "|u1") + bytes(20_000_000), lambda: header("(300000000,)", "|u1") + bytes(300), lambda: array(np.array(rng.choice([[1e308], [float("nan")], [2**63], [True], ["a"], [1j]]))),
+        lambda: header("(27000000,)", "|u1") + bytes(4_000_000), lambda: header("(300000000,)", "|u1") + bytes(300), lambda: array(np.array(rng.choice([[1e308], [float("nan")], [2**63], [True], ["a"], [1j]]))),
         lambda: array(np.zeros((4, *[1] * rng.randrange(9)))), lambda: array(np.zeros((4, 5, 5, 3), np.uint8)), lambda: rng.randbytes(200), lambda: b"", lambda: b"\x93NUMPY\x09\x09" + bytes(50),
         lambda: b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + bytes(50), lambda: header("(4, 2)")[:30],
     ])()  # fmt: skip
@@ -456,19 +458,23 @@ def files(rng: Mine) -> Case:
     return f"file: {kind}", dumped(data), content
 
 
-def specs(seed: int, count: int) -> Iterator[Case]:
-    """Hostile specs."""
-    bases = [loaded(BASE), *(loaded(path.read_text()) for path in sorted(spec.directory().glob("*.yaml")))]
-    makers: list[Callable[[Mine, list[Any]], Case]] = [structures, structures, structures, numbers, texts, large]
-    for i in range(count):
-        rng = Mine(f"{seed}/{i}")
-        yield makers[i % len(makers)](rng, bases)
+@cache
+def bases() -> list[Any]:
+    """Specs that are right."""
+    return [loaded(BASE), *(loaded(path.read_text()) for path in sorted(spec.directory().glob("*.yaml")))]
 
 
-def hostile_files(seed: int, count: int) -> Iterator[Case]:
-    """Hostile files, each with a spec that reads it."""
-    for i in range(count):
-        yield files(Mine(f"{seed}/file/{i}"))
+MAKERS: list[Callable[[Mine, list[Any]], Case]] = [structures, structures, structures, numbers, texts, large]
+
+
+def hostile_spec(seed: int, number: int) -> Case:
+    """One of the specs."""
+    return MAKERS[number % len(MAKERS)](Mine(f"{seed}/{number}"), bases())
+
+
+def hostile_file(seed: int, number: int) -> Case:
+    """One of the files, with a spec that reads it."""
+    return files(Mine(f"{seed}/file/{number}"))
 
 
 def guard(folder: Path, events: list[str]) -> None:
@@ -602,26 +608,40 @@ def run(case: Case, root: Path, number: int) -> Outcome:
     return Outcome(kind, verdict, seconds, size / 1e6, said)
 
 
+TRIED: dict[str, Any] = {}
+"""What the processes of the pool were forked with: the seed, how many specs there are, and the folder for their cases."""
+
+
+def tried(number: int) -> Outcome:
+    """A case by its number."""
+    seed, count = TRIED["seed"], TRIED["specs"]
+    case = hostile_spec(seed, number) if number < count else hostile_file(seed, number - count)
+    return run(case, TRIED["root"], number)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Make them, try them, and print what happened."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--specs", type=int, default=1000)
     parser.add_argument("--files", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="cases at a time")
     parser.add_argument("--keep", type=Path, help="a new folder for the cases that must not be")
     given = parser.parse_args(arguments)
+    bases()
     warmed = compile_spec(*spec.loads(BASE))
     for backend in BACKENDS:
         emitted(warmed, backend, "float32")  # every import is done before the first fork
     prepare(warmed)
     began, found = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="hostile-") as name:
-        cases = [*specs(given.seed, given.specs), *hostile_files(given.seed, given.files)]
-        for number, case in enumerate(cases):
-            outcome = run(case, Path(name), number)
-            found.append(outcome)
-            if outcome.verdict in BAD:
-                sys.stdout.write(f"case {number} ({outcome.kind}): {outcome.verdict}: {outcome.said[-1500:]}\n")
+        TRIED.update(seed=given.seed, specs=given.specs, root=Path(name))
+        with multiprocessing.get_context("fork").Pool(given.workers) as pool:
+            for number, outcome in enumerate(pool.imap(tried, range(given.specs + given.files))):
+                found.append(outcome)
+                if outcome.verdict in BAD:
+                    sys.stdout.write(f"case {number} ({outcome.kind}): {outcome.verdict}: {outcome.said[-1500:]}\n")
+                    sys.stdout.flush()
         if given.keep and any(outcome.verdict in BAD for outcome in found):
             shutil.copytree(name, given.keep, symlinks=True, ignore=shutil.ignore_patterns("pipe", "huge"))
     verdicts = ("accepted", "refused", *BAD)

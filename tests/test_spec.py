@@ -119,6 +119,8 @@ WRONG = [
     ("name: good", "name: a-b", r"x.yaml:2:7: name: a name has letters"),
     ("name: good", "name: good\nname: twice", r"x.yaml:3:1: the key 'name' is given twice"),
     ("name: good", "name: good\ntraning: 3", r"unknown field 'traning'; did you mean 'training'\?"),
+    ("name: good", 'name: good\n"\\ud83d\\ude00": 1', r"unknown field '\U0001f600'"),
+    ("name: good", 'name: good\n"\\ud83d": 1', r"half of a surrogate pair is not a character"),
     ("name: good", "nam: good", r"unknown field 'nam'; did you mean 'name'\?"),
 ]  # fmt: skip
 

@@ -113,9 +113,10 @@ def bench(session: nox.Session, backend: str, device: str) -> None:
 
 @nox.session
 def golden(session: nox.Session) -> None:
-    """Compare the emitted programs with tests/golden (or: -- --write, and review the difference like code)."""
+    """Compare the emitted programs with tests/golden (or: -- --write, and review the difference like code), and their names with harness/reserved.py."""
     install(session, "test")
     session.run("python", "tests/golden.py", *session.posargs)
+    session.run("python", "tests/reserved.py", *session.posargs)
 
 
 @nox.session
@@ -123,6 +124,13 @@ def atlas(session: nox.Session) -> None:
     """Write backends/README.md from the table of differences (or: -- --measure, which trains for ten minutes first)."""
     install(session, "all" if session.posargs else "test")
     session.run("python", "-m", "harness.atlas", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def hostile(session: nox.Session) -> None:
+    """A thousand hostile specs and three hundred hostile files: none may end in a traceback, run code, or take long (or: -- --seed 1)."""
+    install(session, "test")
+    session.run("python", "tests/hostile.py", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session

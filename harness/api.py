@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import lanes, spec
+from harness import lanes, spec, words
 from harness.backend import BACKENDS
 from harness.errors import CallError
 from harness.graph import Program
@@ -49,7 +49,9 @@ class Experiment:
         `strategy`: how its steps are run, a name of `harness.lanes`; left out, plainly. Raises SpecError, CallError.
         """
         if backend not in BACKENDS:
-            raise CallError(f"unknown backend '{backend}' (backends: {', '.join(BACKENDS)})")
+            raise CallError(
+                f"unknown backend '{backend}'{words.hint(backend, BACKENDS)} (backends: {', '.join(BACKENDS)})"
+            )
         named(precision)
         program = self.compile(steps, seed)
         lanes.require(program, backend, strategy, observe=observe, precision=precision)
@@ -109,7 +111,7 @@ def _options(what: str, options: dict[str, Any]) -> "Options":
             raise CallError(f"{what} has no option '{name}' (options: {', '.join(known)})")
     for name in options.get("backends", ()):
         if name not in BACKENDS:
-            raise CallError(f"unknown backend '{name}' (backends: {', '.join(BACKENDS)})")
+            raise CallError(f"unknown backend '{name}'{words.hint(name, BACKENDS)} (backends: {', '.join(BACKENDS)})")
     for name in ("out", "start"):
         if isinstance(path := options.get(name), str):
             options[name] = Path(path)

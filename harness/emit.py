@@ -15,6 +15,7 @@ from textwrap import indent, wrap
 from ruff import find_ruff_bin
 
 import harness
+from harness import names as reserved
 from harness.graph import BlockOp, CallSite, Graph, Node, Program, Ref, Term, Update
 from harness.losses import SigmoidCrossEntropy
 from harness.optimizers import Cosine, Step
@@ -66,7 +67,7 @@ def variables(graph: Graph) -> dict[str, str]:
         live = {held[name] for name in held if last.get(name, -1) > i}
         ending = [names[name] for name in node.inputs if last[name] == i and names[name] in ("x", "y", "z")]
         free = [v for v in (*ending, "x", "y", "z") if v not in live]
-        names[node.name] = free[0] if free else node.name
+        names[node.name] = free[0] if free else reserved.variable(node.name, live)
         held = {name: v for name, v in held.items() if last.get(name, -1) > i and v != names[node.name]}
         held[node.name] = names[node.name]
     return names
@@ -140,8 +141,11 @@ def container(program: Program) -> str:
     if len(program.networks) == 1:
         return next(iter(program.networks.values())).class_name
     name = "".join(part.title() for part in program.name.split("_"))
-    taken = {graph.class_name for graph in graphs(program)}
-    return f"{name}Networks" if name in taken else name
+    taken = {graph.class_name for graph in graphs(program)} | reserved.TAKEN
+    taken |= {made for update in program.updates for made in reserved.of_update(update.name)}
+    while name in taken or not name:
+        name += "Networks"
+    return name
 
 
 def docstring(program: Program, framework: str, backend: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from harness import words
 from harness.backend import BACKENDS, PACKAGES
 from harness.errors import CallError
 
@@ -38,7 +39,7 @@ def backends(names: str | None) -> tuple[str, ...]:
     chosen = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     unknown = [name for name in chosen if name not in BACKENDS]
     if unknown or not chosen:
-        what = f"unknown backend '{unknown[0]}'" if unknown else "no backend given"
+        what = f"unknown backend '{unknown[0]}'{words.hint(unknown[0], BACKENDS)}" if unknown else "no backend given"
         raise CallError(f"{what} (backends: {', '.join(BACKENDS)})")
     return chosen
 

@@ -1,6 +1,7 @@
 """Values of a training step: `label`, `classifier(image)`, `discriminator(generator(noise))`."""
 
 import ast
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -8,6 +9,8 @@ from typing import Annotated, Any
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from harness import limits
+from harness.record import out_of_range
 from harness.syntax import parse_expression
 
 
@@ -50,16 +53,29 @@ def parse(text: object) -> Expression:
     if isinstance(text, (Name, Call, Number)):
         return text
     if isinstance(text, (int, float)) and not isinstance(text, bool):
+        if (message := out_of_range(text)) is not None or not math.isfinite(text):
+            raise ValueError(message or f"a number must be finite, got {text!r}")
         return Number(float(text))
     if not isinstance(text, str):
-        raise ValueError(f"an expression is a field or a network's call, like 'classifier(image)', not {text!r}")
+        raise ValueError(f"an expression is {LIKE}, not {limits.shown(text)}")
+    if len(text) > limits.EXPRESSION:
+        raise ValueError(f"an expression of {len(text):,} characters; it has {limits.EXPRESSION:,} at most")
     try:
-        return _expression(parse_expression(text.strip()))
+        found = _expression(parse_expression(text.strip()))
     except (SyntaxError, RecursionError, MemoryError, ValueError):
         comma = "; inside {...} a call with a comma needs quotes" if text.count("(") > text.count(")") else ""
-        raise ValueError(
-            f"an expression is a field or a network's call, like 'classifier(image)', not {text!r}{comma}"
-        ) from None
+        raise ValueError(f"an expression is {LIKE}, not {limits.shown(text)}{comma}") from None
+    if depth(found) > limits.NESTING:
+        raise ValueError(f"calls within one another, {depth(found)} deep; {limits.NESTING} at most")
+    return found
+
+
+LIKE = "a field or a network's call, like 'classifier(image)'"
+
+
+def depth(expression: Expression) -> int:
+    """How many calls are within one another."""
+    return 1 + max(map(depth, expression.arguments)) if isinstance(expression, Call) else 0
 
 
 def _expression(node: ast.expr) -> Expression:

@@ -38,15 +38,15 @@ def parameters(program: Program) -> Arrays:
 def order(seed: int, examples: int, batch: int, steps: int, *, shuffle: bool, keep_last: bool) -> Array:
     """Which rows make the batch of each step: int32 [steps, batch]; -1 where an epoch's last batch is smaller."""
     per_epoch = -(-examples // batch) if keep_last else examples // batch
-    rows = np.full((steps, batch), -1, dtype=np.int32)
-    for epoch in range(-(-steps // per_epoch)):
-        indices = stream(seed, "epoch", epoch).permutation(examples) if shuffle else np.arange(examples)
-        for i in range(per_epoch):
-            step = epoch * per_epoch + i
-            if step < steps:
-                chosen = indices[i * batch : (i + 1) * batch]
-                rows[step, : len(chosen)] = chosen
-    return rows
+    epochs = -(-steps // per_epoch)
+    rows = np.full((epochs, per_epoch * batch), -1, dtype=np.int32)
+    kept = min(examples, per_epoch * batch)
+    if shuffle:
+        for epoch in range(epochs):
+            rows[epoch, :kept] = stream(seed, "epoch", epoch).permutation(examples)[:kept]
+    else:
+        rows[:, :kept] = np.arange(kept)
+    return rows.reshape(-1, batch)[:steps]
 
 
 def noise(program: Program, *names: object, count: int) -> Arrays:

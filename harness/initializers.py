@@ -9,9 +9,10 @@ import math
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from harness.record import Kind, OneOf
+from harness import limits
+from harness.record import Kind, OneOf, Real
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Shape = tuple[int, ...]
@@ -51,7 +52,7 @@ class Constant(InitializerKind):
 
     kind = "constant"
     shorthand = "value"
-    value: float
+    value: Real
 
     def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:
         return np.full(shape, self.value)
@@ -72,8 +73,8 @@ class Values(InitializerKind):
             raise ValueError("initial values must be numbers in nested lists of equal lengths") from None
         if array.shape != shape:
             raise ValueError(f"initial values of shape {list(array.shape)} for a parameter of shape {list(shape)}")
-        if not np.isfinite(array).all():
-            raise ValueError("initial values must be finite")
+        if not (np.abs(array) <= limits.GREATEST).all():  # nor NaN, which is not less than anything
+            raise ValueError(f"initial values must be finite, and {limits.GREATEST:g} at most in size")
         return array
 
     def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:
@@ -84,8 +85,14 @@ class Uniform(InitializerKind):
     """U(low, high)."""
 
     kind = "uniform"
-    low: float = -0.05
-    high: float = 0.05
+    low: Real = -0.05
+    high: Real = 0.05
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Uniform":
+        if self.low > self.high:
+            raise ValueError(f"'low' is above 'high': {self.low:g} and {self.high:g}")
+        return self
 
     def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:
         return rng.uniform(self.low, self.high, shape)
@@ -96,8 +103,8 @@ class Normal(InitializerKind):
 
     kind = "normal"
     shorthand = "std"
-    std: Annotated[float, Field(ge=0)] = 0.05
-    mean: float = 0.0
+    std: Annotated[Real, Field(ge=0)] = 0.05
+    mean: Real = 0.0
 
     def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:
         return rng.normal(self.mean, self.std, shape)
@@ -108,8 +115,8 @@ class TruncatedNormal(InitializerKind):
 
     kind = "truncated_normal"
     shorthand = "std"
-    std: Annotated[float, Field(ge=0)] = 0.05
-    mean: float = 0.0
+    std: Annotated[Real, Field(ge=0)] = 0.05
+    mean: Real = 0.0
 
     def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:
         return self.mean + self.std * _truncated(rng, shape)
@@ -182,7 +189,7 @@ class Orthogonal(InitializerKind):
     """
 
     kind = "orthogonal"
-    gain: float = 1.0
+    gain: Real = 1.0
 
     def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:
         rows, columns = math.prod(shape[:-1]), shape[-1]

@@ -8,13 +8,13 @@ import numpy as np
 from harness import special
 from harness.expressions import Value
 from harness.ops.base import Array, Fraction, Shape, Shift, need, spell
-from harness.record import Kind, OneOf
+from harness.record import Kind, OneOf, Real
 
 
 class Loss(Kind):
     """One term of a loss; an update's loss is the sum of its terms, each times its `weight`."""
 
-    weight: float = 1.0
+    weight: Real = 1.0
     roles: ClassVar[tuple[str, str]]
     """Its two arguments: what the network says, and what is true."""
     integer_targets: ClassVar[bool] = False

@@ -1,291 +1,74 @@
-"""Names that a spec may not use, because emitted programs need them for something else."""
+"""Names of a spec in emitted programs: which become others there, and which are refused.
 
-ATTRIBUTES = frozenset(
-    [
-        "T_destination",
-        "activity_regularizer",
-        "add_loss",
-        "add_metric",
-        "add_module",
-        "add_variable",
-        "add_weight",
-        "apply",
-        "autocast",
-        "bfloat16",
-        "buffers",
-        "build",
-        "build_from_config",
-        "built",
-        "call",
-        "call_signature_parameters",
-        "call_super_init",
-        "children",
-        "compile",
-        "compile_from_config",
-        "compiled",
-        "compiled_loss",
-        "compiled_metrics",
-        "compute_dtype",
-        "compute_loss",
-        "compute_mask",
-        "compute_metrics",
-        "compute_output_shape",
-        "compute_output_spec",
-        "count_params",
-        "cpu",
-        "cuda",
-        "distribute_reduction_method",
-        "distribute_strategy",
-        "double",
-        "dtype",
-        "dtype_policy",
-        "dump_patches",
-        "eval",
-        "evaluate",
-        "export",
-        "extra_repr",
-        "fit",
-        "float",
-        "forward",
-        "from_config",
-        "get_buffer",
-        "get_build_config",
-        "get_compile_config",
-        "get_config",
-        "get_extra_state",
-        "get_layer",
-        "get_metrics_result",
-        "get_parameter",
-        "get_quantization_layer_structure",
-        "get_state_tree",
-        "get_submodule",
-        "get_weights",
-        "half",
-        "input",
-        "input_dtype",
-        "input_spec",
-        "ipu",
-        "iter_children",
-        "iter_modules",
-        "jit_compile",
-        "layers",
-        "load_own_variables",
-        "load_state_dict",
-        "load_weights",
-        "loss",
-        "losses",
-        "make_predict_function",
-        "make_test_function",
-        "make_train_function",
-        "metrics",
-        "metrics_names",
-        "metrics_variables",
-        "modules",
-        "mtia",
-        "name",
-        "named_buffers",
-        "named_children",
-        "named_modules",
-        "named_parameters",
-        "non_trainable_variables",
-        "non_trainable_weights",
-        "output",
-        "parameters",
-        "path",
-        "perturb",
-        "predict",
-        "predict_function",
-        "predict_on_batch",
-        "predict_step",
-        "quantization_mode",
-        "quantize",
-        "quantized_build",
-        "quantized_call",
-        "register_backward_hook",
-        "register_buffer",
-        "register_forward_hook",
-        "register_forward_pre_hook",
-        "register_full_backward_hook",
-        "register_full_backward_pre_hook",
-        "register_load_state_dict_post_hook",
-        "register_load_state_dict_pre_hook",
-        "register_module",
-        "register_parameter",
-        "register_state_dict_post_hook",
-        "register_state_dict_pre_hook",
-        "rematerialized_call",
-        "requires_grad_",
-        "reset_metrics",
-        "run_eagerly",
-        "save",
-        "save_own_variables",
-        "save_weights",
-        "set_attributes",
-        "set_extra_state",
-        "set_state_tree",
-        "set_submodule",
-        "set_weights",
-        "share_memory",
-        "sow",
-        "state_dict",
-        "stateless_call",
-        "stateless_compute_loss",
-        "steps_per_execution",
-        "summary",
-        "supports_jit",
-        "supports_masking",
-        "symbolic_call",
-        "test_function",
-        "test_on_batch",
-        "test_step",
-        "to",
-        "to_empty",
-        "to_json",
-        "train",
-        "train_function",
-        "train_on_batch",
-        "train_step",
-        "trainable",
-        "trainable_variables",
-        "trainable_weights",
-        "training",
-        "type",
-        "unrolled_steps_per_execution",
-        "variable_dtype",
-        "variables",
-        "weights",
-        "xpu",
-        "zero_grad",
-    ]
-)
-"""What `nn.Module`, `keras.Model`, `keras.layers.Layer` and `nnx.Module` call their own: no layer can be called so.
-
-`tests/test_frameworks.py` compares this with the frameworks that are installed.
+A layer, an input or a value may be called whatever its author likes: where a program or a framework has that name for
+something else, the program says `name_`. `harness.reserved` has those names, read off the programs themselves.
 """
 
-VARIABLES = frozenset(
-    [
-        "F",
-        "absolute_error",
-        "all_but",
-        "as_rows",
-        "batch",
-        "bfloat16_attention",
-        "bfloat16_einsum",
-        "bfloat16_linear",
-        "bfloat16_matmul",
-        "clip_by_global_norm",
-        "compiled_step",
-        "conv_general_dilated",
-        "convolve",
-        "dot_general",
-        "dropout_masks",
-        "gelu",
-        "graphdef",
-        "jax",
-        "jnp",
-        "keras",
-        "last_state",
-        "layers",
-        "leaky_relu",
-        "learning_rate",
-        "load_batch",
-        "load_file",
-        "load_parameters",
-        "loss",
-        "loss_fn",
-        "losses",
-        "lstm_states",
-        "main",
-        "masks",
-        "math",
-        "max_pool",
-        "minimise",
-        "model",
-        "nn",
-        "nnx",
-        "np",
-        "ops",
-        "optax",
-        "optimizer",
-        "optimizers",
-        "os",
-        "parameters",
-        "partial",
-        "round_to_bfloat16",
-        "scale_by_adam",
-        "self",
-        "state",
-        "statistics",
-        "step",
-        "sys",
-        "tf",
-        "to_bfloat16",
-        "to_float32",
-        "to_tensors",
-        "torch",
-        "train_step",
-        "training",
-        "unflatten_dict",
-    ]
-)
-"""Local and module-level names of emitted programs: no input, value or field can be called so."""
+import builtins
+import keyword
+from collections.abc import Collection
 
+from harness.reserved import ATTRIBUTES, OF_UPDATES, PROGRAMS
+
+TAKEN = PROGRAMS | set(dir(builtins)) | set(keyword.kwlist)
+"""What no variable and no class of a spec's own is called in a program."""
 FIELDS = frozenset({"masks", "order"})
 """What a batch and the run's inputs hold beside the data."""
 
-CLASSES = frozenset(
-    [
-        "Adam",
-        "AdamW",
-        "Array",
-        "Attention",
-        "Axes",
-        "BatchNorm",
-        "BatchNorm1d",
-        "BatchNorm2d",
-        "Bfloat16Conv",
-        "Bfloat16Conv1D",
-        "Bfloat16Conv1d",
-        "Bfloat16Conv2D",
-        "Bfloat16Conv2DTranspose",
-        "Bfloat16Conv2d",
-        "Bfloat16ConvTranspose",
-        "Bfloat16ConvTranspose2d",
-        "Bfloat16Dense",
-        "Bfloat16Embed",
-        "Bfloat16GRU",
-        "Bfloat16GRUCell",
-        "Bfloat16LSTM",
-        "Bfloat16Linear",
-        "Bfloat16OptimizedLSTMCell",
-        "Callable",
-        "Conv",
-        "DroppedAttention",
-        "DroppedGRU",
-        "DroppedLSTM",
-        "GRU",
-        "GRUCell",
-        "Gradients",
-        "Iterable",
-        "LSTM",
-        "LastLSTM",
-        "LayerNorm",
-        "Learning",
-        "LearningRate",
-        "Linear",
-        "Losses",
-        "NamedTuple",
-        "NesterovSGD",
-        "Path",
-        "Positions",
-        "Recurrence",
-        "SGD",
-        "SelfAttention",
-        "State",
-        "Tensor",
-        "Trainer",
-        "UnrolledLSTM",
-    ]
-)
-"""Classes that emitted programs import or define: a network or block of that name gets `Network` after it."""
+
+def variable(name: str, others: Collection[str] = ()) -> str:
+    """What a value or an input is called in a program: `name_` where that means something else there, or is another's.
+
+    >>> variable("image"), variable("values"), variable("values", {"values_"})
+    ('image', 'values_', 'values__')
+    """
+    while name in TAKEN or name in others:
+        name += "_"
+    return name
+
+
+def attribute(name: str, others: Collection[str] = ()) -> str:
+    """What a layer is called: `name_` where a framework's own modules have that attribute.
+
+    >>> attribute("norm"), attribute("output"), attribute("output", {"output_"})
+    ('norm', 'output_', 'output__')
+    """
+    while name in ATTRIBUTES or name in others:
+        name += "_"
+    return name
+
+
+def class_name(name: str) -> str:
+    """What the class of a network or block is called: `NameNetwork` where that means something else in programs.
+
+    >>> class_name("decoder_block"), class_name("none"), class_name("lstm"), class_name("f"), class_name("_")
+    ('DecoderBlock', 'NoneNetwork', 'Lstm', 'FNetwork', 'Network')
+    """
+    text = "".join(part[:1].upper() + part[1:] for part in name.split("_"))
+    while text in TAKEN or not text:
+        text += "Network"
+    return text
+
+
+def of_update(name: str) -> set[str]:
+    """What programs make of an update's name.
+
+    >>> sorted(of_update("actor"))[:3]
+    ['ActorLearningRate', 'NO_DECAY_ACTOR', 'actor_groups']
+    """
+    camel = "".join(part[:1].upper() + part[1:] for part in name.split("_"))
+    return {form.replace("{upper}", name.upper()).replace("{camel}", camel).replace("{}", name) for form in OF_UPDATES}
+
+
+def refused_network(name: str) -> str | None:
+    """Why no network can be called so, where several are attributes of one model; None where one can."""
+    if name in ATTRIBUTES:
+        return f"the frameworks' own models have '{name}' for something else; choose another name, like '{name}_net'"
+    return None
+
+
+def refused_update(name: str) -> str | None:
+    """Why no update can be called so: what programs make of its name means something else there."""
+    if clash := sorted(of_update(name) & TAKEN):
+        return f"programs have '{clash[0]}' for something else; choose another name"
+    return None

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from harness.ops.base import Array, Count, Flag, Fraction, NotNegative, Positive, Size
-from harness.record import Kind, OneOf
+from harness.record import Kind, OneOf, Real
 
 
 class Optimizer(Kind):
@@ -135,7 +135,7 @@ class Schedule(Kind):
 
     warmup: Size = 0
     """For update t < warmup the factor is `warmup_start + (1 - warmup_start) · t / warmup`."""
-    warmup_start: Annotated[float, Field(ge=0, le=1)] = 0.0
+    warmup_start: Annotated[Real, Field(ge=0, le=1)] = 0.0
 
     def after(self, t: int) -> float:
         """The factor t updates after the warm-up."""
@@ -174,7 +174,7 @@ class Cosine(Schedule):
     kind = "cosine"
     steps: Count | None = None
     """The updates of the descent, warm-up not counted; left out, what remains of the training."""
-    final: Annotated[float, Field(ge=0, le=1)] = 0.0
+    final: Annotated[Real, Field(ge=0, le=1)] = 0.0
 
     def after(self, t: int) -> float:
         steps = self.steps or 1

@@ -15,6 +15,7 @@ Flax's `dtype=jnp.bfloat16` give all of them, and embeddings, in bfloat16.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from harness import words
 from harness.errors import CallError
 
 
@@ -67,7 +68,7 @@ def named(name: str, option: str = "--precision") -> Precision:
     'float32'
     """
     if name not in PRECISIONS:
-        raise CallError(f"{option} is {', '.join(NAMES[:-1])} or {NAMES[-1]}, got '{name}'")
+        raise CallError(f"{option} is {', '.join(NAMES[:-1])} or {NAMES[-1]}, got '{name}'{words.hint(name, NAMES)}")
     return PRECISIONS[name]
 
 

@@ -1,17 +1,48 @@
 """Frozen records and the op-first way of writing them: `- conv2d: {channels: 8, kernel: 3}`, `- relu`."""
 
-import difflib
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from harness import limits, words
 
 
 class Record(BaseModel):
     """A frozen piece of a spec: unknown fields, NaN and silent conversions are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def out_of_range(value: object) -> str | None:
+    """Why a number cannot be computed with in every precision; None where it can, or is no number.
+
+    >>> out_of_range(1e-320), out_of_range(0.5), out_of_range("a")
+    ('a number is 0, or between 1e-37 and 1e+30 in size (float32 holds no other); got 1e-320', None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value in (0, math.inf, -math.inf):
+        return None
+    if isinstance(value, int):
+        fits, most = abs(value) <= limits.COUNT, f"a whole number is {limits.COUNT:,} at most"
+        return None if fits else f"{most}; got {limits.shown(value)}"
+    if limits.SMALLEST <= abs(value) <= limits.GREATEST or math.isnan(value):
+        return None
+    between = f"between {limits.SMALLEST:g} and {limits.GREATEST:g} in size (float32 holds no other)"
+    return f"a number is 0, or {between}; got {value!r}"
+
+
+def _real(value: object) -> object:
+    if isinstance(value, (bool, str)):
+        raise PydanticCustomError("number", "{message}", {"message": f"a number is needed, got {limits.shown(value)}"})
+    if (message := out_of_range(value)) is not None:
+        raise PydanticCustomError("number", "{message}", {"message": message})
+    return value
+
+
+Real = Annotated[float, BeforeValidator(_real)]
+"""A number that every precision can hold; no word and no truth value becomes one."""
 
 
 class Kind(Record):
@@ -42,7 +73,8 @@ class OneOf:
         elif isinstance(value, Mapping) and len(value) == 1:
             ((name, arguments),) = value.items()
         else:
-            got = "the keys " + ", ".join(map(str, value)) if isinstance(value, Mapping) else repr(value)
+            got = "the keys " + ", ".join(map(str, value)) if isinstance(value, Mapping) else limits.shown(value)
+            got = limits.clipped(got)
             article = "an" if self.what[0] in "aeiou" else "a"
             message = f"{article} {self.what} is one key with its fields below it, like '{next(iter(kinds))}: {{...}}'; got {got}"
             raise PydanticCustomError("one_of", "{message}", {"message": message})
@@ -121,11 +153,8 @@ def _arguments(value: tuple[str, object]) -> object:
 
 def unknown(what: str, name: str, known: Sequence[str]) -> PydanticCustomError:
     """The error for a name that nobody declared, with the nearest one that somebody did."""
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
-    return PydanticCustomError(
-        "unknown", "{message}", {"message": f"unknown {what} '{name}'{hint} (known: {', '.join(known)})"}
-    )
+    message = f"unknown {what} '{limits.clipped(name)}'{words.hint(name, known)} (known: {', '.join(known)})"
+    return PydanticCustomError("unknown", "{message}", {"message": message})
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 - any record's field

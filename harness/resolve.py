@@ -3,25 +3,28 @@
 import keyword
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from harness import limits, names
 from harness.data.datasets import Column, Text, to_array
-from harness.errors import DataError, Problem, SpecError
+from harness.errors import DataError, Problem, SpecError, warn
 from harness.expressions import Call, Expression, Name, Number, walk
 from harness.graph import BlockOp, CallSite, Graph, Node, Program, Ref, Term, Update
 from harness.initializers import Values
 from harness.losses import Loss, arguments
 from harness.metrics import Metric
-from harness.names import CLASSES, FIELDS
 from harness.ops.base import Op, Shape, ShapeError, spell
 from harness.ops.linear import Add, Embedding, Unembed
 from harness.ops.normalisation import BatchNorm
-from harness.optimizers import Cosine
+from harness.optimizers import Cosine, Step
+from harness.reserved import ATTRIBUTES
 from harness.source import Source
 from harness.spec import Block, Layer, Network, Prediction, Repeat, Residual, Spec
 
 Path = tuple[str | int, ...]
+SQUASHED = {"softmax_cross_entropy": "softmax", "sigmoid_cross_entropy": "sigmoid"}
+"""What a loss of logits applies itself."""
 
 
 def compile_spec(
@@ -46,6 +49,7 @@ class _Compiler:
             self.own_fields = set(spec.data.fields()) if spec.data.noise and columns is None else set()
         except DataError as error:
             raise SpecError(text.name, [text.problem(("data",), str(error))]) from None
+        self.nodes = 0
         self.networks: dict[str, Graph] = {}
         self.signatures: dict[str, tuple[tuple[Shape, str], ...]] = {}
 
@@ -66,8 +70,10 @@ class _Compiler:
         for name in self.columns:
             if not name.isidentifier() or not name.isascii() or keyword.iskeyword(name):
                 self.note(("data",), f"the field {name!r} needs a name of letters, digits and underscores")
-            if name in FIELDS:
+            if name in names.FIELDS:
                 self.note(("data",), f"a field cannot be called '{name}': batches use that name for something else")
+        self.stop()
+        self.sizes()
         self.stop()
         updates = [self.update(i) for i in range(len(self.spec.training.updates))]
         self.stop()
@@ -75,16 +81,57 @@ class _Compiler:
         unused = [name for name in self.spec.networks if name not in self.networks]
         for name in unused:
             self.note(("networks", name), f"network '{name}' is called by no update")
-        names = Counter(update.name for update in updates if update)
-        for name, count in names.items():
+        made_of: dict[str, str] = {}
+        for name, count in Counter(update.name for update in updates if update).items():
             if count > 1:
                 self.note(("training", "updates"), f"{count} updates are called '{name}'; give each a 'name'")
+            for form in sorted(names.of_update(name)):
+                if (other := made_of.setdefault(form, name)) != name:
+                    message = f"'{other}' and '{name}' are both '{form}' in programs; choose another name for one"
+                    self.note(("training", "updates"), message)
+                    break
+        self.stop()
+        self.fits(
+            sum(8 * limits.values(p.shape) for graph in self.networks.values() for p in graph.parameters.values()),
+            "every parameter, in float64,", ("networks",),
+        )  # fmt: skip
         self.stop()
         made = self.scopes([update for update in updates if update is not None])
         ordered = {name: self.networks[name] for name in self.spec.networks}
-        ordered = _distinct_classes(ordered)
+        ordered = _distinct_classes(ordered, {name for update in made for name in names.of_update(update.name)})
         return Program(self.spec.name, " ".join(self.spec.about.split()), self.seed, self.text.name, self.columns,
                        self.spec.data.batch, ordered, tuple(made), self.steps, self.spec)  # fmt: skip
+
+    # Limits -----------------------------------------------------------------------------------------------
+
+    def sizes(self) -> None:
+        """Note what is too large before anything is made of it: networks written out, the order of batches, noise."""
+        for name, network in self.spec.networks.items():
+            count, deep = _written_out(network.layers)
+            if count > limits.NODES:
+                message = f"has {count:,} layers, repetitions written out; {limits.NODES:,} at most"
+                self.note(("networks", name, "layers"), message)
+            if deep > limits.NESTING:
+                message = f"blocks, residuals and repetitions within one another, {deep} deep; {limits.NESTING} at most"
+                self.note(("networks", name, "layers"), message)
+        if self.steps > limits.STEPS:
+            self.note(("training", "steps"), f"{self.steps:,} steps; {limits.STEPS:,} at most")
+        data = self.spec.data
+        what = f"the rows of {self.steps:,} batches of {data.batch:,}"
+        self.fits(self.steps * data.batch * 4, what, ("data", "batch"))
+        for name, noise in data.noise.items():
+            if len(noise.shape) > limits.AXES:
+                self.note(("data", "noise", name), f"{len(noise.shape)} axes; {limits.AXES} at most")
+            what = f"'{name}' for {self.steps:,} batches of {data.batch:,}"
+            self.fits(self.steps * data.batch * limits.values(noise.shape) * 8, what, ("data", "noise", name))
+
+    def fits(self, size: int, what: str, path: Path, most: int | None = None) -> bool:
+        """Whether so many bytes are within the budget; noted where they are not."""
+        most = limits.memory() if most is None else most
+        if size > most:
+            have, want = limits.spell_bytes(size), limits.spell_bytes(most)
+            self.note(path, f"{what} takes {have}; {want} at most ({limits.more()})")
+        return size <= most
 
     # Values -----------------------------------------------------------------------------------------------
 
@@ -100,8 +147,8 @@ class _Compiler:
             if expression.name in self.columns:
                 column = self.columns[expression.name]
                 return column.shape, column.dtype
-            names = ", ".join((*self.columns, *values))
-            self.note(path, f"there is no field or value '{expression.name}' (known: {names})")
+            known = ", ".join((*self.columns, *values))
+            self.note(path, f"there is no field or value '{expression.name}' (known: {known})")
             return None
         if expression.network not in self.spec.networks:
             known = ", ".join(self.spec.networks)
@@ -143,7 +190,10 @@ class _Compiler:
         before = len(self.problems)
         path: Path = ("networks", name)
         builder = _Builder(self, spec, signature, vocabularies)
-        graph = builder.graph(spec, path, _camel(name))
+        builder.fields = {
+            builder.called[f]: str(a) for f, a in zip(spec.inputs, call.arguments, strict=True) if f in vocabularies
+        }
+        graph = builder.graph(spec, path, names.class_name(name))
         return graph if len(self.problems) == before else None
 
     # Updates ----------------------------------------------------------------------------------------------
@@ -153,11 +203,26 @@ class _Compiler:
         path: Path = ("training", "updates", index)
         before = len(self.problems)
         values: dict[str, Expression] = {}
+        parts = 0
         for name, expression in spec.values.items():
             if name in self.columns or name in self.spec.networks:
                 self.note((*path, "values", name), f"'{name}' is a field or a network already; choose another name")
-            self.shape_of(expression, values, (*path, "values", name))
+            if any(part == Name(name) for part in walk(expression)):
+                self.note((*path, "values", name), f"'{name}' is made of itself: '{limits.clipped(str(expression))}'")
+                return None
+            count, deep = _size(expression, values)
+            parts += count
+            if self.too_many(parts, deep, (*path, "values", name)):
+                return None
+            if self.shape_of(expression, values, (*path, "values", name)) is None:
+                return None
             values[name] = expression
+        for i, term in enumerate(spec.loss):
+            for role, expression in arguments(term).items():
+                count, deep = _size(expression, values)
+                parts += count
+                if self.too_many(parts, deep, (*path, "loss", i, term.kind, role)):
+                    return None
         touched = _networks((*values.values(), *(v for t in spec.loss for v in arguments(t).values())))
         over = spec.over or (tuple(self.spec.networks) if len(self.spec.networks) == 1 else ())
         if not over:
@@ -187,9 +252,27 @@ class _Compiler:
         schedule = spec.schedule
         if isinstance(schedule, Cosine) and schedule.steps is None:
             schedule = schedule.model_copy(update={"steps": max(self.steps - schedule.warmup, 1)})
+        if isinstance(schedule, Step) and (times := self.steps // schedule.every) and schedule.multiply_by != 1:
+            size = times * math.log10(schedule.multiply_by) + math.log10(spec.optimizer.learning_rate or 1)
+            if size > math.log10(limits.GREATEST):
+                message = (
+                    f"the learning rate is multiplied by {schedule.multiply_by:g} {times:,} times, to 1e{size:.0f}"
+                )
+                self.note((*path, "schedule"), f"{message}; {limits.GREATEST:g} at most")
+                return None
         name = spec.name or "_".join(over)
         kept = tuple(term for term in terms if term is not None)
         return Update(name, tuple(calls.sites), kept, over, spec.optimizer, schedule, spec.clip)
+
+    def too_many(self, parts: int, deep: int, path: Path) -> bool:
+        """Whether an update's expressions, named values written out, are too large; noted where they are."""
+        if parts > limits.CALLS:
+            self.note(path, f"expressions of more than {limits.CALLS:,} names and calls, named values written out")
+        elif deep > limits.NESTING:
+            self.note(
+                path, f"calls within one another, named values written out, {deep} deep; {limits.NESTING} at most"
+            )
+        return parts > limits.CALLS or deep > limits.NESTING
 
     def term(self, loss: Loss, calls: "_Calls", values: Mapping[str, Expression], path: Path) -> Term | None:
         path = (*path, loss.kind)
@@ -207,18 +290,55 @@ class _Compiler:
         try:
             loss.check(outputs[0], None if targets[1] == "number" else targets[0])
         except ShapeError as error:
-            self.note(path, str(error))
+            wanted = outputs[0][:-1] if loss.integer_targets else outputs[0]
+            self.note(path, f"{error}{self.reshaping(parts[targets_role], wanted)}")
             return None
         if loss.integer_targets != (targets[1] == "int") and targets[1] != "number":
             have, want = targets[1], "int" if loss.integer_targets else "float"
             self.note(
                 (*path, targets_role),
-                f"{loss.kind} needs {targets_role} of type {want}, '{parts[targets_role]}' is {have}",
+                f"{loss.kind} needs {targets_role} of type {want}, '{parts[targets_role]}' is {have}"
+                f"{self.conversion(parts[targets_role], want)}",
             )
             return None
         target = parts[targets_role]
+        self.squashed(loss, parts[outputs_role], values, (*path, outputs_role))
         self.classes(loss, outputs[0], target, (*path, targets_role))
         return Term(loss, calls.ref(parts[outputs_role], outputs_role), calls.ref(target, targets_role), outputs[0])
+
+    def squashed(self, loss: Loss, outputs: Expression, values: Mapping[str, Expression], path: Path) -> None:
+        """Warn where a network ends with the very function that its loss applies to logits."""
+        last = SQUASHED.get(loss.kind)
+        call = _expand(outputs, values)
+        if last is None or not isinstance(call, Call) or call.network not in self.networks:
+            return
+        graph = self.networks[call.network]
+        while (node := next((node for node in graph.nodes if node.name == graph.output), None)) is not None:
+            if not isinstance(node.op, BlockOp):
+                break
+            graph = node.op.graph
+        if node is not None and node.op.kind == last:
+            message = f"'{call.network}' ends with '{last}', and {loss.kind} applies it once more: it takes logits; leave the layer out"
+            warn(str(SpecError(self.text.name, [self.text.problem(path, message)])))
+
+    def conversion(self, value: Expression | str, wanted: str) -> str:
+        """How a field of the data becomes of another type, for the end of a message."""
+        name = value.name if isinstance(value, Name) else value
+        if name not in self.columns or name in self.spec.data.noise:
+            return ""
+        pixels = (
+            f", or '{{{name}: pixels}}' for bytes as 0 to 1" if wanted == "float" and self.columns[name].shape else ""
+        )
+        return f"; under data, 'convert: {{{name}: {wanted}}}' makes it {wanted}{pixels}"
+
+    def reshaping(self, value: Expression, wanted: Shape) -> str:
+        """How a field of the data becomes of another shape, for the end of a message."""
+        if not isinstance(value, Name) or value.name not in self.columns or value.name in self.spec.data.noise:
+            return ""
+        have = self.columns[value.name].shape
+        if have == wanted or math.prod(have) != math.prod(wanted):
+            return ""
+        return f"; under data, 'convert: {{{value.name}: {{shape: {spell(wanted)}}}}}' gives '{value.name}' that shape"
 
     def classes(self, user: Loss | Metric, outputs: Shape, target: Expression, path: Path) -> None:
         if user.integer_targets and isinstance(target, Name) and target.name in self.columns:
@@ -294,8 +414,8 @@ class _Compiler:
             self.note(path, f"needs a text data set, this one is '{data.dataset}'")
             return
         shape = self.shape_of(sample.logits, {}, (*path, "logits"))
-        names = [e.name for e in walk(sample.logits) if isinstance(e, Name)]
-        if names != ["tokens"] or (shape and shape[0] != (data.length, len(data.alphabet))):
+        read = [e.name for e in walk(sample.logits) if isinstance(e, Name)]
+        if read != ["tokens"] or (shape and shape[0] != (data.length, len(data.alphabet))):
             self.note((*path, "logits"), "logits of every character after 'tokens' are needed, like 'decoder(tokens)'")
 
 
@@ -330,10 +450,10 @@ class _Calls:
 
     def fresh(self, role: str) -> str:
         taken = {site.variable for site in self.sites}
-        name, number = role, 1
+        name, number = names.variable(role), 1
         while name in taken:
             number += 1
-            name = f"{role}{number}"
+            name = names.variable(f"{role}{number}")
         return name
 
 
@@ -343,6 +463,38 @@ def _expand(expression: Expression, values: Mapping[str, Expression]) -> Express
     if isinstance(expression, Call):
         return Call(expression.network, tuple(_expand(a, values) for a in expression.arguments))
     return expression
+
+
+def _size(expression: Expression, values: Mapping[str, Expression]) -> tuple[int, int]:
+    """How many names, numbers and calls an expression has once named values are written out, and how many calls deep it is.
+
+    Stops counting soon after there are too many.
+    """
+    if isinstance(expression, Name) and expression.name in values:
+        return _size(values[expression.name], values)
+    if not isinstance(expression, Call):
+        return 1, 0
+    count, deep = 1, 0
+    for argument in expression.arguments:
+        more, below = _size(argument, values)
+        count, deep = count + more, max(deep, below)
+        if count > limits.CALLS:
+            break
+    return count, deep + 1
+
+
+def _written_out(layers: tuple[Layer, ...]) -> tuple[int, int]:
+    """How many layers there are once repetitions are written out, and how many containers are within one another."""
+    count, deep = 0, 0
+    for layer in layers:
+        op = layer.op
+        if not isinstance(op, (Residual, Repeat, Block)):
+            count += 1
+            continue
+        inner, below = _written_out((*op.layers, *op.shortcut) if isinstance(op, Residual) else op.layers)
+        count += inner * op.times if isinstance(op, Repeat) else inner + isinstance(op, Residual)
+        deep = max(deep, below + 1)
+    return count, deep
 
 
 def _networks(expressions: tuple[Expression, ...], values: Mapping[str, Expression] | None = None) -> tuple[str, ...]:
@@ -367,14 +519,21 @@ class _Builder:
         vocabularies: Mapping[str, int | None],
     ) -> None:  # fmt: skip
         self.compiler = compiler
-        inputs = network.inputs if isinstance(network, Network) else ("x",)
+        given = network.inputs if isinstance(network, Network) else ("x",)
+        inputs: tuple[str, ...] = ()
+        for name in given:
+            inputs = (*inputs, names.variable(name, inputs))
         self.inputs = inputs
+        self.called = dict(zip(given, inputs, strict=True))
+        """What each layer and input of the spec is called in programs."""
         self.signature = signature
         self.scope = _Scope(
             dict(zip(inputs, (shape for shape, _ in signature), strict=True)),
             dict(zip(inputs, (dtype for _, dtype in signature), strict=True)),
-            dict(vocabularies),
+            {self.called[name]: size for name, size in vocabularies.items()},
         )
+        self.fields: dict[str, str] = {}
+        """The field of the data that is an input, where one is."""
         self.nodes: list[Node] = []
         self.counts: Counter[str] = Counter()
         self.failed = False
@@ -383,7 +542,7 @@ class _Builder:
         self.reserve(network.layers, (*path, "layers"))
         output = self.sequence(network.layers, self.inputs[0], (*path, "layers"))
         if isinstance(network, Network) and network.output is not None:
-            output = network.output
+            output = self.called.get(network.output, network.output)
             if output not in self.scope.shapes:
                 self.fail((*path, "output"), f"there is no layer '{output}' (known: {', '.join(self.scope.shapes)})")
         if self.failed:
@@ -406,12 +565,20 @@ class _Builder:
 
     def reserve(self, layers: tuple[Layer, ...], path: Path) -> None:
         """Explicit names first, so that an automatic one never takes theirs."""
-        self.explicit = {layer.name for layer in _flat(layers) if layer.name}
+        self.explicit: set[str] = {layer.name for layer in _flat(layers) if layer.name}
+        given = set(self.called)
+        for name in sorted(self.explicit):
+            self.alias(name)
         for i, layer in enumerate(layers):
-            for name in layer.inputs or ():
+            for name in set(layer.inputs or ()) - given:
                 later = {item.name for item in layers[i:] if item.name}
                 if name in later and name not in {item.name for item in layers[:i]}:
                     self.fail((*path, i), f"reads '{name}', which comes later: a cycle, or layers out of order")
+
+    def alias(self, name: str) -> str:
+        """What a layer of this name is called in programs."""
+        others = (self.explicit | set(self.called.values())) - {name}
+        return self.called.setdefault(name, names.attribute(name, others))
 
     def sequence(self, layers: tuple[Layer, ...], x: str, path: Path) -> str:
         for i, layer in enumerate(layers):
@@ -423,12 +590,13 @@ class _Builder:
     def layer(self, layer: Layer, x: str, path: Path) -> str:
         op = layer.op
         inner = (*path, op.kind)
-        unknown = [name for name in layer.inputs or () if name not in self.scope.shapes]
+        read = tuple(self.called.get(name, name) for name in layer.inputs or ())
+        unknown = [name for name in read if name not in self.scope.shapes]
         if unknown:
             known = ", ".join(self.scope.shapes)
             self.fail((*inner, "inputs"), f"there is no layer or input '{unknown[0]}' before this one (known: {known})")
             return x
-        inputs = layer.inputs or (x,)
+        inputs = read or (x,)
         if isinstance(op, (Residual, Repeat, Block)):
             if len(inputs) != 1:
                 self.fail((*inner, "inputs"), f"'{op.kind}' takes one input, got {len(inputs)}")
@@ -453,7 +621,7 @@ class _Builder:
                     x = self.container(Block(layers=op.layers, class_name=name or "block"), None, x, path)
             return x
         graph = _Builder(self.compiler, op, ((self.scope.shapes[x], self.scope.dtypes[x]),), {}).graph(
-            op, path, _camel(op.class_name)
+            op, path, names.class_name(op.class_name)
         )
         if graph is None:
             self.failed = True
@@ -469,7 +637,8 @@ class _Builder:
             return name
         for source in inputs:
             if not isinstance(op, BlockOp) and self.scope.dtypes[source] != op.dtype:
-                self.fail(path, f"needs {op.dtype} values, '{source}' is {self.scope.dtypes[source]}")
+                hint = self.compiler.conversion(self.fields[source], op.dtype) if source in self.fields else ""
+                self.fail(path, f"needs {op.dtype} values, '{source}' is {self.scope.dtypes[source]}{hint}")
                 return name
         shapes = tuple(self.scope.shapes[source] for source in inputs)
         op = self.linked(op, inputs, path)
@@ -484,9 +653,29 @@ class _Builder:
         except ValueError as error:  # a ShapeError, or given values that do not fit
             self.fail(path, str(error))
             return name
+        if not self.affordable(op, shapes, shape, path):
+            return name
         self.nodes.append(Node(name, op, inputs, shapes, shape))
         self.scope.shapes[name], self.scope.dtypes[name] = shape, "float"
         return name
+
+    def affordable(self, op: Op, shapes: tuple[Shape, ...], shape: Shape, path: Path) -> bool:
+        """Whether there is room for a layer's parameters and its value for one batch; noted where there is not."""
+        if isinstance(op, BlockOp):
+            return True  # its own layers were looked at
+        compiler, batch = self.compiler, self.compiler.spec.data.batch
+        compiler.nodes += 1
+        if compiler.nodes > limits.NODES:
+            self.fail(path, f"more than {limits.NODES:,} layers in all networks together")
+        if len(shape) > limits.AXES:
+            self.fail(path, f"a value of {len(shape)} axes; {limits.AXES} at most")
+        what = f"a layer's value, {spell(shape)} for a batch of {batch:,},"
+        held = max(limits.values(shape), op.values(*shapes))
+        fits = compiler.fits(8 * batch * held, what, path)
+        size = sum(8 * limits.values(parameter.shape) for parameter in op.parameters(*shapes))
+        fits = compiler.fits(size, "its parameters, in float64,", path) and fits
+        self.failed = self.failed or not fits
+        return not self.failed
 
     def linked(self, op: Op, inputs: tuple[str, ...], path: Path) -> Op:
         """Embedding and unembed take their vocabulary from the data or from one another."""
@@ -502,10 +691,11 @@ class _Builder:
         ):
             self.fail(path, "a batch of 1 has one value a channel: its variance is 0; use a larger batch")
         if isinstance(op, Unembed):
+            op = op.model_copy(update={"embedding": self.called.get(op.embedding, op.embedding)})
             table = next((n for n in self.nodes if n.name == op.embedding), None)
             if table is None or not isinstance(table.op, Embedding):
-                names = ", ".join(n.name for n in self.nodes if isinstance(n.op, Embedding)) or "none"
-                self.fail(path, f"there is no embedding layer '{op.embedding}' before this one (known: {names})")
+                known = ", ".join(n.name for n in self.nodes if isinstance(n.op, Embedding)) or "none"
+                self.fail(path, f"there is no embedding layer '{op.embedding}' before this one (known: {known})")
                 return op
             features = self.scope.shapes[inputs[0]][-1:]
             if features != (table.op.features,):
@@ -518,13 +708,14 @@ class _Builder:
 
     def name(self, name: str | None, stem: str, path: Path) -> str:
         if name is not None:
-            if name in self.scope.shapes:
+            if (alias := self.alias(name)) in self.scope.shapes:
                 self.fail((*path, "name"), f"the name '{name}' is taken already")
-            return name
+            return alias
         while True:
             self.counts[stem] += 1
             name = f"{stem}{self.counts[stem]}"
-            if name not in self.explicit and name not in self.scope.shapes:
+            # A block called `conv` with a 1 after it may be what a framework calls something else.
+            if name not in {*self.explicit, *self.called.values(), *self.scope.shapes, *ATTRIBUTES}:
                 return name
 
 
@@ -545,13 +736,8 @@ def _reachable(nodes: list[Node], output: str) -> set[str]:
     return used
 
 
-def _camel(name: str) -> str:
-    text = "".join(part[:1].upper() + part[1:] for part in name.split("_"))
-    return f"{text}Network" if text in CLASSES or not text else text
-
-
-def _distinct_classes(networks: dict[str, Graph]) -> dict[str, Graph]:
-    """Class names such that equal graphs share one and different graphs do not."""
+def _distinct_classes(networks: dict[str, Graph], others: Collection[str]) -> dict[str, Graph]:
+    """Class names such that equal graphs share one and different graphs do not; none is among the `others`."""
     taken: dict[str, Graph] = {}
 
     def rename(graph: Graph) -> Graph:
@@ -564,7 +750,7 @@ def _distinct_classes(networks: dict[str, Graph]) -> dict[str, Graph]:
         while True:
             name = stem if number == 1 else f"{stem}{number}"
             candidate = replace(graph, class_name=name)
-            if taken.setdefault(name, candidate) == candidate:
+            if name not in others and taken.setdefault(name, candidate) == candidate:
                 return candidate
             number += 1
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from harness import initial, questions, spec
+from harness import initial, questions, spec, words
 from harness.backend import BACKENDS
 from harness.checkpoint import Checkpoint, Origin, Table
 from harness.data.datasets import Text
@@ -334,7 +334,7 @@ def check(options: Options) -> None:
         if value is not None and value < least:
             raise CallError(f"{name} is at least {least}, got {value}")
     if options.device not in ("cpu", "gpu"):
-        raise CallError(f"--device is cpu or gpu, got '{options.device}'")
+        raise CallError(f"--device is cpu or gpu, got '{options.device}'{words.hint(options.device, ('cpu', 'gpu'))}")
     on_device(options.precision, options.device)
     if options.timeout <= 0:
         raise CallError(f"--timeout is above 0 seconds, got {options.timeout:g}")

@@ -1,49 +1,47 @@
 """The spec: one YAML file that says what is trained, on what, how, and how it is judged."""
 
-import builtins
 import keyword
+import os
 import re
-from collections.abc import Iterable, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from harness import source
-from harness.data.datasets import Data
+from harness import limits, names, source, words
+from harness.data.datasets import DATASETS, Data
 from harness.errors import Problem, SpecError
 from harness.expressions import Value
 from harness.losses import LossTerm
 from harness.metrics import MetricChoice
-from harness.names import ATTRIBUTES, VARIABLES
 from harness.ops import OPS
 from harness.ops.base import Count, Size
 from harness.optimizers import ClipChoice, Constant, OptimizerChoice, ScheduleChoice
 from harness.record import MANY, Kind, OneOf, Record, unknown
 
 
-def _identifier(taken: AbstractSet[str]) -> AfterValidator:
-    """A Python identifier that is no keyword and not among the names that emitted programs need."""
+def _identifier(why_not: Callable[[str], str | None]) -> AfterValidator:
+    """A Python identifier that is no keyword; `why_not` says what else may be wrong with it."""
 
     def check(name: str) -> str:
-        if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name) or name.startswith("_"):
+        message = None
+        if len(name) > limits.NAME:
+            message = f"a name has {limits.NAME} characters at most, got {len(name)}: '{limits.clipped(name, 20)}'"
+        elif not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name) or name.startswith("_"):
             message = f"a name has letters, digits and underscores, starts with a letter and is no Python keyword; got {name!r}"
-            raise PydanticCustomError("identifier", "{message}", {"message": message})
-        if name in taken:
-            message = f"the name '{name}' means something else in emitted programs; choose another"
+        if message := message or why_not(name):
             raise PydanticCustomError("identifier", "{message}", {"message": message})
         return name
 
     return AfterValidator(check)
 
 
-PlainName = Annotated[str, _identifier(frozenset())]
-LayerName = Annotated[str, _identifier(ATTRIBUTES | VARIABLES | {"len", "rngs"})]
-NetworkName = Annotated[str, _identifier(ATTRIBUTES)]
-VariableName = Annotated[str, _identifier(VARIABLES | set(dir(builtins)))]
+PlainName = Annotated[str, _identifier(lambda _name: None)]
+NetworkName = Annotated[str, _identifier(names.refused_network)]
+UpdateName = Annotated[str, _identifier(names.refused_update)]
 
 
 class Residual(Kind):
@@ -79,7 +77,7 @@ class Layer(Record):
     """An op or a container, with its optional name and inputs."""
 
     op: Annotated[Kind, OneOf("op", lambda: LAYERS)]
-    name: LayerName | None = None
+    name: PlainName | None = None
     inputs: tuple[str, ...] | None = None
 
     known: ClassVar[tuple[str, ...]] = tuple(cls.kind for cls in LAYERS)
@@ -107,7 +105,7 @@ for _cls in (Residual, Repeat, Block):
 class Network(Record):
     """Layers, sequential unless they say otherwise."""
 
-    inputs: tuple[VariableName, ...] = ("x",)
+    inputs: tuple[PlainName, ...] = ("x",)
     layers: Annotated[tuple[LayerItem, ...], Field(min_length=1)]
     output: str | None = None
     """The layer whose value is the network's; left out, the last."""
@@ -116,8 +114,8 @@ class Network(Record):
 class UpdateSpec(Record):
     """One minimisation of a training step."""
 
-    name: PlainName | None = None
-    values: dict[VariableName, Value] = {}
+    name: UpdateName | None = None
+    values: dict[PlainName, Value] = {}
     """Names for values that several terms use."""
     loss: Annotated[tuple[LossTerm, ...], Field(min_length=1), MANY]
     over: Annotated[tuple[str, ...], MANY] | None = None
@@ -130,7 +128,7 @@ class UpdateSpec(Record):
 class Training(Record):
     """How long, and by which updates, in order, each step."""
 
-    steps: Annotated[int, Field(gt=0, le=10_000_000, strict=True)]
+    steps: Annotated[int, Field(gt=0, le=limits.STEPS, strict=True)]
     updates: Annotated[tuple[UpdateSpec, ...], Field(min_length=1)]
 
 
@@ -147,7 +145,7 @@ class TextSample(Record):
 
     logits: Value
     prompt: Annotated[str, Field(min_length=1)]
-    length: Count = 200
+    length: Annotated[int, Field(gt=0, le=limits.TEXT, strict=True)] = 200
 
 
 class ImageSample(Record):
@@ -184,15 +182,17 @@ def load(path: str | Path) -> tuple[Spec, source.Source]:
     return validate(source.read(Path(path)))
 
 
-def loads(text: str, name: str = "spec") -> tuple[Spec, source.Source]:
-    """A spec from text. Raises SpecError with every problem found."""
-    return validate(source.parse(text, name))
+def loads(text: str, name: str = "spec", folder: Path | None = None) -> tuple[Spec, source.Source]:
+    """A spec from text; `folder`: where the files are that it names. Raises SpecError with every problem found."""
+    return validate(source.parse(text, name, folder))
 
 
 def validate(text: source.Source) -> tuple[Spec, source.Source]:
     """Located YAML -> Spec. Raises SpecError with every problem found."""
     try:
-        return Spec.model_validate(text.root.plain()), text
+        found = Spec.model_validate(text.root.plain())
+        found.data.look_in(text.folder)
+        return found, text
     except ValidationError as error:
         raise SpecError(text.name, [_problem(text, e) for e in _distinct(error.errors())]) from None
 
@@ -202,6 +202,8 @@ def _distinct(errors: Sequence[Any]) -> list[Any]:
     first: dict[tuple[Any, ...], Any] = {}
     for error in errors:
         place = tuple(step for step in error["loc"] if not str(step).startswith(("tuple[", "literal[", "function-")))
+        if place in first:
+            first[place].setdefault("others", []).append(error)
         first.setdefault(place, {**error, "loc": place})
     # A list whose items are wrong counts as too short as well.
     return [e for place, e in first.items() if e["type"] != "too_short" or not _beneath(place, first)]
@@ -216,9 +218,7 @@ def _problem(text: source.Source, error: Any) -> Problem:  # noqa: ANN401 - pyda
     if kind == "extra_forbidden":
         *above, name = path
         known = _fields(above)
-        hint = get_close_matches(str(name), known, n=1)
-        message = f"unknown field '{name}'"
-        message += f"; did you mean '{hint[0]}'?" if hint else ""
+        message = f"unknown field '{limits.clipped(str(name))}'{words.hint(str(name), known)}"
         message += f" (fields: {', '.join(known)})" if known else ""
         return text.problem(path, message)
     if kind == "union_tag_invalid":
@@ -230,28 +230,56 @@ def _problem(text: source.Source, error: Any) -> Problem:  # noqa: ANN401 - pyda
     if kind == "missing":
         message = f"needs '{path[-1]}'"
         return text.problem(path[:-1], message)
-    message = error["msg"].removeprefix("Value error, ").replace("tuple", "list").replace("dictionary", "mapping")
-    message = message[0].lower() + message[1:] if message.startswith(("Input", "Field", "List")) else message
-    if kind not in {"unknown", "one_of", "expression", "identifier", "value_error"}:
+    if kind == "model_type" and (found := _class_at(path)) is not None:
+        return text.problem(path, _by_name(path, found, error.get("input")))
+    message = " or ".join(dict.fromkeys([_said(error), *map(_said, error.get("others", ()))]))
+    if kind not in OWN:
         got = error.get("input")
-        message += f", got {got!r}" if isinstance(got, (str, int, float, bool, type(None))) else ""
+        message += f", got {limits.shown(got)}" if isinstance(got, (str, int, float, bool, type(None))) else ""
     return text.problem(path, message)
+
+
+OWN = {"unknown", "one_of", "expression", "identifier", "value_error", "number", "form"}
+"""Errors whose messages say what was given."""
+
+
+def _said(error: Any) -> str:  # noqa: ANN401 - pydantic's error record
+    message = str(error["msg"]).removeprefix("Value error, ").replace("tuple", "list").replace("dictionary", "mapping")
+    return message[0].lower() + message[1:] if message.startswith(("Input", "Field", "List")) else message
+
+
+def _by_name(path: Sequence[str | int], cls: Any, given: object) -> str:  # noqa: ANN401 - a record's class
+    """What to write where a record is given as a bare value."""
+    fields = [field.alias or name for name, field in cls.model_fields.items()]
+    needed = [field.alias or name for name, field in cls.model_fields.items() if field.is_required()]
+    name = path[-1] if isinstance(path[-1], str) else cls.__name__.lower()
+    if isinstance(given, (int, float, str)) and len(needed) == 1:
+        return f"takes its fields by name: write '{name}: {{{needed[0]}: {limits.clipped(str(given))}}}'"
+    if not fields:
+        return f"'{name}' has no fields: write it alone"
+    return f"takes its fields by name: '{name}: {{{fields[0]}: ...}}' (fields: {', '.join(fields)})"
 
 
 def _fields(path: Sequence[str | int]) -> list[str]:
     """The fields of the record at a path, for a hint."""
+    cls = _class_at(path) or Spec
+    own = [field.alias or name for name, field in cls.model_fields.items()]
+    return [*own, "name", "inputs"] if cls in LAYERS else own
+
+
+def _class_at(path: Sequence[str | int]) -> Any:  # noqa: ANN401 - a record's class
+    """The class of the record at a path; None where there is none."""
     cls: Any = Spec
     families: dict[str, Any] = {c.kind: c for c in LAYERS}
-    extra: list[str] = []
+    families |= {name: c for c in DATASETS for name in get_args(c.model_fields["dataset"].annotation)}
     for step in path:
         if isinstance(step, int):
             continue
         field = cls.model_fields.get(step) if hasattr(cls, "model_fields") else None
         found = families.get(step) if field is None else _record(field.annotation, field.metadata, families)
         if found is not None:
-            extra = ["name", "inputs"] if found in LAYERS else []
             cls = found
-    return [*cls.model_fields, *extra]
+    return cls
 
 
 def _record(annotation: Any, metadata: Sequence[Any], families: dict[str, Any]) -> Any:  # noqa: ANN401
@@ -273,14 +301,14 @@ def _record(annotation: Any, metadata: Sequence[Any], families: dict[str, Any]) 
 def find(name: str) -> Path:
     """A spec by path or by the bare name of one that comes with the harness."""
     path = Path(name)
-    if path.exists() or path.suffix in {".yaml", ".yml"} or "/" in name:
+    if os.path.exists(name) or path.suffix in {".yaml", ".yml"} or "/" in name:  # noqa: PTH110 - False for what is no path
         return path
     bundled = directory() / f"{name}.yaml"
-    if bundled.exists():
+    if os.path.exists(bundled):  # noqa: PTH110
         return bundled
     near = get_close_matches(name, [p.stem for p in directory().glob("*.yaml")], n=1)
     hint = f"; did you mean '{near[0]}'?" if near else " (`harness list specs` lists those that come with it)"
-    raise SpecError(name, [Problem(f"no such spec{hint}")])
+    raise SpecError(limits.clipped(name), [Problem(f"no such spec{hint}")])
 
 
 def directory() -> Path:

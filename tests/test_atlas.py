@@ -1,6 +1,7 @@
 """The table of differences: what it says is there, each default can be planted, and what it does is measured."""
 
 import ast
+import io
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -12,14 +13,16 @@ import numpy as np
 import pytest
 from build import INSTALLED, program_of
 from cases import CASES, spec_of
+from rich.console import Console
 
 import harness
 from harness import initial
 from harness.atlas import measure, page
-from harness.atlas.measure import Effect, Trained, differs, effect
+from harness.atlas.measure import Effect, Explanation, Finding, Trained, differs, effect
 from harness.atlas.plants import Refused, draft
 from harness.atlas.probes import PROBES, loaded
 from harness.atlas.rows import BY_NAME, ROWS
+from harness.atlas.terminal import show
 from harness.backend import BACKENDS
 from harness.graph import Program
 from harness.resolve import compile_spec
@@ -352,3 +355,20 @@ def of_flax(seed: int) -> dict[str, np.ndarray]:
 DRAWS = 20
 """With as many seeds; the deviation of one draw of a convolution's 64 biases is 6 % off as a rule, of so many 1.3 %."""
 OWN: dict[str, Callable[[int], dict[str, np.ndarray]]] = {"torch": of_torch, "tensorflow": of_keras, "jax": of_flax}
+
+
+@pytest.mark.parametrize("width", [60, 80, 109, 110, 160])
+def test_an_explanation_can_be_read_at_any_width(width: int) -> None:
+    row = ROWS[0]
+    effect = Effect("net", 0.0, 0.03, 17, 0.001, 0.02, 0.5, {"accuracy": (0.9, 0.8)})
+    findings = (
+        Finding(row, "torch", "a momentum of 0.1", "a momentum of 0.9", effect),
+        Finding(row, "jax", "a stride of one", "a stride of three", None, "the window does not fit"),
+    )
+    told = Console(width=width, record=True, file=io.StringIO())
+    show(Explanation("digits", 100, 0, "float64", findings, (), {}, {}, {}, 1.0), told)
+    text = " ".join(told.export_text().split())
+    lines = told.export_text()
+    words = ["momentum", "accuracy", "torch", "window"]
+    assert all(word in text for word in words), lines
+    assert max(map(len, lines.splitlines() or [""])) <= width

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import golden
 import pytest
+import reserved
 from build import program_of
 from cases import CASES, spec_of
 from hypothesis import given, settings
@@ -20,7 +21,6 @@ from ruff import find_ruff_bin
 
 from harness import api, emit, names, spec, syntax
 from harness.backend import BACKENDS
-from harness.emit import graphs
 from harness.errors import SpecError
 from harness.graph import Program
 
@@ -84,6 +84,7 @@ def test_every_case_is_emitted_as_valid_python(backend: str, case: str, monkeypa
     text = importlib.import_module(f"backends.{backend}.emit").emit(program)
     classes = [node.name for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
     assert "Net" in classes
+    assert reserved.found(program, text) <= names.TAKEN, "python tests/reserved.py --write"
 
 
 def test_every_op_has_a_case_and_a_lowering_in_every_backend() -> None:
@@ -120,11 +121,18 @@ def _kinds(layers: object) -> set[str]:
     return found
 
 
-def test_helpers_and_imports_are_no_class_names_of_networks(emitted: dict[str, str]) -> None:
-    own = {graph.class_name for name in SPECS for graph in graphs(api.load(name).compile())} | {"DigitsGan"}
-    for name, text in emitted.items():
-        classes = {node.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)}
-        assert classes - own <= names.CLASSES, f"{name}: put {classes - own - names.CLASSES} into harness/names.py"
+@pytest.mark.parametrize("name", SPECS)
+def test_the_names_that_programs_contain_are_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(emit, "formatted", lambda text: text)
+    program = api.load(name).compile()
+    for text in reserved.texts(program):
+        assert reserved.found(program, text) <= names.TAKEN, "python tests/reserved.py --write"
+
+
+def test_helpers_of_every_strategy_are_taken() -> None:
+    own = reserved.helpers()
+    assert {"TransposedDense", "Attention", "clip_by_global_norm"} <= own
+    assert own <= names.TAKEN, "python tests/reserved.py --write"
 
 
 HOSTILE = [

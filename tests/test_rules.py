@@ -74,7 +74,7 @@ def test_adam_by_hand() -> None:
 
 
 def test_adam_without_memory_divides_each_gradient_by_its_magnitude() -> None:
-    rule = Adam(learning_rate=RATE, beta1=0.0, beta2=0.0, epsilon=1e-300)
+    rule = Adam(learning_rate=RATE, beta1=0.0, beta2=0.0, epsilon=1e-37)
     moved, _ = train(rule, [SLOPE, -3 * SLOPE], START)
     assert near(moved, START)
 

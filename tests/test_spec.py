@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from build import program_of
 
-from harness import catalogue, spec
+from harness import catalogue, errors, precision, spec, words
+from harness.backend import BACKENDS
 from harness.errors import SpecError
 from harness.invariance import zero_gradient
 from harness.resolve import compile_spec
@@ -53,7 +54,32 @@ WRONG = [
     ("- dense: 10", "- dense: 9", r"labels: 'label' has 10 classes, the logits only 9"),
     ("- dense: 10", "- dense: {units: 10, kernel_init: he}", r"unknown initializer 'he'"),
     ("- dense: 10", "- dense: {units: 10, name: 'a b'}", r"a name has letters, digits and underscores.*got 'a b'"),
-    ("- dense: 10", "- dense: {units: 10, name: forward}", r"'forward' means something else in emitted programs"),
+    ("- dense: 10", "- dense: {units: 10, kernel_init: kaiming_normal}", r"unknown initializer 'kaiming_normal'; here that is 'he_normal' \(known: zeros"),
+    ("- dense: 10", "- dense: {units: 10, kernel_init: xavier_uniform}", r"unknown initializer 'xavier_uniform'; here that is 'glorot_uniform'"),
+    ("- dense: 10", "- Linear: 10", r"unknown op 'Linear'; here that is 'dense'"),
+    ("- dense: 10", "- group_norm\n      - dense: 10", r"unknown op 'group_norm'; there is no such rule here \(known"),
+    ("- dense: 10", "- dense: {out_features: 10}", r"unknown field 'out_features'; here that is 'units'"),
+    ("- dense: 10", "- dense: {units: 10, quux: 1}", r"unknown field 'quux' \(fields: units"),
+    ("- flatten", "- conv2d: {channels: 4, kernel_size: 3}\n      - flatten", r"unknown field 'kernel_size'; here that is 'kernel'"),
+    ("- flatten", "- conv2d: {channels: 4, kernel: 3, padding: causal}\n      - flatten", r"padding: 'same', 'valid', a number of zeros for every side, or a list of two: \[vertical, horizontal\].*; got 'causal'"),
+    ("- flatten", "- conv2d: {channels: 4, kernel: big}\n      - flatten", r"kernel: a number, or a list of two: \[vertical, horizontal\]; got 'big'"),
+    ("- flatten", "- reshape: [8, 8]\n      - conv1d: {channels: 4, kernel: 3, padding: causal}\n      - flatten", r"or a list of two: \[before, after\]; causal is \[dilation \* \(kernel - 1\), 0\]"),
+    ("sgd: {learning_rate: 0.1}", "adam: 0.001", r"takes its fields by name: write 'adam: \{learning_rate: 0.001\}'"),
+    ("- flatten", "- flatten: 3", r"'flatten' has no fields: write it alone"),
+    ("sgd: {learning_rate: 0.1}", "sgd: [1]", r"sgd: takes its fields by name: 'sgd: \{learning_rate: ...\}' \(fields: learning_rate, momentum"),
+    ("sgd: {learning_rate: 0.1}", "adam: {lr: 0.001}", r"unknown field 'lr'; here that is 'learning_rate'"),
+    ("sgd: {learning_rate: 0.1}", "nadam: {learning_rate: 0.001}", r"unknown optimizer 'nadam'; there is no such rule here \(known: sgd"),
+    ("sgd: {learning_rate: 0.1}", "sgd: {learning_rate: '0.1'}", r"learning_rate: a number is needed, got '0.1'"),
+    ("sgd: {learning_rate: 0.1}", "sgd: {learning_rate: true}", r"learning_rate: a number is needed, got True"),
+    ("sgd: {learning_rate: 0.1}", "sgd: {learning_rate: 1e-320}", r"between 1e-37 and 1e\+30 in size"),
+    ("- dense: 10", "- dense: {units: 10, kernel_init: {uniform: {low: 1, high: -1}}}", r"'low' is above 'high': 1 and -1"),
+    ("- dense: 10", "- dense: {units: 10, kernel_init: {normal: -1}}", r"greater than or equal to 0, got -1"),
+    ("labels: label}", "labels: label, class_weights: [1]}", r"unknown field 'class_weights'; there are no weights of classes here"),
+    ("softmax_cross_entropy", "cross_entropy", r"unknown loss 'cross_entropy'; here that is 'softmax_cross_entropy'"),
+    ("dataset: digits, batch: 64", "dataset: npz, path: a.npz, batch: 64", r"unknown field 'path'; here that is 'file' \(fields: batch, .*file, fields\)"),
+    ("dataset: digits", "dataset: mnist", r"unknown data set 'mnist'; 'digits' is a small one"),
+    ("batch: 64", "batch_size: 64", r"unknown field 'batch_size'; here that is 'batch'"),
+    ("steps: 3", "epochs: 3", r"unknown field 'epochs'; there are steps here"),
     ("- dense: 10", "- dense: {units: 10, name: class}", r"no Python keyword; got 'class'"),
     ("- dense: 10", "- dense: {units: 10, inputs: [nobody]}", r"no layer or input 'nobody' before this one \(known: image, flatten1\)"),
     ("- dense: 10", "- dense: {units: 10, name: a, inputs: b}\n      - dense: {units: 10, name: b}", r"reads 'b', which comes later: a cycle"),
@@ -93,6 +119,8 @@ WRONG = [
     ("name: good", "name: a-b", r"x.yaml:2:7: name: a name has letters"),
     ("name: good", "name: good\nname: twice", r"x.yaml:3:1: the key 'name' is given twice"),
     ("name: good", "name: good\ntraning: 3", r"unknown field 'traning'; did you mean 'training'\?"),
+    ("name: good", 'name: good\n"\\ud83d\\ude00": 1', r"unknown field '\U0001f600'"),
+    ("name: good", 'name: good\n"\\ud83d": 1', r"half of a surrogate pair is not a character"),
     ("name: good", "nam: good", r"unknown field 'nam'; did you mean 'name'\?"),
 ]  # fmt: skip
 
@@ -135,6 +163,82 @@ def test_quoted_numbers_stay_text() -> None:
     assert any("steps" in line for line in problems(GOOD.replace("steps: 3", "steps: '3'")))
 
 
+def test_no_problem_is_said_twice() -> None:
+    found = problems(
+        BLOCKS.replace("- dense: 10", "- wide: {units: 7}\n      - wide: {units: 8}\n      - dense: 10").replace(
+            "$drop", "$dropp"
+        )
+    )
+    assert len(found) == len(set(found)) == 1
+    found = problems(
+        BLOCKS.replace("relu", "rlu").replace(
+            "- dense: 10", "- wide: {units: 7}\n      - wide: {units: 8}\n      - dense: 10"
+        )
+    )
+    assert len(found) == 1
+    assert "unknown op 'rlu'" in found[0]
+    found = problems(
+        GOOD.replace("net(image)", "nett(image)")
+        + "evaluation: {metrics: [{accuracy: {logits: nett(image), labels: label}}]}"
+    )
+    assert len(found) == len(set(found))
+
+
+@pytest.mark.parametrize(("last", "loss", "said"), [
+    ("- dense: 10\n      - softmax", "softmax_cross_entropy: {logits: net(image), labels: label}", "'net' ends with 'softmax', and softmax_cross_entropy applies it once more"),
+    ("- dense: 10\n      - sigmoid", "sigmoid_cross_entropy: {logits: net(image), targets: 1}", "'net' ends with 'sigmoid'"),
+    ("- end", "softmax_cross_entropy: {logits: net(image), labels: label}", "'net' ends with 'softmax'"),
+    ("- softmax\n      - dense: 10", "softmax_cross_entropy: {logits: net(image), labels: label}", None),
+    ("- dense: 10\n      - sigmoid", "mse: {predictions: net(image), targets: 1}", None),
+])  # fmt: skip
+def test_logits_that_are_none_are_warned_of_and_nothing_else(
+    last: str, loss: str, said: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    errors.warn.cache_clear()
+    text = GOOD.replace("- dense: 10", last).replace("softmax_cross_entropy: {logits: net(image), labels: label}", loss)
+    text = text.replace("networks:", "blocks: {end: {layers: [{dense: 10}, softmax]}}\nnetworks:")
+    for _ in range(2):
+        assert program_of(text)
+    assert [said in record.message if said else "" for record in caplog.records] == ([True] if said else [])
+
+
+def test_words_of_others_mean_what_there_is() -> None:
+    own = {
+        *catalogue.listing("ops"),
+        *catalogue.listing("losses"),
+        *catalogue.listing("optimizers"),
+        *catalogue.listing("schedules"),
+        *catalogue.listing("clips"),
+    }
+    own |= {
+        *catalogue.listing("initializers"),
+        *catalogue.listing("metrics"),
+        *catalogue.listing("datasets"),
+        *BACKENDS,
+        *precision.NAMES,
+        "gpu",
+        "cpu",
+    }
+    schema = catalogue.json_schema()
+    own |= {name for definition in [schema, *schema["$defs"].values()] for name in definition.get("properties", {})}
+    for word, meant in words.SHARED.items():
+        assert meant in own or " " in meant, f"{word} means {meant}, which there is not"
+        assert word == words._plain(word)
+    assert {meant for several in words.BY_FIELD.values() for meant in several} <= own
+    assert words.hint("keras", BACKENDS) == "; here that is 'tensorflow'"
+    assert words.hint("cuda", ["cpu", "gpu"]) == "; here that is 'gpu'"
+    assert words.hint("bf16", precision.NAMES) == "; here that is 'bfloat16'"
+
+
+@pytest.mark.parametrize(
+    "name", ["kaiming_normal", "xavier_normal", "nadam", "rmsprop", "class_weights", "huber", "mish"]
+)
+def test_no_suggestion_names_another_rule(name: str) -> None:
+    for listed in ("initializers", "optimizers", "losses", "ops"):
+        hint = words.hint(name, catalogue.listing(listed))
+        assert "did you mean" not in hint
+
+
 def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "digits.yaml").write_text(GOOD)
     with pytest.raises(SpecError, match=r"digts.yaml: cannot be read: .*; did you mean .*digits.yaml\?"):
@@ -145,6 +249,14 @@ def test_a_bundled_spec_is_found_by_name_and_its_nearest_is_suggested() -> None:
     assert spec.find("digits_cnn").name == "digits_cnn.yaml"
     with pytest.raises(SpecError, match="no such spec; did you mean 'digits_cnn'"):
         spec.find("digits_cn")
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 5000, "a\0b", "a\0b.yaml", "x" * 5000 + ".yaml", "/dev/zero", ".", "", "\ud800"]
+)
+def test_what_is_no_path_is_no_spec(name: str) -> None:
+    with pytest.raises(SpecError, match=r"no such spec|cannot be read: "):
+        spec.load(spec.find(name))
 
 
 BLOCKS = GOOD.replace(

@@ -271,7 +271,7 @@ def optimizers(program: Program) -> str:
             before = [line.replace("NO_DECAY", table) for line in before]
             tables.append(f"# Weight decay spares these.\n{table} = {{{names}}}\n")
             before = (
-                [re.sub(r"\b(parameters|groups)\b(?!\()", rf"{update.name}_\1", line) for line in before]
+                [re.sub(r"(?<!\.)\b(parameters|groups)\b(?!\()", rf"{update.name}_\1", line) for line in before]
                 if not single
                 else before
             )

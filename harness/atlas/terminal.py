@@ -6,6 +6,9 @@ from rich.text import Text
 
 from harness.atlas.measure import NOTHING, Effect, Explanation, Finding
 
+NARROW = 110
+"""Columns of a terminal below which findings are lines and no table: nine columns need some twelve each."""
+
 
 def show(found: Explanation, console: Console) -> None:
     """Print it."""
@@ -14,11 +17,12 @@ def show(found: Explanation, console: Console) -> None:
     )
     bites = [f for f in found.findings if f.status == "measured"]
     refused = [f for f in found.findings if f.status == "refused"]
+    narrow = console.width < NARROW
     if bites:
-        console.print(_ranked(bites))
+        console.print(*map(_spelled, bites) if narrow else [_ranked(bites)], sep="\n")
     if refused:
         console.print("Refused, so that it cannot go unnoticed:")
-        console.print(_refused(refused))
+        console.print(*map(_spelled, refused) if narrow else [_refused(refused)], sep="\n")
     quiet = [f for f in found.findings if f.status == "no effect"]
     if quiet:
         names = ", ".join(f"{f.row.rule.replace('`', '')} ({f.backend})" for f in quiet)
@@ -34,6 +38,22 @@ def show(found: Explanation, console: Console) -> None:
     shown = ("torch", "tensorflow", "tensorflow-cpu", "keras", "jax", "flax", "optax")
     text = ", ".join(f"{name} {versions[name]}" for name in shown if name in versions)
     console.print(f"{text}; {found.seconds:.0f} s", markup=False)
+
+
+def _spelled(finding: Finding) -> Text:
+    """One finding in lines, where a table's columns would be of a few letters each."""
+    lines = [
+        f"{finding.row.rule.replace('`', '')} ({finding.backend})",
+        f"  its default {finding.default}; the spec says {finding.says}",
+    ]
+    if (e := finding.effect) is None:
+        lines.append(f"  {finding.error}")
+    else:
+        lines.append(
+            f"  loss at step 1 {_number(e.first)}, largest {_number(e.largest)} at step {e.step}, last step {e.last:+.2g}, "
+            f"{_number(e.relative)} of the loss; evaluated: {_evaluated(e)}"
+        )
+    return Text("\n".join(lines))
 
 
 def _ranked(findings: list[Finding]) -> Table:

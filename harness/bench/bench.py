@@ -74,7 +74,9 @@ def _variants(path: Path, options: BenchOptions) -> list[tuple[Program, Source, 
     found = []
     for variation in options.vary:
         for value in variation.values:
-            changed = source.parse(varied(read.text, variation.places, value), f"{path} with {variation.name}={value}")
+            changed = source.parse(
+                varied(read.text, variation.places, value), f"{path} with {variation.name}={value}", path.parent
+            )
             own, text = spec.validate(changed)
             found.append((compile_spec(own, text), text, {variation.name: value}))
     return found

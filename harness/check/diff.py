@@ -157,6 +157,8 @@ def _reduced(
     changed = {name: own for name, own in given.items() if own.changed}
     data = YAML(typ="safe").load(run.text)
     data["training"]["steps"], data["seed"] = run.program.steps, run.program.seed
+    if (file := run.program.spec.data.source) is not None:
+        data["data"]["file"] = str(file.absolute())  # the smaller spec lies elsewhere
     listen(run.program.name, {"phase": "smaller"})
     small = reduce(dumped(data), found.finding, run.program, precision, changed, live, folder / "reduced",
                    lambda tried: listen(run.program.name, {"step": tried, "losses": {}}))  # fmt: skip

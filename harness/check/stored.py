@@ -60,7 +60,7 @@ def read(directory: Path) -> Stored:
     try:
         origin = Origin.from_json(request["origin"])
         columns = {n: Column(tuple(c["shape"]), c["dtype"], c["classes"]) for n, c in origin.columns.items()}
-        loaded, source = spec.loads(origin.text, origin.source)
+        loaded, source = spec.loads(origin.text, origin.source, Path(origin.source).parent)
         program = compile_spec(loaded, source, origin.steps, origin.seed, columns)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CallError(f"run directory {directory}: its request.json is not complete: {error!r}") from None

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from harness import initial
+from harness import initial, limits
 from harness.data.datasets import DataSet
 from harness.errors import DataError
 from harness.graph import Program
@@ -40,6 +40,12 @@ def prepare(program: Program) -> Inputs:
     count = len(next(iter(train.values())))
     if spec.batch > count:
         raise DataError(f"a batch of {spec.batch} is larger than the {count} examples to train on")
+    epochs = -(-program.steps // max(count // spec.batch, 1))
+    if spec.shuffle and epochs > limits.EPOCHS:
+        raise DataError(
+            f"{program.steps:,} steps are {epochs:,} passes through the {count} examples, each in an order of its own; "
+            f"{limits.EPOCHS:,} at most (or 'shuffle: false')"
+        )
     train, test = normalise(spec, train, test)
     rows = initial.order(
         program.seed, count, spec.batch, program.steps, shuffle=spec.shuffle, keep_last=spec.last_batch == "keep"
@@ -61,8 +67,18 @@ def check(program: Program, arrays: Arrays) -> None:
                 f"field '{name}' has {len(where)} values that are NaN or infinite; the first is example {first[0]}"
                 + (f", index {list(first[1:])}" if first[1:] else "")
             )
+        if (
+            array.dtype.kind == "f"
+            and name in program.fields
+            and (largest := float(np.abs(array).max())) > limits.GREATEST
+        ):
+            raise DataError(
+                f"field '{name}' has values of size {largest:g}; float32 squares {limits.GREATEST:g} at most"
+            )
         if array.dtype.kind == "i" and column is not None and column.dtype == "int" and name in program.fields:
             low, high, classes = int(array.min()), int(array.max()), column.classes
+            if high > limits.COUNT:
+                raise DataError(f"field '{name}' has ids up to {high}; they are {limits.COUNT:,} at most")
             if low < 0 or (classes is not None and high >= classes):
                 raise DataError(
                     f"field '{name}' has ids from {low} to {high}; they must lie in 0 to {(classes or 1) - 1}"

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from harness import special
-from harness.ops.base import Array, Mode, NotNegative, Op, Positive, Shape, Shift, everywhere
+from harness.ops.base import Array, Mode, NotNegative, Op, Positive, Shape, Shift, everywhere, need
 
 
 class Relu(Op):
@@ -111,6 +111,10 @@ class Softmax(Op):
     """`exp(x) / sum(exp(x))` over the last axis."""
 
     kind = "softmax"
+
+    def output(self, *inputs: Shape) -> Shape:
+        need(len(inputs[0]) > 0, "needs at least one axis besides the batch")
+        return inputs[0]
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return special.softmax(inputs[0], axis=-1)

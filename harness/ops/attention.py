@@ -62,6 +62,9 @@ class Attention(Op):
     def mask(self, *inputs: Shape) -> tuple[Shape, float] | None:
         return ((self.heads, inputs[0][0], inputs[-1][0]), self.dropout) if self.dropout else None
 
+    def values(self, *inputs: Shape) -> int:
+        return max(self.heads * inputs[0][0] * inputs[-1][0], math.prod(inputs[0]))  # the scores
+
     def products(self, *inputs: Shape) -> Products:
         (queries, channels), (keys, memory) = inputs[0], inputs[-1]
         into = queries * channels**2 + 2 * keys * memory * channels

@@ -5,15 +5,18 @@ compared with it and never the other way round. Adding an op is one class in thi
 lowering of the same name per backend, and one row in `tests/cases.py`; a test names whichever is missing.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
+from harness import limits
 from harness.initializers import InitializerKind
-from harness.record import Also, Kind
+from harness.record import Also, Kind, Real
 
 Shape = tuple[int, ...]
 """The shape of one example: the batch axis is always left out."""
@@ -151,6 +154,10 @@ class Op(Kind):
         """The shape (without the batch axis) and drop rate of this op's dropout mask, if it has one."""
         return None
 
+    def values(self, *inputs: Shape) -> int:
+        """How many values of one example there are at once at most, beside what it reads: those of its output, or of what it makes on the way."""
+        return math.prod(self.output(*inputs))
+
     def products(self, *_inputs: Shape) -> Products:
         """The matrix products of one example's forward pass."""
         return Products()
@@ -191,24 +198,56 @@ def spell(shape: Shape) -> str:
     return "[" + ", ".join(map(str, shape)) + "]"
 
 
+def _number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _form(message: str, value: object) -> PydanticCustomError:
+    """The error for a value that has none of its field's forms; it names them all."""
+    return PydanticCustomError("form", "{message}", {"message": f"{message}; got {limits.shown(value)}"})
+
+
 def _pair(value: object) -> object:
-    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if _number(value):
+        return (value, value)
+    if not isinstance(value, (list, tuple)):
+        raise _form("a number, or a list of two: [vertical, horizontal]", value)
+    return value
+
+
+def _single(value: object) -> object:
+    if _number(value):
+        return (value,)
+    if not isinstance(value, (list, tuple)):
+        raise _form("a number is needed", value)
+    return value
 
 
 def _pads(value: object) -> object:
     """One number is all four sides, a list of two is (vertical, horizontal)."""
-    if isinstance(value, int) and not isinstance(value, bool):
+    if _number(value):
         return ((value, value), (value, value))
     if isinstance(value, (list, tuple)):
-        return tuple((v, v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value)
+        return tuple((v, v) if _number(v) else v for v in value)
+    if value not in ("same", "valid"):
+        causal = ", or for a sequence [before, after]" if value == "causal" else ""
+        raise _form(
+            f"'same', 'valid', a number of zeros for every side, or a list of two: [vertical, horizontal]{causal}",
+            value,
+        )
     return value
 
 
 def _pads_1d(value: object) -> object:
-    if isinstance(value, int) and not isinstance(value, bool):
+    if _number(value):
         return ((value, value),)
     if isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(v, int) for v in value):
         return (tuple(value),)
+    if not isinstance(value, (list, tuple)) and value not in ("same", "valid"):
+        causal = "; causal is [dilation * (kernel - 1), 0]" if value == "causal" else ""
+        raise _form(
+            f"'same', 'valid', a number of zeros for both ends, or a list of two: [before, after]{causal}", value
+        )
     return value
 
 
@@ -218,16 +257,16 @@ def _rate(value: float) -> float:
     return value
 
 
-Count = Annotated[int, Field(gt=0, strict=True)]
-Size = Annotated[int, Field(ge=0, strict=True)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Rate = Annotated[float, AfterValidator(_rate)]
+Count = Annotated[int, Field(gt=0, le=limits.COUNT, strict=True)]
+Size = Annotated[int, Field(ge=0, le=limits.COUNT, strict=True)]
+Positive = Annotated[Real, Field(gt=0)]
+NotNegative = Annotated[Real, Field(ge=0)]
+Fraction = Annotated[Real, Field(ge=0, lt=1)]
+Rate = Annotated[Real, AfterValidator(_rate)]
 Flag = Annotated[bool, Field(strict=True)]
 WHOLE = {"type": "integer"}
 Pair = Annotated[tuple[Count, Count], Also(_pair, WHOLE)]
-Single = Annotated[tuple[Count], Also(lambda v: (v,) if isinstance(v, int) else v, WHOLE)]
+Single = Annotated[tuple[Count], Also(_single, WHOLE)]
 Side = tuple[Size, Size]
 SIDES = {"anyOf": [WHOLE, {"type": "array", "items": WHOLE}]}
 Padding2d = Annotated[Literal["same", "valid"] | tuple[Side, Side], Also(_pads, SIDES)]

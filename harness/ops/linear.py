@@ -2,10 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated
 
 import numpy as np
-from pydantic import Field
 
 from harness.initializers import GlorotUniform, Initializer, Normal, Zeros
 from harness.ops.base import (
@@ -67,7 +65,7 @@ class Embedding(Op):
 
     kind = "embedding"
     dtype = "int"
-    vocabulary: Annotated[int | None, Field(gt=0)] = None
+    vocabulary: Count | None = None
     """How many ids there are; left out, the data set's own vocabulary."""
     features: Count
     embedding_init: Initializer = Normal(std=0.02)
@@ -117,7 +115,7 @@ class Unembed(Op):
     shorthand = "embedding"
     embedding: str
     """The name of the embedding layer, in the same list of layers."""
-    vocabulary: Annotated[int | None, Field(gt=0)] = None
+    vocabulary: Count | None = None
     """Filled in from that layer."""
 
     def output(self, *inputs: Shape) -> Shape:
@@ -139,7 +137,7 @@ class Flatten(Op):
     kind = "flatten"
 
     def output(self, *inputs: Shape) -> Shape:
-        return (int(np.prod(inputs[0])),)
+        return (math.prod(inputs[0]),)
 
     def passes(self, shifts: tuple[Shift, ...], *inputs: Shape) -> Shift:
         return None if shifts[0] is None else rearranged(shifts[0], inputs[0], self.output(*inputs))
@@ -156,7 +154,7 @@ class Reshape(Op):
     shape: tuple[Count, ...]
 
     def output(self, *inputs: Shape) -> Shape:
-        have, want = int(np.prod(inputs[0])), int(np.prod(self.shape))
+        have, want = math.prod(inputs[0]), math.prod(self.shape)
         need(have == want, f"{spell(inputs[0])} holds {have} values, {spell(self.shape)} holds {want}")
         return self.shape
 
@@ -216,6 +214,8 @@ class Concatenate(Op):
     arity = (2, None)
 
     def output(self, *inputs: Shape) -> Shape:
+        for shape in inputs:
+            need(len(shape) > 0, "needs at least one axis besides the batch")
         _same_shapes(tuple(shape[:-1] for shape in inputs))
         return (*inputs[0][:-1], sum(shape[-1] for shape in inputs))
 

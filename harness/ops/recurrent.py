@@ -11,6 +11,7 @@ from pydantic import InstanceOf
 from harness import special
 from harness.initializers import GlorotUniform, Initializer, InitializerKind, Orthogonal, Zeros
 from harness.ops.base import Array, Count, Mode, Op, Parameter, Products, Rate, Shape, need_rank
+from harness.record import Real
 
 
 class Recurrent(Op):
@@ -33,6 +34,9 @@ class Recurrent(Op):
     def mask(self, *_inputs: Shape) -> tuple[Shape, float] | None:
         return ((self.units,), self.recurrent_dropout) if self.recurrent_dropout else None
 
+    def values(self, *inputs: Shape) -> int:
+        return inputs[0][0] * 4 * self.units  # the gates of every step
+
     def products(self, *inputs: Shape) -> Products:
         kernel, recurrent, _ = self.parameters(*inputs)
         return Products(inputs[0][0] * math.prod(kernel.shape), inputs[0][0] * math.prod(recurrent.shape))
@@ -51,7 +55,7 @@ class ForgetBias(InitializerKind):
 
     kind = "forget_bias"
     bias: InstanceOf[InitializerKind]
-    value: float
+    value: Real
 
     def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:
         values = self.bias.draw(rng, shape, fan_in, fan_out)
@@ -72,7 +76,7 @@ class Lstm(Recurrent):
     """
 
     kind = "lstm"
-    forget_bias: float = 1.0
+    forget_bias: Real = 1.0
 
     def parameters(self, *inputs: Shape) -> tuple[Parameter, ...]:
         kernel, recurrent, bias = self._gates(inputs[0][-1], 4)

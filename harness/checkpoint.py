@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 import harness
 from harness.backend import Arrays, digest
 from harness.errors import CallError
+from harness.files import write_arrays
 
 SCHEMA = 1
 Table = Mapping[str, tuple[tuple[int, ...], str]]
@@ -80,9 +80,7 @@ class Checkpoint:
         metadata |= {name: str(origin[name]) for name in ("seed", "steps")}
         metadata |= {name: json.dumps(origin[name]) for name in ("columns", "table")}
         metadata |= {"schema": str(SCHEMA), "harness": self.version, "step": str(self.step), "digest": digest(arrays)}
-        temporary = path.with_name(path.name + ".part")
-        save_file(arrays, temporary, metadata)
-        temporary.replace(path)
+        write_arrays(path, arrays, metadata)
 
     @classmethod
     def read(cls, path: Path) -> "Checkpoint":

@@ -202,13 +202,28 @@ def examine(backend: str, interpreter: Interpreter, device: str = "cpu", timeout
     command = [interpreter.path, "-P", "-c", PROBE, backend, ",".join(PACKAGES[backend])]
     try:
         done = subprocess.run(  # noqa: S603 - the user's own interpreter
-            command, capture_output=True, text=True, timeout=timeout, check=False, env=worker_environment(device, 1)
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=timeout,
+            check=False,
+            env=worker_environment(device, 1),
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return found | {"error": str(error)}
     lines = done.stdout.strip().splitlines()
     try:
-        return found | dict(json.loads(lines[-1]))
-    except (IndexError, ValueError):
+        said = json.loads(lines[-1])
+    except (IndexError, ValueError, RecursionError):
+        said = None
+    if not (isinstance(said, dict) and ("error" in said or _tells(said))):
         tail = done.stderr.strip().splitlines()
         return found | {"error": f"exited with status {done.returncode}: {tail[-1] if tail else 'no output'}"}
+    return found | said
+
+
+def _tells(said: dict[str, Any]) -> bool:
+    """Whether an interpreter's answer has what it was asked for: another program may have printed something else."""
+    versions, devices = said.get("versions"), said.get("devices")
+    return isinstance(versions, dict) and isinstance(devices, list) and all(isinstance(d, str) for d in devices)

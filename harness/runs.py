@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from harness import initial, questions, spec
 from harness.backend import BACKENDS
@@ -24,6 +23,7 @@ from harness.data.inputs import Inputs, cast, prepare
 from harness.emit import container, loss_name
 from harness.environment import Interpreter, cores, interpreters
 from harness.errors import CallError, DataError, SpecError
+from harness.files import error_text, make_folder, refusing, write_arrays, write_last, write_text
 from harness.graph import Program
 from harness.judge import Judging
 from harness.optimizers import Cosine
@@ -37,7 +37,6 @@ from harness.results import BackendResult, RunResult
 from harness.side_by_side import Job, Meanwhile, side_by_side
 from harness.source import Source
 from harness.supervise import Listener, Waiting, train, waiting
-from harness.worker import write_last
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = dict[str, Array]
@@ -194,8 +193,17 @@ class Training:
             result = replace(result, notes=[*result.notes, note])
         if self.exact is not None:
             result = result.with_evidence(self.exact.result())
-        write_last(self.directory / "result.json", result.to_json())
-        return result
+        return written(self.directory, result)
+
+
+def written(directory: Path, result: RunResult) -> RunResult:
+    """The result, with its result.json; where that cannot be written, a note says that what was trained is not kept."""
+    try:
+        write_last(directory / "result.json", result.to_json())
+    except OSError as error:
+        note = f"The result is not kept, and no report can be made of it: {error_text(error)}."
+        return replace(result, notes=[*result.notes, note])
+    return result
 
 
 def own_programs(
@@ -315,11 +323,12 @@ def make_directory(program: Program, options: Options) -> Path:
     return directory.resolve()
 
 
+@refusing
 def write_inputs(
     directory: Path, program: Program, inputs: Inputs, text: Source, options: Options, checkpoint: Checkpoint | None
 ) -> None:
     """Everything that the programs train on, and the spec, as written and as resolved."""
-    (directory / "spec.yaml").write_text(text.text, encoding="utf-8")
+    write_text(directory / "spec.yaml", text.text)
     resolved = {"name": program.name, "seed": program.seed, "steps": program.steps, "spec": plain(program.spec)}
     resolved["updates"] = [
         {
@@ -337,17 +346,17 @@ def write_inputs(
     }  # fmt: skip
     write_last(directory / "resolved.json", resolved)
     folder = directory / "inputs"
-    folder.mkdir()
+    make_folder(folder)
     parameters = initial.parameters(program) if checkpoint is None else checkpoint.state
-    save_file(cast(parameters, options.precision), folder / "parameters.safetensors")
+    write_arrays(folder / "parameters.safetensors", cast(parameters, options.precision))
     if checkpoint is not None:
-        save_file(cast(checkpoint.optimizer, options.precision), folder / "optimizer.safetensors")
+        write_arrays(folder / "optimizer.safetensors", cast(checkpoint.optimizer, options.precision))
     data = {f"train.{name}": array for name, array in inputs.train.items()}
     if inputs.held_out:
         data |= {f"test.{name}": array for name, array in inputs.test.items()}
     data |= questions.arrays(program, inputs)
-    save_file(cast(data, options.precision), folder / "data.safetensors")
-    save_file(cast({"order": inputs.order, **inputs.noise}, options.precision), folder / "batches.safetensors")
+    write_arrays(folder / "data.safetensors", cast(data, options.precision))
+    write_arrays(folder / "batches.safetensors", cast({"order": inputs.order, **inputs.noise}, options.precision))
 
 
 def write_request(
@@ -356,7 +365,7 @@ def write_request(
 ) -> dict[str, Any]:  # fmt: skip
     """A backend's folder: the emitted program and what the worker is asked. `own`: its cores; left out, the idlest."""
     folder = directory / backend
-    folder.mkdir()
+    make_folder(folder)
     name = f"{program.name}_{backend}.py"
     if options.plant is not None:
         source = options.plant(backend, program)
@@ -364,7 +373,7 @@ def write_request(
         source = given[backend].adapted(program, options.precision, options.threads)
     else:
         source = emitted(program, backend, options.precision, options.threads)
-    (folder / name).write_text(source, encoding="utf-8")
+    write_text(folder / name, source)
     start, stop = 0 if checkpoint is None else checkpoint.step, options.until or program.steps
     states, gradients = recorded_steps(program, options, start)
     asked = questions.questions(program, held_out=inputs.held_out)

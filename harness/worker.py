@@ -24,20 +24,31 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from harness.backend import PACKAGES, Array, Arrays, Session, digest, to_bytes
 from harness.checkpoint import Checkpoint, Origin
+from harness.files import make_folder, write_arrays, write_last
 
 CHUNK = 256  # examples evaluated at once
+LONGEST = 300  # characters of an error that is told; all of it is in the log
 
 
 def main(directory: Path, events: int, *, again: bool = False) -> None:
     """Do what request.json asks; `again`: after another."""
     _die_with_parent()
-    request = json.loads((directory / "request.json").read_text())
-    _pin(request["cores"])
     tell = _Teller(events)
+    try:
+        _train(directory, tell, again=again)
+    except BaseException as error:
+        # The log may be on the disk that is full.
+        tell.write({"error": " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST]})
+        raise
+
+
+def _train(directory: Path, tell: "_Teller", *, again: bool) -> None:
+    request = json.loads((directory / "request.json").read_bytes())
+    _pin(request["cores"])
     seconds: dict[str, float] = {}
 
     start = tell.phase("import")
@@ -71,7 +82,7 @@ def main(directory: Path, events: int, *, again: bool = False) -> None:
         # The parameters just before the loss left the numbers, found again: training is reproducible.
         outputs |= {
             f"before/{name}": value
-            for name, value in _replay(backend, program, request, inputs, directory, run.stopped_at).items()
+            for name, value in _replay(backend, program, request, inputs, directory, run.stopped_at, tell).items()
         }
     start = tell.phase("evaluate")
     if run.stopped_at is None:
@@ -85,7 +96,7 @@ def main(directory: Path, events: int, *, again: bool = False) -> None:
         kept.write(directory / "checkpoint.safetensors")
     seconds["evaluate"] = time.perf_counter() - start
 
-    save_file({name: np.ascontiguousarray(value) for name, value in outputs.items()}, directory / "outputs.safetensors")
+    write_arrays(directory / "outputs.safetensors", {name: np.ascontiguousarray(own) for name, own in outputs.items()})
     result = {
         "request": request["digest"],
         "losses": run.losses,
@@ -142,7 +153,7 @@ class _Run:
 
     def train(self) -> None:
         states, gradients = set(self.request["record_states"]), set(self.request["record_gradients"])
-        (self.directory / "trajectory").mkdir(exist_ok=True)
+        make_folder(self.directory / "trajectory")
         for step in range(self.request["start"], self.request["stop"]):
             start = time.perf_counter()
             batch = self.session.batch(self.inputs, step)
@@ -151,7 +162,7 @@ class _Run:
             self.note(batch, step)
             if step in gradients:
                 found = self.session.gradients(batch)
-                save_file(found, self.directory / "trajectory" / f"gradients-{step + 1:08}.safetensors")
+                write_arrays(self.directory / "trajectory" / f"gradients-{step + 1:08}.safetensors", found)
             self.check_seconds += time.perf_counter() - start
             start = time.perf_counter()
             losses = self.session.wait(self.session.step(step, batch))
@@ -163,7 +174,7 @@ class _Run:
                 break
             start = time.perf_counter()
             if step in states:
-                save_file(self.session.state(), self.directory / "trajectory" / f"state-{step + 1:08}.safetensors")
+                write_arrays(self.directory / "trajectory" / f"state-{step + 1:08}.safetensors", self.session.state())
                 self.recorded.append(step)
             self.check_seconds += time.perf_counter() - start
             self.tell.step(step + 1, losses, last=step + 1 == self.request["stop"])
@@ -244,22 +255,17 @@ class _Teller:
 
 
 def _replay(
-    backend: ModuleType, program: ModuleType, request: Mapping[str, Any], inputs: Arrays, directory: Path, stop: int
-) -> Arrays:
+    backend: ModuleType, program: ModuleType, request: Mapping[str, Any], inputs: Arrays, directory: Path, stop: int,
+    tell: "_Teller",
+) -> Arrays:  # fmt: skip
     session: Session = backend.Session(program, request)
     session.load(load_file(directory.parent / "inputs" / "parameters.safetensors"))
     if request["start"]:
         session.load_optimizer(load_file(directory.parent / "inputs" / "optimizer.safetensors"))
     for step in range(request["start"], stop):
         session.wait(session.step(step, session.batch(inputs, step)))
+        tell.beat()
     return session.state()
-
-
-def write_last(path: Path, value: Any) -> None:  # noqa: ANN401 - JSON
-    """JSON, complete or not at all."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(value, indent=1, allow_nan=True))
-    temporary.replace(path)
 
 
 def load_program(path: Path) -> ModuleType:

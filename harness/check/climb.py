@@ -25,6 +25,7 @@ from harness.check.seeds import run_seeds
 from harness.check.subject import Subject, each, prepare, workers
 from harness.environment import interpreters
 from harness.errors import CallError
+from harness.files import write_last
 from harness.graph import Program
 from harness.nullspace import zero_gradient
 from harness.precision import on_device, proving
@@ -32,7 +33,6 @@ from harness.programs import Written
 from harness.resolve import compile_spec
 from harness.runs import own_programs, prepared
 from harness.source import Source
-from harness.worker import write_last
 
 __all__ = ["SCHEMA", "CheckOptions", "check", "planted", "proved", "rung_names"]
 Listener = Callable[[str, Mapping[str, Any]], None]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from safetensors.numpy import save_file
 
 import harness
 from harness.backend import BACKENDS
@@ -21,6 +20,7 @@ from harness.check.subject import Subject, workers
 from harness.data.inputs import cast
 from harness.environment import Interpreter, interpreters
 from harness.errors import CallError, WorkerFailed
+from harness.files import write_arrays
 from harness.programs import Written, emitted, written
 from harness.results import clean
 
@@ -173,7 +173,7 @@ def subject_of(
     """A run's programs and inputs in a precision."""
     (folder / "inputs").mkdir(parents=True)
     for name, arrays in run.inputs.items():
-        save_file(cast(arrays, precision), folder / "inputs" / f"{name}.safetensors")
+        write_arrays(folder / "inputs" / f"{name}.safetensors", cast(arrays, precision))
     subject = Subject(run.program, precision, folder, run.held_out, dict(live), first=run.first)
     for name, own in live.items():
         for observe in (False, True):

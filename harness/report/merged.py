@@ -7,8 +7,9 @@ from pathlib import Path
 
 from harness.bench.record import SCHEMA
 from harness.bench.scaling import exponent
-from harness.drawing import Artist
+from harness.drawing import Artist, DrawingError
 from harness.errors import CallError
+from harness.files import error_text, make_folder, write_text
 from harness.report import charts, story
 from harness.report.benches import SCALING, Merged, Record, Series, best_of, lanes_of, named, series, spoken, start
 from harness.report.charts import Drawing, Figure
@@ -57,20 +58,30 @@ def _is_bench(found: Record) -> bool:
 
 
 def write(merged: Merged, folder: Path) -> Path:
-    """Write report.md, charts/ and report.html into a folder; returns the page's path."""
+    """Write report.md, charts/ and report.html into a folder; returns the page's path.
+
+    Raises CallError where that cannot be, and DrawingError where charts cannot be drawn: the report is then there without them.
+    """
     figures = figures_of(merged)
+    drawings: list[Drawing] = []
+    undrawn: DrawingError | None = None
     with Artist() as artist:
-        drawings = charts.render(figures, artist)
+        try:
+            drawings = charts.render(figures, artist)
+        except DrawingError as error:
+            undrawn = error
     try:
-        (folder / "charts").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder / "charts")
         for drawing in drawings:
-            text = charts.svg(drawing)
-            (folder / "charts" / f"{drawing.figure.name}.svg").write_text(text, encoding="utf-8")
-        (folder / "report.md").write_text(markdown(merged, figures), encoding="utf-8")
+            write_text(folder / "charts" / f"{drawing.figure.name}.svg", charts.svg(drawing))
+        write_text(folder / "report.md", markdown(merged, [drawing.figure for drawing in drawings]))
         path = folder / "report.html"
-        path.write_text(page(merged, drawings), encoding="utf-8")
+        write_text(path, page(merged, drawings))
     except OSError as error:
-        raise CallError(f"cannot write into {folder}: {error.strerror}") from None
+        raise CallError(f"the report cannot be written: {error_text(error)}") from None
+    if undrawn is not None:
+        raise DrawingError(f"the report {path} lacks charts: {undrawn}")
     return path
 
 

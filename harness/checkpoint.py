@@ -119,6 +119,14 @@ class Checkpoint:
                 raise CallError(
                     f"checkpoint {path}: is of another network: '{name}' is {have} in it and {want} in the spec"
                 )
+        for name in sorted({*mine, *self.state}):
+            shape = self.state[name].shape if name in self.state else None
+            if name not in mine or shape != mine[name][0]:
+                have = _spell(shape if shape is None else (shape, ""))
+                raise CallError(f"checkpoint {path}: does not fit together: '{name}' is {have}, and {_spell(mine.get(name))} by its own table")  # fmt: skip
+        for name, array in {**self.state, **self.optimizer}.items():
+            if array.dtype.kind not in "fiu":
+                raise CallError(f"checkpoint {path}: '{name}' holds {array.dtype} values; parameters are numbers")
         held = {name: array.shape for name, array in self.optimizer.items()}
         for name in sorted({*held, *optimizer}):
             if held.get(name) != optimizer.get(name):

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import wraps
@@ -73,6 +74,14 @@ def make_folder(path: Path) -> Path:
     if path.is_symlink():
         raise OSError(errno.ELOOP, "is a symbolic link, and nothing is written through one", str(path))
     return path
+
+
+def new_folder(prefix: str) -> Path:
+    """A temporary folder of nobody else's. Raises CallError where there is no room for one."""
+    try:
+        return Path(tempfile.mkdtemp(prefix=prefix))
+    except OSError as error:
+        raise CallError(f"cannot make a temporary folder: {error_text(error)} (TMPDIR names another place)") from None
 
 
 def write_named(path: Path, text: str) -> None:

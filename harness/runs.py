@@ -21,7 +21,7 @@ from harness.checkpoint import Checkpoint, Origin, Table
 from harness.data.datasets import Text
 from harness.data.inputs import Inputs, cast, prepare
 from harness.emit import container, loss_name
-from harness.environment import Interpreter, cores, interpreters
+from harness.environment import Interpreter, cores, interpreters, require_device
 from harness.errors import CallError, DataError, SpecError
 from harness.files import error_text, make_folder, refusing, write_arrays, write_last, write_text
 from harness.graph import Program
@@ -131,6 +131,7 @@ class Training:
         for own in given.values():
             own.adapted(program, options.precision, options.threads)  # raises before any work
         pythons = interpreters(options.pythons)
+        require_device(options.device, options.backends, pythons)
         inputs = prepared(program, text)
         directory = make_directory(program, options)
         write_inputs(directory, program, inputs, text, options, checkpoint)

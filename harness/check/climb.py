@@ -1,7 +1,6 @@
 """Run the ladder: every rung that was asked for, on each spec, in each precision, with live workers."""
 
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from harness.check.seeds import run_seeds
 from harness.check.subject import Subject, each, prepare, workers
 from harness.environment import interpreters
 from harness.errors import CallError
-from harness.files import write_last
+from harness.files import error_text, new_folder, refusing, write_last
 from harness.graph import Program
 from harness.nullspace import zero_gradient
 from harness.precision import on_device, proving
@@ -230,9 +229,10 @@ def _distinct(programs: Sequence[Program]) -> None:
             raise CallError(f"two specs are called '{name}': what is found is kept by name; give each spec once")
 
 
+@refusing
 def _folder(options: CheckOptions) -> Path:
     if options.out is None:
-        return Path(tempfile.mkdtemp(prefix="harness-check-"))
+        return new_folder("harness-check-")
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise CallError(f"--out {options.out}: exists and is not an empty directory")
     options.out.mkdir(parents=True, exist_ok=True)
@@ -270,8 +270,12 @@ def _climb(
         program.name, own, program.steps, program.seed, options.backends, tuple(found), failures,
         zero_gradient(program), time.perf_counter() - began, diagnoses,
     )  # fmt: skip
-    own.mkdir(parents=True, exist_ok=True)
-    write_last(own / "check.json", result.to_json())
+    if options.out is not None:
+        try:
+            own.mkdir(parents=True, exist_ok=True)
+            write_last(own / "check.json", result.to_json())
+        except OSError as error:
+            listen(program.name, {"warning": f"what was found is not kept: {error_text(error)}"})
     return result
 
 

@@ -1,7 +1,6 @@
 """Where and why the trainings of a run part: its programs taken apart beside one another, from the run's own inputs."""
 
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from harness.check.subject import Subject, workers
 from harness.data.inputs import cast
 from harness.environment import Interpreter, interpreters
 from harness.errors import CallError, WorkerFailed
-from harness.files import write_arrays
+from harness.files import new_folder, write_arrays
 from harness.programs import Written, emitted, written
 from harness.results import clean
 
@@ -100,7 +99,7 @@ def diff(runs: Sequence[Path], options: DiffOptions | None = None, listen: Liste
         for precision in precisions:
             each.adapted(first.program, precision, observe=True)  # raises before any worker starts
     pythons = interpreters(options.pythons)
-    folder = Path(tempfile.mkdtemp(prefix="harness-diff-"))
+    folder = new_folder("harness-diff-")
     found: Diagnosis | None = None
     failures: dict[str, str] = {}
     precision = precisions[0]

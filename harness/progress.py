@@ -227,14 +227,14 @@ def _lines() -> Iterator[Listener]:
 def _bars() -> Iterator[Listener]:
     """A bar for each thing that is under way, and below them what is left of all."""
     from rich.console import Console  # noqa: PLC0415 - where there is no terminal it is not needed
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
     from rich.table import Column  # noqa: PLC0415
 
     tracker, lock = Tracker(time.monotonic()), threading.Lock()
     words = Column(no_wrap=True, overflow="ellipsis", ratio=1)
     columns = (
-        SpinnerColumn(), TextColumn("{task.description}", markup=False, table_column=words), BarColumn(bar_width=14),
-        MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[rest]}", markup=False, table_column=Column(no_wrap=True)),
+        SpinnerColumn(), TextColumn("{task.description}", markup=False, table_column=words), BarColumn(bar_width=10),
+        TimeElapsedColumn(), TextColumn("{task.fields[rest]}", markup=False, table_column=Column(no_wrap=True)),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), transient=True, expand=True) as progress:
         tasks: dict[str, Any] = {}
@@ -248,11 +248,12 @@ def _bars() -> Iterator[Listener]:
                 for pace in tracker.paces.values():
                     if pace.name not in tasks:
                         tasks[pace.name] = progress.add_task("", total=None, rest="")
+                    count = f"{pace.done:,} of {pace.total:,}" if pace.total and pace.done is not None else ""
                     rest = about(pace.left(now)).removeprefix("about ")
                     loss = " ".join(f"loss {loss:.3g}" for loss in list(pace.losses.values())[:1])
                     progress.update(
                         tasks[pace.name], description=f"{pace.name}: {pace.ended or pace.phase}", total=pace.total,
-                        completed=pace.done or 0, rest=", ".join(filter(None, (f"{rest} left" if rest else "", loss))),
+                        completed=pace.done or 0, rest=", ".join(filter(None, (count, f"{rest} left" if rest else loss))),
                     )  # fmt: skip
                     if pace.ended:
                         progress.stop_task(tasks[pace.name])

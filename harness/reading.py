@@ -328,7 +328,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON
             raise CallError(f"{path}: is not a file")
         if (size := path.stat().st_size) > LARGEST:
             raise CallError(f"{path}: has {size:,} bytes; at most {LARGEST:,} are read")
-        data = json.loads(path.read_bytes())
+        data = json.loads(path.read_bytes(), parse_int=_whole)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -338,6 +338,13 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON
     if _deeper(data, DEEPEST):
         raise CallError(f"{path}: is nested more than {DEEPEST} deep")
     return data
+
+
+def _whole(text: str) -> int:
+    """A whole number, unless it is larger than any that is written."""
+    if len(text) > 20:  # noqa: PLR2004 - the digits of 64 bits
+        raise ValueError(f"a whole number has {len(text)} digits")
+    return int(text)
 
 
 def _deeper(value: Any, most: int) -> bool:  # noqa: ANN401 - JSON

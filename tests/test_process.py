@@ -536,3 +536,62 @@ def test_inputs_that_cannot_be_written_are_a_refused_call(tmp_path: Path, monkey
     assert done.returncode == 2
     assert done.stderr.startswith("error: cannot write ")
     assert done.stderr.endswith("inputs/parameters.safetensors: No space left on device\n")
+
+
+# ---- What is shown
+
+
+def test_markdown_has_no_markup_of_a_result_s() -> None:
+    from dataclasses import replace  # noqa: PLC0415
+
+    from harness.report.markdown import markdown  # noqa: PLC0415
+    from harness.report.sources import Sources  # noqa: PLC0415
+
+    bad = '<img src=x onerror="alert(1)">](http://evil.example) `'
+    trouble = backend("jax", status="failed", error=bad, log=f"{bad}\n```\n{bad}", text=bad)
+    result = replace(
+        run_result(backend("torch", text=bad), trouble), spec=bad, about=bad, precision=bad, notes=[bad], device=bad
+    )
+    sources = Sources(bad, f"```\n{bad}", {"torch": (f"a)<b>{bad}_torch.py", "")}, {"torch": b""}, bad, None)
+    text = markdown(result, sources, [])
+    outside, fence = [], ""
+    for line in text.splitlines():
+        if fence:
+            fence = "" if line == fence else fence
+        elif line.startswith("```"):
+            fence = line.rstrip("abcdefghijklmnopqrstuvwxyz")
+        else:
+            outside.append(line)
+    assert not fence
+    assert len(outside) > 40
+    for line in outside:
+        assert "<" not in line.replace("\\<", ""), line
+        assert "](http" not in line.replace("\\]", ""), line
+
+
+def test_an_explanation_fits_a_narrow_terminal() -> None:
+    from io import StringIO  # noqa: PLC0415
+
+    from rich.console import Console  # noqa: PLC0415
+
+    from harness.atlas import terminal  # noqa: PLC0415
+    from harness.atlas.measure import Effect, Explanation, Finding  # noqa: PLC0415
+    from harness.atlas.rows import ROWS  # noqa: PLC0415
+
+    effect = Effect("net", 1.2e-5, 0.034, 77, -0.0121, 0.051, 0.2, {"accuracy": (0.9712, 0.9433)})
+    findings = (
+        Finding(ROWS[0], "tensorflow", "epsilon 0.001", "epsilon 1e-5", effect),
+        Finding(ROWS[1], "torch", "a half-pixel grid", "corners aligned", None, "the network cannot be built with it"),
+    )
+    found = Explanation("digits", 100, 0, "float64", findings, (), {}, {}, {}, 3.0)
+    shown = {}
+    for width in (80, 160):
+        out = StringIO()
+        terminal.show(found, Console(file=out, width=width))
+        shown[width] = out.getvalue()
+        assert all(len(line) <= width for line in shown[width].splitlines())
+    narrow = " ".join(shown[80].split())
+    assert "its default epsilon 0.001; the spec says epsilon 1e-5" in narrow
+    assert "the loss is 1.2e-05 off at step 1, 0.034 at step 77, -0.012 at the last: 0.051 of the loss" in narrow
+    assert "accuracy 0.971 → 0.943" in narrow
+    assert "┃" in shown[160] or "│" in shown[160]

@@ -135,7 +135,7 @@ def test_every_edit_of_every_field_is_read_or_refused_in_a_sentence(tmp_path: Pa
     refused = accepted = 0
     for number, at in enumerate(places(record)):
         # Each place gets some of the values, each value some of the places: all pairs take minutes.
-        for value in [GONE, *ANYTHING[number % 12 :: 12]]:
+        for value in [GONE, ANYTHING[number % len(ANYTHING)]]:
             said = reported(tmp_path, edited(record, at, value))
             refused, accepted = refused + bool(said), accepted + (not said)
     assert refused > 200

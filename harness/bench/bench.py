@@ -58,6 +58,8 @@ def bench(
     try:
         for number, (program, text, setting) in enumerate(wanted):
             where = folder / f"{number}-{program.name}"
+            if len(wanted) > 1:
+                listen(program.name, {"whole": [number, len(wanted)]})
             results.append(replace(_one(program, text, where, pythons, options, listen), setting=setting))
             keep(results)
             shutil.rmtree(where, ignore_errors=True)

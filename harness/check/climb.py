@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from math import factorial
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,9 @@ def check(
     folder = _folder(options)
     try:
         with workers(options.backends, options.precisions, pythons, folder, options.timeout) as (live, failures):
+            effort = Effort(options, len(programs), listen)
             return [
-                _climb(program, own, text, folder, live, dict(failures), options, listen, given)
+                _climb(program, own, text, folder, live, dict(failures), options, effort, given)
                 for program, (own, text) in zip(programs, loaded, strict=True)
             ]
     finally:
@@ -153,10 +155,13 @@ def _planted(
     try:
         failed: dict[str, str] = {}
         wanted = (lambda m: m.name in mutants) if mutants else (lambda _m: True)
+        subjects, every = 0, len(programs) * len(options.precisions)
         for program, (_, text) in zip(programs, loaded, strict=True):
             inputs = prepared(program, text)
             for precision in options.precisions:
                 place = folder / program.name / precision
+                listen(program.name, {"whole": [subjects, every]})
+                subjects += 1
                 backends = [name for name in options.backends if name not in failed]
                 # Compiled programs stay in a worker's memory: hundreds of them fill it, so each subject has its own.
                 with workers(backends, (precision,), pythons, place / "workers", options.timeout) as (live, failures):
@@ -166,6 +171,7 @@ def _planted(
                         work(subject, wanted, listen)
                         failed |= subject.failures
                 shutil.rmtree(place, ignore_errors=True)
+                listen(program.name, {"whole": [subjects, every], "exit": 0})
         return failed, time.perf_counter() - began
     finally:
         if options.out is None:
@@ -241,9 +247,9 @@ def _folder(options: CheckOptions) -> Path:
 
 def _climb(
     program: Program, loaded: spec.Spec, text: Source, folder: Path, live: Mapping[str, dict[str, LiveWorker]], failures: dict[str, str],
-    options: CheckOptions, listen: Listener, given: Mapping[str, Written],
+    options: CheckOptions, effort: "Effort", given: Mapping[str, Written],
 ) -> CheckResult:  # fmt: skip
-    began = time.perf_counter()
+    began, listen = time.perf_counter(), effort.listen
     inputs = prepared(program, text)
     own = folder / program.name
     found: list[Rung] = []
@@ -253,7 +259,7 @@ def _climb(
         if not holders:
             break
         subject = prepare(program, text, inputs, precision, own / precision, holders, given)
-        rungs_of = _rungs(subject, options, listen, {rung.name: rung for rung in found})
+        rungs_of = _rungs(subject, options, effort, {rung.name: rung for rung in found})
         found += rungs_of
         if any(rung.status == "failed" for rung in rungs_of) and not subject.failures:
             listen(program.name, {"phase": f"{precision} diff"})
@@ -303,9 +309,39 @@ def _seeds(
     return Rung("seeds", precision, found.status, first, (), tuple(rest), found.to_json(), seconds)
 
 
-def _rungs(subject: Subject, options: CheckOptions, listen: Listener, exact: Mapping[str, Rung]) -> list[Rung]:
+@dataclass
+class Effort:
+    """How much of a check is done, in trainings of one spec by every backend: what else there is takes about as long as one."""
+
+    options: CheckOptions
+    specs: int
+    listen: Listener
+    done: float = 0.0
+
+    @property
+    def every(self) -> float:
+        """All of it but the rung of seeds, which has processes of its own and tells of them."""
+        own = [units for name, units in self.units().items() if name in self.options.rungs]
+        return (
+            self.specs
+            * len(self.options.precisions)
+            * (len({"forward", "gradients", "optimizer"} & set(self.options.rungs)) / 3 + sum(own))
+        )
+
+    def units(self) -> dict[str, float]:
+        """What each rung that trains costs: the twins are trainings, the relay is one in each order of the backends."""
+        count = len(self.options.backends)
+        return {"trajectory": 1.0, "twins": float(self.options.twins), "relay": float(factorial(count)) / max(count, 1)}
+
+    def spent(self, name: str, units: float) -> None:
+        """So many more are done."""
+        self.done = min(self.done + units, self.every)
+        self.listen(name, {"whole": [self.done, self.every]})
+
+
+def _rungs(subject: Subject, options: CheckOptions, effort: Effort, exact: Mapping[str, Rung]) -> list[Rung]:
     found: list[Rung] = []
-    asked = options.rungs
+    asked, listen, name_of = options.rungs, effort.listen, subject.program.name
 
     def add(name: str, judge: Callable[[], Rung]) -> None:
         if name in asked:
@@ -328,20 +364,25 @@ def _rungs(subject: Subject, options: CheckOptions, listen: Listener, exact: Map
         add("gradients", lambda: rungs.gradients(subject, evidence, allowed, slopes(subject)))
         add("optimizer", lambda: rungs.optimizer(subject, evidence))
         found[0] = replace(found[0], seconds=found[0].seconds + gathered)
+        effort.spent(name_of, len({"forward", "gradients", "optimizer"} & set(asked)) / 3)
     if {"trajectory", "twins", "relay"} & set(asked):
         steps = subject.program.steps
         start = time.perf_counter()
+        listen(name_of, {"phase": f"{subject.precision} training"})
         trainings = long.train(subject, steps)
+        effort.spent(name_of, 1.0 if "trajectory" in asked else 0.0)
         trained = time.perf_counter() - start
         if not trainings:
             return found
         drift = None
         if "twins" in asked:
+            listen(name_of, {"phase": f"{subject.precision} twins"})
             distances = long.twin_distances(subject, steps, options.twins)
             trainings = {name: own for name, own in trainings.items() if name in distances}
             if not trainings:
                 return found
             drift = long.drift(subject, trainings, distances)
+            effort.spent(name_of, effort.units()["twins"])
         twinned = time.perf_counter() - start - trained
         before = len(found)
         add("trajectory", lambda: long.trajectory(subject, trainings, drift, exact.get("trajectory")))
@@ -350,5 +391,6 @@ def _rungs(subject: Subject, options: CheckOptions, listen: Listener, exact: Map
             add("twins", lambda: long.twins_rung(subject, known, options.twins, long.still(subject, trainings)))
             found[-1] = replace(found[-1], seconds=found[-1].seconds + twinned)
         add("relay", lambda: long.relay(subject, trainings, steps))
+        effort.spent(name_of, effort.units()["relay"] if "relay" in asked else 0.0)
         found[before] = replace(found[before], seconds=found[before].seconds + trained)
     return found

@@ -143,7 +143,11 @@ def run(
     with artist, _trainings(quiet=quiet) as listen:
         result = runs.run(spec, options, listen, prepare)
         listen("report", {"phase": "report"})
-        unreported = _reported(result.directory, artist)
+        try:
+            unreported = _reported(result.directory, artist)
+        except KeyboardInterrupt:
+            _complain(f"interrupted; the result is in {_short(result.directory)}, and there is no report of it")
+            sys.exit(INTERRUPTED)
     with _showing(f"{result.spec}: {result.verdict}"):
         if json_file != "-":
             from harness.report.terminal import print_result  # noqa: PLC0415 - as above

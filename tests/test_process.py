@@ -376,6 +376,17 @@ def test_a_checkpoint_s_arrays_have_the_shapes_of_its_table(tmp_path: Path, chan
     assert expected in str(caught.value)
 
 
+@pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3", "F8_E8M0"])
+def test_a_checkpoint_of_values_that_numpy_has_not_is_refused(tmp_path: Path, dtype: str) -> None:
+    header = json.dumps(
+        {"a": {"dtype": dtype, "shape": [2], "data_offsets": [0, 4 if dtype == "BF16" else 2]}}
+    ).encode()
+    path = tmp_path / "c.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4 if dtype == "BF16" else 2))
+    with pytest.raises(CallError, match="is no safetensors file, or was cut short"):
+        Checkpoint.read(path)
+
+
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_checkpoint_with_any_bytes_changed_is_the_same_or_refused(tmp_path: Path, data: st.DataObject) -> None:
@@ -402,7 +413,7 @@ def test_a_checkpoint_with_any_bytes_changed_is_the_same_or_refused(tmp_path: Pa
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(["table", "columns", "seed", "steps", "step", "schema", "digest", "text", "spec", "harness", "precision"]),
-    value=st.text(max_size=12) | st.sampled_from(["-1", "1e400", "[]", "{}", "null", "[" * 3000, '{"a": 1}', '{"a": [[1], 2]}', "9" * 5000]),
+    value=st.text(max_size=12) | st.sampled_from(["-1", "1e400", "[]", "{}", "null", "[" * 3000, '{"x": 1}', '{"x": {"shape": [1], "dtype": "float32"}}', '{"dense1.bias": ["ab", "O"]}', '{"a": 1}', '{"a": [[1], 2]}', "9" * 5000]),
 )  # fmt: skip
 def test_a_checkpoint_with_other_metadata_is_read_or_refused(tmp_path: Path, name: str, value: str) -> None:
     from safetensors import safe_open  # noqa: PLC0415
@@ -417,7 +428,10 @@ def test_a_checkpoint_with_other_metadata_is_read_or_refused(tmp_path: Path, nam
     except UnicodeEncodeError:
         return  # half of a surrogate pair is in no file
     try:
-        Checkpoint.read(path).require(path, runs.parameter_table(program), runs.optimizer_table(program))
+        read = Checkpoint.read(path)
+        read.require(path, runs.parameter_table(program), runs.optimizer_table(program))
+        assert read.step >= 0
+        assert all(len(own["shape"]) >= 0 for own in read.origin.columns.values())
     except CallError as error:
         assert len(str(error).splitlines()) == 1  # noqa: PT017 - either is right
 

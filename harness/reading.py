@@ -321,8 +321,8 @@ class SuiteRecord(TypedDict):
     stats: StatsRecord
 
 
-def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON
-    """A file's JSON. Raises CallError, FileNotFoundError where there is none."""
+def read_json(path: Path, wrong: str = "is no JSON") -> Any:  # noqa: ANN401 - JSON
+    """A file's JSON. Raises CallError (`wrong`: what it says of a file that has none), FileNotFoundError where there is no file."""
     try:
         if not path.is_file() and path.exists():
             raise CallError(f"{path}: is not a file")
@@ -334,7 +334,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON
     except OSError as error:
         raise CallError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise CallError(f"{path}: is no JSON: {' '.join(str(error).split())}") from None
+        raise CallError(f"{path}: {wrong}: {' '.join(str(error).split())}") from None
     if _deeper(data, DEEPEST):
         raise CallError(f"{path}: is nested more than {DEEPEST} deep")
     return data

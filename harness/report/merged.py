@@ -31,7 +31,7 @@ def read(paths: Sequence[Path]) -> Merged:
             runs.append(RunResult.read(path))
             continue
         try:
-            found = read_json(path)
+            found = read_json(path, "is neither a run directory nor a benchmark's JSON")
         except FileNotFoundError:
             raise CallError(f"{path} does not exist") from None
         own = found.get("benchmarks") if isinstance(found, dict) else None

@@ -94,6 +94,13 @@ def proof(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """Signals in every phase, a full disk, no memory: a table of what became of run, check and bench (or: -- --commands run)."""
+    install(session, "all", "test")
+    session.run("python", "tests/faults.py", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
 @nox.parametrize("device", ["cpu", "gpu"])
 @nox.parametrize("backend", BACKENDS)
 def bench(session: nox.Session, backend: str, device: str) -> None:

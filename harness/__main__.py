@@ -1,5 +1,5 @@
 """`python -m harness`: the same as `harness`."""
 
-from harness.cli import main
+from harness.command import main
 
 main()

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 import harness
 from harness.backend import Arrays, digest
 from harness.errors import CallError
+from harness.files import write_arrays
 
 SCHEMA = 1
 Table = Mapping[str, tuple[tuple[int, ...], str]]
@@ -48,9 +48,17 @@ class Origin:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Origin":
-        """The inverse."""
-        table = {name: (tuple(shape), axes) for name, (shape, axes) in value["table"].items()}
-        return cls(**{**value, "table": table})
+        """The inverse. Raises KeyError, ValueError or TypeError where something is missing, or is no size."""
+        table = {name: (sizes(shape), str(axes)) for name, (shape, axes) in value["table"].items()}
+        columns = {
+            name: {
+                "shape": list(sizes(c["shape"])),
+                "dtype": str(c["dtype"]),
+                "classes": None if c["classes"] is None else int(c["classes"]),
+            }
+            for name, c in value["columns"].items()
+        }
+        return cls(**{**value, "table": table, "columns": columns})
 
 
 @dataclass(frozen=True)
@@ -80,9 +88,7 @@ class Checkpoint:
         metadata |= {name: str(origin[name]) for name in ("seed", "steps")}
         metadata |= {name: json.dumps(origin[name]) for name in ("columns", "table")}
         metadata |= {"schema": str(SCHEMA), "harness": self.version, "step": str(self.step), "digest": digest(arrays)}
-        temporary = path.with_name(path.name + ".part")
-        save_file(arrays, temporary, metadata)
-        temporary.replace(path)
+        write_arrays(path, arrays, metadata)
 
     @classmethod
     def read(cls, path: Path) -> "Checkpoint":
@@ -93,7 +99,13 @@ class Checkpoint:
             with safe_open(path, framework="numpy") as file:
                 metadata = dict(file.metadata() or {})
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-        except (SafetensorError, OSError, ValueError) as error:
+        except (
+            SafetensorError,
+            OSError,
+            ValueError,
+            TypeError,
+            AttributeError,
+        ) as error:  # the last two: a dtype that NumPy has not
             what = "is no safetensors file, or was cut short or corrupted"
             raise CallError(f"checkpoint {path}: {what}: {' '.join(str(error).split())}") from None
         if "schema" not in metadata:
@@ -105,12 +117,12 @@ class Checkpoint:
             if metadata["digest"] != digest(arrays):
                 raise CallError(f"checkpoint {path}: is corrupted: its arrays are not those that were written")
             origin = {name: metadata[name] for name in ("spec", "source", "text", "precision")}
-            numbers = {name: int(metadata[name]) for name in ("seed", "steps")}
+            numbers = {name: natural(metadata[name]) for name in ("seed", "steps", "step")}
             tables = {name: json.loads(metadata[name]) for name in ("columns", "table")}
-            made = Origin.from_json({**origin, **numbers, **tables})
-            return cls(made, int(metadata["step"]), _below(arrays, "state/"), _below(arrays, "optimizer/"), metadata["harness"])  # fmt: skip
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise CallError(f"checkpoint {path}: its metadata are not complete: {error!r}") from None
+            made = Origin.from_json({**origin, **tables, "seed": numbers["seed"], "steps": numbers["steps"]})
+            return cls(made, numbers["step"], _below(arrays, "state/"), _below(arrays, "optimizer/"), metadata["harness"])  # fmt: skip
+        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise CallError(f"checkpoint {path}: its metadata are not complete: {error!r:.200}") from None
 
     def require(self, path: Path, table: Table, optimizer: Mapping[str, tuple[int, ...]]) -> None:
         """Raise CallError unless it is of this network and these optimizers: names, shapes and axes."""
@@ -121,6 +133,14 @@ class Checkpoint:
                 raise CallError(
                     f"checkpoint {path}: is of another network: '{name}' is {have} in it and {want} in the spec"
                 )
+        for name in sorted({*mine, *self.state}):
+            shape = self.state[name].shape if name in self.state else None
+            if name not in mine or shape != mine[name][0]:
+                have = _spell(shape if shape is None else (shape, ""))
+                raise CallError(f"checkpoint {path}: does not fit together: '{name}' is {have}, and {_spell(mine.get(name))} by its own table")  # fmt: skip
+        for name, array in {**self.state, **self.optimizer}.items():
+            if array.dtype.kind not in "fiu":
+                raise CallError(f"checkpoint {path}: '{name}' holds {array.dtype} values; parameters are numbers")
         held = {name: array.shape for name, array in self.optimizer.items()}
         for name in sorted({*held, *optimizer}):
             if held.get(name) != optimizer.get(name):
@@ -128,6 +148,20 @@ class Checkpoint:
                 raise CallError(
                     f"checkpoint {path}: is of other optimizers: '{name}' is {have} in it and {want} in the spec"
                 )
+
+
+def natural(text: str) -> int:
+    """A number from 0 on. Raises ValueError."""
+    if (number := int(text)) < 0:
+        raise ValueError(f"{number} is below 0")
+    return number
+
+
+def sizes(shape: Any) -> tuple[int, ...]:  # noqa: ANN401 - JSON
+    """A shape as JSON has it. Raises ValueError where it is none."""
+    if not isinstance(shape, (list, tuple)) or not all(type(size) is int and 0 <= size < 2**53 for size in shape):
+        raise ValueError(f"{shape!r:.60} is no shape")
+    return tuple(shape)
 
 
 def _spell(entry: tuple[tuple[int, ...], str] | None) -> str:

@@ -5,8 +5,8 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import harness
+from harness.command import INTERRUPTED
 from harness.errors import CallError, HarnessError, WorkerFailed
+from harness.files import error_text, write_named
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,11 +50,11 @@ StepsOption = Annotated[
     int | None,
     typer.Option(help="Steps of the whole training, those before a checkpoint included; left out, the spec's."),
 ]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No word of progress on standard error.")]
 PrecisionOption = Annotated[str, typer.Option(help="float64, float32, tf32 (on GPUs) or bfloat16.")]
 
 
 BOTH = "float64,float32"
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it; the command-line library returns it for Ctrl-C
 
 
 def main() -> None:
@@ -61,8 +63,10 @@ def main() -> None:
     # a fifth of a short command's time.
     gc.set_threshold(20_000)
     atexit.register(gc.freeze)
+    _speak_in_any_locale()
     try:
         status = app(standalone_mode=False)
+        sys.stdout.flush()
     except HarnessError as error:
         _complain(str(error))
         sys.exit(3 if isinstance(error, WorkerFailed) else 2)
@@ -70,8 +74,15 @@ def main() -> None:
         _complain("interrupted; no result was written")
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: say nothing more
+        _fall_silent()
         sys.exit(141)
+    except OSError as error:
+        _fall_silent()
+        _complain(_unwritten(error))
+        sys.exit(2)
+    except MemoryError:
+        _complain("there is not enough memory")
+        sys.exit(3)
     except Exception as error:
         # Usage errors of the command-line library know how to show themselves.
         if not hasattr(error, "show") or not hasattr(error, "exit_code"):
@@ -117,6 +128,7 @@ def run(
         str, typer.Option(help="What is kept of parameters and gradients by step: some (8 MB a backend) or all.")
     ] = "some",
     json_file: JsonOption = None,
+    quiet: QuietOption = False,  # noqa: FBT002 - a flag
 ) -> None:
     """Train on every backend, compare, and report. Exit: 0 the same, 1 they differ, 2 a wrong spec or call, 3 a backend failed."""
     from harness import runs  # noqa: PLC0415 - seconds of imports that other commands do without
@@ -126,25 +138,35 @@ def run(
     artist = Artist()
 
     def prepare() -> None:
-        artist.start()
-        from harness import report  # noqa: F401, PLC0415 - seconds of imports too, while workers train
+        with suppress(
+            OSError, ImportError, MemoryError
+        ):  # all of it is tried again, and said, when the report is written
+            artist.start()
+            from harness import report  # noqa: F401, PLC0415 - seconds of imports too, while workers train
 
     options = runs.Options(
         chosen(backends), steps, seed, precision, threads, device, tuple(python or ()), out, timeout, start, until,
         programs=tuple(program or ()), keep_all=_kept(record),
     )  # fmt: skip
     _check_json(json_file)
-    with artist, _trainings() as listen:
+    with artist, _trainings(quiet=quiet) as listen:
         result = runs.run(spec, options, listen, prepare)
-        from harness import report  # noqa: PLC0415 - as above
-
         listen("report", {"phase": "report"})
-        report.write(result.directory, artist)
-    if json_file != "-":
-        report.print_result(result, _console())
-        if result.verdict == "differs":
-            _console().print(f"Where and why: harness diff {_short(result.directory)}", markup=False)
-    _write_json(json_file, result.to_json())
+        try:
+            unreported = _reported(result.directory, artist)
+        except KeyboardInterrupt:
+            _complain(f"interrupted; the result is in {_short(result.directory)}, and there is no report of it")
+            sys.exit(INTERRUPTED)
+    with _showing(f"{result.spec}: {result.verdict}"):
+        if json_file != "-":
+            from harness.report.terminal import print_result  # noqa: PLC0415 - as above
+
+            print_result(result, _console())
+            if result.verdict == "differs":
+                _console().print(f"Where and why: harness diff {_short(result.directory)}", markup=False)
+        _write_json(json_file, result.to_json())
+    if unreported is not None:
+        _complain(str(unreported))
     raise typer.Exit(result.exit)
 
 
@@ -167,6 +189,7 @@ def diff(
     python: PythonOption = None,
     timeout: Annotated[float, typer.Option(help="Seconds of silence after which a worker is stopped.")] = 600.0,
     json_file: JsonOption = None,
+    quiet: QuietOption = False,  # noqa: FBT002 - a flag
 ) -> None:
     """Say where the trainings of a run part first, and why. Exit: 0 they do not, 1 they do, 2 a wrong call, 3 a backend failed."""
     from harness.check import diff as diffs  # noqa: PLC0415 - seconds of imports that other commands do without
@@ -175,11 +198,12 @@ def diff(
 
     _check_json(json_file)
     options = diffs.DiffOptions(chosen(backends), steps, tuple(python or ()), timeout, reduce)
-    with _trainings() as listen:
+    with _trainings(quiet=quiet) as listen:
         found = diffs.diff([run] if other is None else [run, other], options, listen)
-    if json_file != "-":
-        print_diff(found, _console())
-    _write_json(json_file, found.to_json())
+    with _showing(f"{found.spec}: {found.verdict}"):
+        if json_file != "-":
+            print_diff(found, _console())
+        _write_json(json_file, found.to_json())
     raise typer.Exit(found.exit)
 
 
@@ -194,20 +218,22 @@ def explain(
     out: Annotated[Path | None, typer.Option(help="Keep each program and its run in this new directory.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds of silence after which a worker is stopped.")] = 600.0,
     json_file: JsonOption = None,
+    quiet: QuietOption = False,  # noqa: FBT002 - a flag
 ) -> None:
     """Say which defaults of the frameworks would bite this spec: each left to its framework alone, and measured."""
     from harness.atlas import terminal  # noqa: PLC0415 - seconds of imports that other commands do without
     from harness.environment import backends as chosen  # noqa: PLC0415
 
     _check_json(json_file)
-    with _jobs() as progress:
+    with _jobs(quiet=quiet) as progress:
         found = harness.explain(
             spec, progress=progress, backends=chosen(backends), steps=steps, seed=seed, precision=precision,
             pythons=tuple(python or ()), out=out, timeout=timeout,
         )  # fmt: skip
-    if json_file != "-":
-        terminal.show(found, _console())
-    _write_json(json_file, found.to_json())
+    with _showing(f"{found.spec}: {len(found.findings)} defaults were looked at"):
+        if json_file != "-":
+            terminal.show(found, _console())
+        _write_json(json_file, found.to_json())
     raise typer.Exit(found.exit)
 
 
@@ -230,12 +256,9 @@ def emit(
     """Write the program of one backend."""
     text = harness.load(spec).emit(backend, precision, threads, steps, seed, observe=observe, strategy=strategy)
     if out is None:
-        sys.stdout.write(text)
+        _write_source(text)
         return
-    try:
-        out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise CallError(f"cannot write {out}: {error.strerror}") from None
+    write_named(out, text)
 
 
 @app.command()
@@ -269,6 +292,7 @@ def check(
     table: Annotated[Path | None, typer.Option(help="With --power: write the matrix as Markdown.")] = None,
     program: ProgramOption = None,
     json_file: JsonOption = None,
+    quiet: QuietOption = False,  # noqa: FBT002 - a flag
 ) -> None:
     """Climb the ladder of equivalence. Exit: 0 every rung passed, 1 one did not, 2 a wrong spec or call, 3 a backend failed."""
     from harness.check import climb  # noqa: PLC0415
@@ -292,22 +316,24 @@ def check(
             *(specs or []),
         ]
         command = " ".join(["harness check --power", *given, *(f"--mutant '{name}'" for name in mutant or [])])
-        with _trainings() as listen:
+        with _trainings(quiet=quiet) as listen:
             planted = climb.proved if diff else partial(climb.planted, bisect=not mutant)
             found = planted(specs or [], options, listen, mutant or [])
-        if table is not None:
-            write_table(found, table, f"{command} --table {table}")
-        _write_json(json_file, found.to_json())
-        if json_file != "-":
-            print_planted(found, _console())
+        with _showing("the faults are planted"):
+            if json_file != "-":
+                print_planted(found, _console())
+            _write_json(json_file, found.to_json())
+            if table is not None:
+                write_table(found, table, f"{command} --table {table}")
         raise typer.Exit(found.exit)
     if not specs:
         raise CallError("check needs a SPEC (`harness list specs` lists those that come with it), or --power")
-    with _trainings() as listen:
+    with _trainings(quiet=quiet) as listen:
         results = climb.check(specs, options, listen)
-    if json_file != "-":
-        print_check(results, _console())
-    _write_json(json_file, {"schema": climb.SCHEMA, "checks": [result.to_json() for result in results]})
+    with _showing("; ".join(f"{result.spec}: {result.verdict}" for result in results)):
+        if json_file != "-":
+            print_check(results, _console())
+        _write_json(json_file, {"schema": climb.SCHEMA, "checks": [result.to_json() for result in results]})
     raise typer.Exit(max(result.exit for result in results))
 
 
@@ -361,6 +387,7 @@ def bench(
         bool, typer.Option("--self-test", help="Measure the measuring: a backend against itself, and made 5 % slower.")
     ] = False,
     json_file: JsonOption = None,
+    quiet: QuietOption = False,  # noqa: FBT002 - a flag
 ) -> None:
     """Check, then time the training step of every backend, in interleaved rounds. Exit: 0 timed, 1 they differ, 2 a wrong call, 3 a backend failed."""
     from harness.bench import bench as benches  # noqa: PLC0415 - seconds of imports that other commands do without
@@ -379,7 +406,8 @@ def bench(
         core,
     )  # fmt: skip
     if self_test:
-        _self_tested(specs or ["digits_mlp"], options if backends else replace(options, backends=("torch",)), json_file)
+        own = options if backends else replace(options, backends=("torch",))
+        _self_tested(specs or ["digits_mlp"], own, json_file, quiet=quiet)
     if not specs:
         raise CallError("bench needs a SPEC (`harness list specs` lists those that come with it), or --self-test")
 
@@ -391,35 +419,41 @@ def bench(
     def keep(results: Sequence[Any]) -> None:
         nonlocal kept
         if json_file not in (None, "-"):  # a file has what is done whenever it is cut short
-            _write_json(json_file, told(results))
-            kept = len(results)
+            try:
+                _write_json(json_file, told(results))
+            except OSError as error:
+                _complain(_unwritten(error))
+            else:
+                kept = len(results)
 
     try:
-        with _trainings() as listen:
+        with _trainings(quiet=quiet) as listen:
             results = benches.bench(specs, options, listen, keep)
     except KeyboardInterrupt:
         if not kept:
             raise
         _complain(f"interrupted; {json_file} has what was done before: {kept} of the benchmarks")
         sys.exit(INTERRUPTED)
-    if json_file == "-":
-        _write_json(json_file, told(results))
-    else:
-        print_bench(results, _console())
+    with _showing("; ".join(f"{result.spec}: {result.verdict}" for result in results)):
+        if json_file == "-":
+            _write_json(json_file, told(results))
+        else:
+            print_bench(results, _console())
     raise typer.Exit(max(result.exit for result in results))
 
 
-def _self_tested(specs: list[str], options: Any, json_file: str | None) -> NoReturn:  # noqa: ANN401 - its module is imported late
+def _self_tested(specs: list[str], options: Any, json_file: str | None, *, quiet: bool) -> NoReturn:  # noqa: ANN401 - its module is imported late
     from harness.bench.selftest import self_test  # noqa: PLC0415
 
     if len(specs) > 1:
         raise CallError("--self-test is of one spec")
-    with _trainings() as listen:
+    with _trainings(quiet=quiet) as listen:
         found = self_test(specs[0], options, listen=listen)
-    _write_json(json_file, found.to_json())
-    if json_file != "-":
-        for sentence in found.sentences():
-            _console().print(sentence, markup=False, highlight=False)
+    with _showing("the measuring is measured"):
+        _write_json(json_file, found.to_json())
+        if json_file != "-":
+            for sentence in found.sentences():
+                _console().print(sentence, markup=False, highlight=False)
     raise typer.Exit(found.exit)
 
 
@@ -462,10 +496,12 @@ def report_(
         return
     (directory,) = paths
     result = RunResult.read(directory)
-    report.write(directory)
+    unreported = _reported(directory)
     if json_file != "-":
         report.print_result(result, _console())
     _write_json(json_file, result.to_json())
+    if unreported is not None:
+        raise unreported
 
 
 def _merged(paths: Sequence[Path], out: Path, json_file: str | None) -> None:
@@ -526,7 +562,7 @@ def doctor(python: PythonOption = None, device: str = "cpu", json_file: JsonOpti
 
     _check_json(json_file)
     found: dict[str, Any] = {}
-    with _trainings() as listen:
+    with _trainings(quiet=False) as listen:
         for name, interpreter in interpreters(tuple(python or ())).items():
             listen(name, {"phase": "import"})
             found[name] = examine(name, interpreter, device)
@@ -561,19 +597,97 @@ def _console() -> "Console":
     """Standard output, as wide as the terminal; its import takes longer than a small spec's emission."""
     from rich.console import Console  # noqa: PLC0415
 
-    return Console()
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            """As everywhere else: rich's own would end the process with 1, which means that they differ."""
+            raise BrokenPipeError
+
+    return Output()
 
 
-def _trainings() -> AbstractContextManager[Any]:
+@contextmanager
+def _trainings(*, quiet: bool) -> Iterator[Any]:
+    """Progress; what cannot be written meanwhile is no fault of the call."""
     from harness import progress  # noqa: PLC0415
 
-    return progress.trainings()
+    with _working(), progress.trainings(quiet=quiet) as listen:
+        yield listen
 
 
-def _jobs() -> AbstractContextManager[Any]:
+@contextmanager
+def _jobs(*, quiet: bool) -> Iterator[Any]:
     from harness import progress  # noqa: PLC0415
 
-    return progress.jobs()
+    with _working(), progress.jobs(quiet=quiet) as listen:
+        yield listen
+
+
+@contextmanager
+def _working() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WorkerFailed(f"it cannot go on: {error_text(error)}") from error
+
+
+@contextmanager
+def _showing(said: str) -> Iterator[None]:
+    """Print what was found. Where it cannot be written, the exit status stands, and standard error has the verdict, `said`."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _fall_silent()
+    except OSError as error:
+        if not error.filename:
+            _fall_silent()
+        _complain(f"{_unwritten(error)} ({said})")
+
+
+def _reported(directory: Path, artist: Any = None) -> Exception | None:  # noqa: ANN401 - its module is imported late
+    """Write a run's report. Returns what stood in the way: it costs the report, and not what was found."""
+    try:
+        from harness import report  # noqa: PLC0415 - seconds of imports
+
+        report.write(directory, artist)
+    except (HarnessError, OSError) as error:
+        return error
+    except (ImportError, MemoryError) as error:
+        return WorkerFailed(f"there is no report: {type(error).__name__}: {' '.join(str(error).split())}")
+    return None
+
+
+def _unwritten(error: OSError) -> str:
+    return (
+        f"cannot write {error_text(error)}" if error.filename else f"cannot write standard output: {error_text(error)}"
+    )
+
+
+def _fall_silent() -> None:
+    """Standard output takes nothing more: what is still in its buffer goes nowhere."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def _speak_in_any_locale() -> None:
+    """A character that a stream's encoding lacks becomes a question mark; a stream that is closed is none."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123 - until the process ends
+        elif hasattr(stream, "reconfigure") and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+
+
+def _write_source(text: str) -> None:
+    """A program to standard output: UTF-8, which Python's sources are, in every locale."""
+    if hasattr(sys.stdout, "buffer"):
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode())
+    else:
+        sys.stdout.write(text)
 
 
 def _check_json(path: str | None) -> None:
@@ -591,15 +705,14 @@ def _write_json(path: str | None, value: Any) -> None:  # noqa: ANN401 - JSON
     if path == "-":
         sys.stdout.write(text)
         return
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise CallError(f"cannot write {path}: {error.strerror}") from None
+    write_named(Path(path), text)
 
 
 def _complain(message: str) -> None:
     prefix = "" if message.startswith(("interrupted",)) else "error: "
-    sys.stderr.write("\n".join(f"{prefix}{line}" for line in message.splitlines()) + "\n")
+    with suppress(OSError, ValueError):  # there is nobody to hear it
+        sys.stderr.write("\n".join(f"{prefix}{line}" for line in message.splitlines()) + "\n")
+        sys.stderr.flush()
 
 
 def _short(path: Path) -> str:

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import IO, Any, Self
 import vl_convert
 
 from harness.errors import WorkerFailed
+from harness.files import error_text
 from harness.supervise import spell_status
 
 Spec = Mapping[str, Any]
@@ -46,15 +48,18 @@ class Artist:
         self.close()
 
     def start(self) -> None:
-        """Start the engine, unless it runs. A first picture starts it too; earlier it costs nobody a wait."""
+        """Start the engine, unless it runs. Raises DrawingError. A first picture starts it too; earlier it costs nobody a wait."""
         if self._process is not None and self._process.poll() is None:
             return
         self._end()
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the artist
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "harness.drawing"], env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
-        )  # fmt: skip
+        try:
+            self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the artist
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "harness.drawing"], env=os.environ | {"PYTHONPATH": str(ROOT)},
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
+            )  # fmt: skip
+        except OSError as error:
+            raise DrawingError(f"the process that draws cannot be started: {error_text(error)}") from None
 
     def svg(self, spec: Spec, version: str) -> Future[str]:
         """A Vega-Lite spec as SVG; `version` of the language, or the engine's own where it does not know it."""
@@ -88,15 +93,32 @@ class Artist:
             process.stdin.write(json.dumps(wanted).encode() + b"\n")
             process.stdin.flush()
         line = process.stdout.readline()
+        if line and not line.endswith(b"\n"):
+            line = b""  # it ended in the middle of its answer
         if not line:
             status = process.wait()
             log.seek(0)
-            said = log.read().decode(errors="replace").strip()
+            said = _gist(log.read().decode(errors="replace"))
             raise DrawingError(f"the process that draws ended with {spell_status(status)}{said and ': '}{said}")
         answer = json.loads(line)
         if "error" in answer:
             raise DrawingError(f"a chart cannot be drawn: {answer['error']}")
         return str(answer["drawn"])
+
+
+def _gist(said: str) -> str:
+    r"""Of what a process said before it died, the line that says why: addresses of its stack help nobody.
+
+    >>> _gist("thread 'main' panicked at src/lib.rs:3\nout of memory\n   0: 0x55d1\n   1: 0x55d2")
+    "thread 'main' panicked at src/lib.rs:3 out of memory"
+    >>> _gist("Traceback (most recent call last):\n  File a.py, line 1\nImportError: no engine here")
+    'ImportError: no engine here'
+    """
+    lines = [line.strip() for line in said.strip().splitlines() if line.strip()]
+    if lines and lines[0].startswith("Traceback"):
+        lines = lines[-1:]
+    told = [line for line in lines if "0x" not in line and not re.match(r"\d+:", line)]
+    return " ".join(told[:3])[:300]
 
 
 def drawn(wanted: Mapping[str, Any]) -> str:

@@ -337,7 +337,7 @@ def formatted(text: str) -> str:
     for arguments in (["check", "--fix", "--select", "F401,I", "--quiet"], ["format", "--quiet"]):
         done = subprocess.run(  # noqa: S603 - our own dependency, fixed arguments
             [find_ruff_bin(), *arguments, "--isolated", "--line-length", "100", "--stdin-filename", "program.py", "-"],
-            input=text, capture_output=True, text=True, check=False,
+            input=text, capture_output=True, encoding="utf-8", check=False,
         )  # fmt: skip
         if done.returncode:
             raise SyntaxError(f"the emitted program is not Python:\n{done.stdout}{done.stderr}")

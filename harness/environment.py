@@ -9,7 +9,10 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -66,6 +69,8 @@ def interpreters(given: tuple[str, ...] = ()) -> dict[str, Interpreter]:
         if not equals or not path:
             raise CallError(f"--python takes BACKEND=PATH, like torch=/usr/bin/python3; got '{text}'")
         found[_backend(name, "--python")] = Interpreter(str(Path(path).expanduser()), "--python")
+    # What has no slash would be looked for on PATH when it is run.
+    found = {name: Interpreter(os.path.abspath(own.path), own.origin) for name, own in found.items()}  # noqa: PTH100 - links stay
     for name, interpreter in found.items():
         if not Path(interpreter.path).exists():
             raise CallError(f"{interpreter.origin}: the interpreter of {name}, {interpreter.path}, does not exist")
@@ -176,6 +181,51 @@ def _left(group: Path, limit: str, used: str, files: str) -> float:
     return math.inf if most == "max" else int(most) - now + int(kept[1] if kept else 0)
 
 
+def require_device(device: str, backends: Sequence[str], pythons: Mapping[str, Interpreter]) -> None:
+    """Raise CallError unless every backend that can be imported finds a GPU, where one is asked for.
+
+    A framework that finds none trains on the CPU, and says nothing. A backend that cannot be imported is a row of the run.
+    """
+    if device != "gpu":
+        return
+    with ThreadPoolExecutor(max(1, len(backends))) as pool:
+        known = dict(
+            zip(backends, pool.map(lambda name: _examined(name, pythons[name], device), backends), strict=True)
+        )
+    without = [name for name, facts in known.items() if "error" not in facts and not finds_gpu(facts)]
+    # A framework that is told to use a GPU alone may refuse to start without one: that is no failed import.
+    without += [name for name, facts in known.items() if "error" in facts and not _gpu_nodes()]
+    if without:
+        said = "; ".join(f"{name}: {_spell_facts(known[name])}" for name in backends if name in without)
+        raise CallError(
+            f"--device gpu: no GPU is found here ({said}); `harness doctor --device gpu` looks again, --device cpu needs none"
+        )
+
+
+def finds_gpu(facts: Mapping[str, Any]) -> bool:
+    """Whether what a backend says of itself names a device that is no CPU."""
+    return any(device.lower() != "cpu" for device in facts["devices"])
+
+
+def _gpu_nodes() -> bool:
+    """Whether the operating system shows a GPU at all: NVIDIA's, AMD's, or that of Windows below Linux."""
+    return any(Path("/dev", name).exists() for name in ("nvidia0", "nvidiactl", "kfd", "dxg"))
+
+
+def _spell_facts(facts: Mapping[str, Any]) -> str:
+    if "error" in facts:
+        return str(facts["error"])[:160]
+    versions = ", ".join(f"{name} {version}" for name, version in list(facts["versions"].items())[:1])
+    build = f", built for {facts['build']}" if "build" in facts else ""
+    return f"{versions}{build}, sees {', '.join(facts['devices'])}"
+
+
+@lru_cache(maxsize=32)
+def _examined(backend: str, interpreter: Interpreter, device: str) -> Mapping[str, Any]:
+    """`examine`, once in this process: a run that needs float64 evidence asks twice."""
+    return examine(backend, interpreter, device)
+
+
 def machine_name() -> str:
     """The machine's processor and its cores as a folder's name: `amd-epyc-9r14-2-cores`."""
     own = machine()
@@ -203,13 +253,28 @@ def examine(backend: str, interpreter: Interpreter, device: str = "cpu", timeout
     command = [interpreter.path, "-P", "-c", PROBE, backend, ",".join(PACKAGES[backend])]
     try:
         done = subprocess.run(  # noqa: S603 - the user's own interpreter
-            command, capture_output=True, text=True, timeout=timeout, check=False, env=worker_environment(device, 1)
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=timeout,
+            check=False,
+            env=worker_environment(device, 1),
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return found | {"error": str(error)}
     lines = done.stdout.strip().splitlines()
     try:
-        return found | dict(json.loads(lines[-1]))
-    except (IndexError, ValueError):
+        said = json.loads(lines[-1])
+    except (IndexError, ValueError, RecursionError):
+        said = None
+    if not (isinstance(said, dict) and ("error" in said or _tells(said))):
         tail = done.stderr.strip().splitlines()
         return found | {"error": f"exited with status {done.returncode}: {tail[-1] if tail else 'no output'}"}
+    return found | said
+
+
+def _tells(said: dict[str, Any]) -> bool:
+    """Whether an interpreter's answer has what it was asked for: another program may have printed something else."""
+    versions, devices = said.get("versions"), said.get("devices")
+    return isinstance(versions, dict) and isinstance(devices, list) and all(isinstance(d, str) for d in devices)

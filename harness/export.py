@@ -59,7 +59,7 @@ def export(path: Path, backend: str, out: Path, pythons: tuple[str, ...] = ()) -
         shutil.copyfile(path, folder / "checkpoint.safetensors")
         request = {"backend": backend, "program": beside.name, **runs.describe(program), "threads": 1}
         request["files"] = {network: file.name for network, file in wanted.items()}
-        (folder / "request.json").write_text(json.dumps(request))
+        (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         _work(folder, backend, python.path)
         for file in wanted.values():
             (folder / file.name).replace(file)
@@ -95,7 +95,7 @@ def _work(folder: Path, backend: str, python: str) -> None:
     command = [python, "-P", "-m", "harness.export_worker", str(folder)]
     try:
         done = subprocess.run(  # noqa: S603 - our own module, the user's own interpreter
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False,
+            command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", check=False,
             cwd=folder, env=worker_environment("cpu", 1), timeout=TIMEOUT,
         )  # fmt: skip
     except subprocess.TimeoutExpired:

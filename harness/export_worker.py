@@ -16,7 +16,7 @@ from harness.worker import load_program
 
 def main(directory: Path) -> None:
     """Do what request.json asks."""
-    request = json.loads((directory / "request.json").read_text())
+    request = json.loads((directory / "request.json").read_bytes())
     backend = request["backend"]
     importlib.import_module(PACKAGES[backend][0])
     sessions = importlib.import_module(f"backends.{backend}.session")

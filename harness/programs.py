@@ -11,7 +11,7 @@ from merge3 import Merge3
 
 from harness.backend import BACKENDS
 from harness.carry import carried
-from harness.emit import formatted
+from harness.emit import container, formatted
 from harness.errors import CallError
 from harness.graph import Program
 from harness.lanes import PLAIN
@@ -117,7 +117,7 @@ def emitted(
 def written(
     backend: str, text: str, origin: str, programs: Sequence[Program], threads: Sequence[int] = (1,)
 ) -> Written:
-    """A text as a version of what is emitted for one of these programs. Raises CallError where it is no Python."""
+    """A text as a version of what is emitted for one of these programs. Raises CallError where it is none, or no Python."""
     try:
         parse(text)
     except (SyntaxError, ValueError) as error:
@@ -131,7 +131,47 @@ def written(
         for number in threads
     ]
     lines = text.splitlines()
-    return Written(backend, text, origin, *max(bases, key=lambda base: _alike(base[0].splitlines(), lines)))
+    base, own = max(bases, key=lambda base: _alike(base[0].splitlines(), lines))
+    have = _names(parse(text).body)
+    lacking = sorted(_wanted(backend, own) & _names(parse(base).body) - have) if "*" not in have else []
+    if lacking:
+        raise CallError(
+            f"{origin}: is no version of the program that is emitted for '{own.name}': it has no {', '.join(lacking)}; "
+            f"`harness emit SPEC --backend {backend} --out FILE` writes one to change"
+        )
+    return Written(backend, text, origin, base, own)
+
+
+def _wanted(backend: str, program: Program) -> set[str]:
+    """What a backend's session asks of a program, read off the session; and the model's class."""
+    file = Path(__file__).resolve().parents[1] / "backends" / backend / "session.py"
+    text = file.read_text(encoding="utf-8")
+    asked = {
+        node.attr
+        for node in ast.walk(parse(text))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value).split(".")[-1] in ("module", "program")
+    }
+    return asked | ({container(program)} if 'request["model"]' in text else set())
+
+
+def _names(body: Sequence[ast.stmt]) -> set[str]:
+    """The names that statements of a module define; `*` where another module's names are taken over."""
+    found: set[str] = set()
+    for statement in body:
+        match statement:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                found.add(name)
+            case ast.Import(names=names) | ast.ImportFrom(names=names):
+                found |= {each.asname or each.name.partition(".")[0] for each in names}
+            case ast.Assign() | ast.AnnAssign() | ast.AugAssign():
+                targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+                found |= {node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)}
+            case _:
+                for part in ("body", "orelse", "finalbody"):
+                    found |= _names(getattr(statement, part, []))
+                for handler in getattr(statement, "handlers", []):
+                    found |= _names(handler.body)
+    return found
 
 
 def _alike(a: Sequence[str], b: Sequence[str]) -> float:

@@ -4,7 +4,6 @@
 """
 
 import html
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from safetensors.numpy import load_file
 
 import harness
 from harness.errors import CallError
+from harness.reading import read_json, run_record
 
 SCHEMA = 1
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -59,7 +59,8 @@ class BackendResult:
     def steps_per_second(self) -> float | None:
         """The steady rate: the reciprocal of the median step, the first one left out."""
         steady = self.step_seconds[1:]
-        return 1 / float(np.median(steady)) if steady else None
+        median = float(np.median(steady)) if steady else 0.0
+        return 1 / median if median else None
 
     def outputs(self) -> dict[str, Array]:
         """What the worker wrote: `initial/...`, `final/...`, `state/...`, `text`."""
@@ -197,28 +198,31 @@ class RunResult:
     @classmethod
     def read(cls, directory: Path) -> "RunResult":
         """A run from its directory alone. Raises CallError where it is not a finished run."""
+        file = directory / "result.json"
+        if directory.exists() and not directory.is_dir():
+            raise CallError(
+                f"run directory {directory}: is a file; a run directory is the folder that `harness run` made"
+            )
         try:
-            data = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+            data = read_json(file)
         except FileNotFoundError:
             what = "has no result.json: it did not finish" if directory.is_dir() else "does not exist"
             raise CallError(f"run directory {directory} {what}") from None
-        except (OSError, ValueError) as error:
-            raise CallError(f"{directory / 'result.json'} cannot be read: {error}") from None
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             have = data.get("schema") if isinstance(data, dict) else None
-            raise CallError(f"{directory / 'result.json'} has schema {have}, this version reads {SCHEMA}")
-        try:
-            backends = {
-                name: BackendResult(name, folder=directory / name, **numbers(record))
-                for name, record in data["backends"].items()
-            }
-            kept = ("spec", "about", "verdict", "steps", "seed", "precision", "threads", "device", "comparisons",
-                    "series", "notes", "zero_gradient", "drift", "evidence", "better", "tolerances", "machine", "started")  # fmt: skip
-            # Results of earlier versions had no checkpoints and no twins.
-            later = {"start": data.get("start", 0), "twins": numbers(data.get("twins"))}
-            return cls(directory=directory, backends=backends, **later, **numbers({n: data[n] for n in kept}))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise CallError(f"{directory / 'result.json'} is not complete: {error}") from None
+            raise CallError(f"{file} has schema {have!r:.60}, this version reads {SCHEMA}")
+        record: Mapping[str, Any] = run_record(file, data)
+        kept = BackendResult.__dataclass_fields__.keys() - {"backend", "folder"}
+        backends = {
+            name: BackendResult(
+                name,
+                folder=directory / name,
+                **{n: numbers(own[n]) if n == "predictions" else own[n] for n in kept & own.keys()},
+            )
+            for name, own in record["backends"].items()
+        }
+        fields = cls.__dataclass_fields__.keys() - {"directory", "backends"}
+        return cls(directory=directory, backends=backends, **{n: record[n] for n in fields & record.keys()})
 
     def _repr_html_(self) -> str:
         """As a notebook shows it: the verdict and a row a backend."""

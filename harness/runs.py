@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from harness import initial, questions, spec, words
 from harness.backend import BACKENDS
@@ -23,8 +23,9 @@ from harness.checkpoint import Checkpoint, Origin, Table
 from harness.data.datasets import Text
 from harness.data.inputs import Inputs, cast, prepare
 from harness.emit import container, loss_name
-from harness.environment import Interpreter, cores, interpreters
+from harness.environment import Interpreter, cores, interpreters, require_device
 from harness.errors import CallError, DataError, SpecError
+from harness.files import error_text, make_folder, refusing, write_arrays, write_last, write_text
 from harness.graph import Program
 from harness.judge import Judging
 from harness.optimizers import Cosine
@@ -39,7 +40,6 @@ from harness.side_by_side import Job, Meanwhile, side_by_side
 from harness.source import Source
 from harness.supervise import Listener, Waiting, train, waiting
 from harness.twins import HOPELESS, ROUNDS, TIMES, moved
-from harness.worker import write_last
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = dict[str, Array]
@@ -145,6 +145,7 @@ class Training:
         for own in given.values():
             own.adapted(program, options.precision, options.threads)  # raises before any work
         pythons = interpreters(options.pythons)
+        require_device(options.device, options.backends, pythons)
         inputs = prepared(program, text)
         directory = make_directory(program, options)
         write_inputs(directory, program, inputs, text, options, checkpoint)
@@ -245,8 +246,17 @@ class Training:
         if not self.options.keep_all:
             for name, own in self.judging.results.items():
                 result.backends[name] = thinned(own, KEPT)
-        write_last(self.directory / "result.json", result.to_json())
-        return result
+        return written(self.directory, result)
+
+
+def written(directory: Path, result: RunResult) -> RunResult:
+    """The result, with its result.json; where that cannot be written, a note says that what was trained is not kept."""
+    try:
+        write_last(directory / "result.json", result.to_json())
+    except OSError as error:
+        note = f"The result is not kept, and no report can be made of it: {error_text(error)}."
+        return replace(result, notes=[*result.notes, note])
+    return result
 
 
 def _now() -> str:
@@ -276,7 +286,8 @@ def thinned(result: BackendResult, kept: int) -> BackendResult:
 
 def link_inputs(run: Path, other: Path, *, without: str = "") -> None:
     """A run's inputs for another training of the same program: the same files, without copies where that can be."""
-    (other / "inputs").mkdir(parents=True, exist_ok=True)
+    other.mkdir(parents=True, exist_ok=True)
+    make_folder(other / "inputs")
     for file in sorted((run / "inputs").iterdir()):
         if file.name == without:
             continue
@@ -295,7 +306,7 @@ def write_twins(run: Path, program: Program, number: int) -> None:
     parameters = load_file(run / "inputs" / "parameters.safetensors")
     precision = json.loads(next(run.glob("*/request.json")).read_text(encoding="utf-8"))["precision"]
     wide = cast(parameters, precision)  # a run in float64 may have been given the numbers of one in float32
-    save_file(moved(program, wide, number), folder / "inputs" / "parameters.safetensors")
+    write_arrays(folder / "inputs" / "parameters.safetensors", moved(program, wide, number))
 
 
 def twin_request(run: Path, folder: Path, backend: str, own: Sequence[int]) -> dict[str, Any]:
@@ -304,7 +315,7 @@ def twin_request(run: Path, folder: Path, backend: str, own: Sequence[int]) -> d
     base = os.path.relpath(run / backend, folder / backend)
     request: dict[str, Any] = asked | {"program": f"{base}/{asked['program']}", "twin_of": base, "checkpoint": False}
     request["cores"] = list(own) if own else asked["cores"]
-    (folder / backend).mkdir()
+    make_folder(folder / backend)
     request["digest"] = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
     write_last(folder / backend / "request.json", request)
     return request
@@ -427,11 +438,12 @@ def make_directory(program: Program, options: Options) -> Path:
     return directory.resolve()
 
 
+@refusing
 def write_inputs(
     directory: Path, program: Program, inputs: Inputs, text: Source, options: Options, checkpoint: Checkpoint | None
 ) -> None:
     """Everything that the programs train on, and the spec, as written and as resolved."""
-    (directory / "spec.yaml").write_text(text.text, encoding="utf-8")
+    write_text(directory / "spec.yaml", text.text)
     resolved = {"name": program.name, "seed": program.seed, "steps": program.steps, "spec": plain(program.spec)}
     resolved["updates"] = [
         {
@@ -449,17 +461,17 @@ def write_inputs(
     }  # fmt: skip
     write_last(directory / "resolved.json", resolved)
     folder = directory / "inputs"
-    folder.mkdir()
+    make_folder(folder)
     parameters = initial.parameters(program) if checkpoint is None else checkpoint.state
-    save_file(cast(parameters, options.precision), folder / "parameters.safetensors")
+    write_arrays(folder / "parameters.safetensors", cast(parameters, options.precision))
     if checkpoint is not None:
-        save_file(cast(checkpoint.optimizer, options.precision), folder / "optimizer.safetensors")
+        write_arrays(folder / "optimizer.safetensors", cast(checkpoint.optimizer, options.precision))
     data = {f"train.{name}": array for name, array in inputs.train.items()}
     if inputs.held_out:
         data |= {f"test.{name}": array for name, array in inputs.test.items()}
     data |= questions.arrays(program, inputs)
-    save_file(cast(data, options.precision), folder / "data.safetensors")
-    save_file(cast({"order": inputs.order, **inputs.noise}, options.precision), folder / "batches.safetensors")
+    write_arrays(folder / "data.safetensors", cast(data, options.precision))
+    write_arrays(folder / "batches.safetensors", cast({"order": inputs.order, **inputs.noise}, options.precision))
 
 
 def write_request(
@@ -468,7 +480,7 @@ def write_request(
 ) -> dict[str, Any]:  # fmt: skip
     """A backend's folder: the emitted program and what the worker is asked. `own`: its cores; left out, the idlest."""
     folder = directory / backend
-    folder.mkdir()
+    make_folder(folder)
     name = f"{program.name}_{backend}.py"
     if options.plant is not None:
         source = options.plant(backend, program)
@@ -476,7 +488,7 @@ def write_request(
         source = given[backend].adapted(program, options.precision, options.threads)
     else:
         source = emitted(program, backend, options.precision, options.threads)
-    (folder / name).write_text(source, encoding="utf-8")
+    write_text(folder / name, source)
     start, stop = 0 if checkpoint is None else checkpoint.step, options.until or program.steps
     states, gradients = recorded_steps(program, options, start)
     asked = questions.questions(program, held_out=inputs.held_out)

@@ -10,6 +10,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.environment import cores
+from harness.files import error_text
 from harness.results import BackendResult
 from harness.supervise import Listener
 
@@ -59,6 +60,8 @@ def side_by_side(
         place = places.get()
         try:
             return job.work(place, tell)
+        except OSError as error:  # a full disk, a folder that is gone: it costs this one, and no other
+            return BackendResult(job.backend, "failed", error=f"its files cannot be kept: {error_text(error)}")
         finally:
             places.put(place)
 

@@ -13,8 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from safetensors import SafetensorError, safe_open
+
 from harness.backend import PACKAGES
 from harness.environment import Interpreter, importable, worker_environment
+from harness.files import error_text
+from harness.life import Life
 from harness.results import BackendResult
 
 if TYPE_CHECKING:
@@ -85,15 +89,17 @@ def train(
     listen(backend, {"phase": "start", "total": request["stop"]})
     started = time.perf_counter()
     try:
-        status, why = _supervised(folder, backend, python, options, listen, room)
-    except OSError as error:
-        return BackendResult(backend, "failed", error=f"{python.path} cannot be run: {error.strerror}")
+        status, why, said = _supervised(folder, backend, python, options, listen, room)
+    except NotStarted as error:
+        return BackendResult(backend, "failed", error=str(error))
     wall = time.perf_counter() - started
     listen(backend, {"exit": status})
     try:
-        result = json.loads((folder / "result.json").read_text())
+        result = json.loads((folder / "result.json").read_bytes())
     except FileNotFoundError:
         reason = why or f"exited with {spell_status(status)} before writing result.json"
+        if not why and said:
+            reason += f": {said}"
         log = tail(folder / "log.txt")
         if "ModuleNotFoundError" in log:
             reason += f"; {python.path} needs numpy, safetensors and {', '.join(PACKAGES[backend])}"
@@ -101,29 +107,50 @@ def train(
     except ValueError as error:
         error_text = f"its result.json cannot be read: {error}"
         return BackendResult(backend, "failed", error=error_text, log=tail(folder / "log.txt"), seconds={"wall": wall})
-    if result.get("request") != request["digest"]:
+    if not isinstance(result, dict) or result.get("request") != request["digest"]:
         return BackendResult(
             backend, "failed", error="its result belongs to another request", log=tail(folder / "log.txt")
         )
+    if damage := _damage(folder, result):
+        return BackendResult(backend, "failed", error=damage, log=tail(folder / "log.txt"), seconds={"wall": wall})
     result["seconds"]["wall"] = wall
     result["environment"]["interpreter"] = f"{python.path} ({python.origin})"
     return BackendResult.from_worker(backend, result, folder)
 
 
+def _damage(folder: Path, result: Mapping[str, Any]) -> str:
+    """What of a worker's files is missing or cut short though it ended well: somebody removed it. Nothing, if all is well."""
+    states = [folder / "trajectory" / f"state-{step + 1:08}.safetensors" for step in result.get("recorded", ())]
+    for file in (folder / "outputs.safetensors", *states):
+        try:
+            with safe_open(file, framework="numpy"):
+                pass  # its header says how long it is, and that is checked
+        except (OSError, SafetensorError) as error:
+            return f"{file.relative_to(folder.parent)} cannot be read any more: {' '.join(str(error).split())}"
+    return ""
+
+
+class NotStarted(Exception):  # noqa: N818 - the worker is what failed
+    """No process to train with, and why."""
+
+
 def _supervised(
     folder: Path, backend: str, python: Interpreter, options: "Options", listen: Listener, room: Waiting | None
-) -> tuple[int, str | None]:
-    """Have a worker train, pass its events on, and stop it when it is silent for too long. Its status, and why it was stopped."""
+) -> tuple[int, str | None, str]:
+    """Have a worker train, pass its events on, and stop it when it is silent for too long.
+
+    Returns its status, why it was stopped, and what error it told of. Raises NotStarted.
+    """
     waited = room.workers.pop(backend, None) if room else None
     if waited is not None and waited.process.poll() is not None:
         waited.end()  # it has not outlived the wait, for want of memory, say
         waited = None
     worker = waited or _started(folder, python, options, stays=room is not None)
-    done = False
+    done, said = False, ""
     try:
         if waited is not None:
             waited.ask(folder)
-        heard = time.monotonic()
+        life = Life(worker.process.pid, options.timeout)
         with selectors.DefaultSelector() as selector:
             selector.register(worker.events, selectors.EVENT_READ)
             while not done:
@@ -131,49 +158,62 @@ def _supervised(
                     chunk = worker.events.read(65536)
                     if not chunk:
                         break  # every copy of the pipe is closed: the worker has ended
-                    heard = time.monotonic()
                     *lines, worker.rest = (worker.rest + chunk).split(b"\n")
                     for event in map(json.loads, lines):
-                        done = done or "done" in event
-                        if "done" not in event:
+                        life.heard(patient=_prepares(event, life))
+                        done, said = done or "done" in event, event.get("error", said)
+                        if not event.keys() & {"done", "error"}:
                             listen(backend, event)
                 elif worker.process.poll() is not None:
                     break  # the worker has ended; a stray child of it may hold the pipe
                 else:
                     listen(backend, {})  # which is told where all are to stop
-                if time.monotonic() - heard > options.timeout:
+                if why := life.over():
                     kill(worker.process)
-                    why = f"gave no sign of life for {options.timeout:g} seconds and was stopped"
-                    return worker.process.wait(), why
+                    return worker.process.wait(), f"{why} and was stopped", said
         if done and room is not None:
             room.workers[backend] = worker
-            return 0, None
+            return 0, None, said
         try:
-            return worker.process.wait(timeout=max(options.timeout, 10)), None
+            return worker.process.wait(timeout=max(options.timeout, 10)), None, said
         except subprocess.TimeoutExpired:
             kill(worker.process)
-            return worker.process.wait(), "did not end after its work and was stopped"
+            return worker.process.wait(), "did not end after its work and was stopped", said
     finally:
         if room is None or room.workers.get(backend) is not worker:
             worker.end()
 
 
+def _prepares(event: Mapping[str, Any], life: Life) -> bool:
+    """Whether what follows an event of a worker is importing or compiling: so is the first step of training, and of evaluating.
+
+    A step, and the sign of life that evaluating gives after each chunk, end that.
+    """
+    if "phase" in event:
+        return True
+    return life.patient and not event.keys() & {"step"} and bool(event)
+
+
 def _started(folder: Path, python: Interpreter, options: "Options", *, stays: bool) -> Worker:
     """A worker that trains what lies in a folder; `stays`: and then waits to be asked for more."""
+    try:
+        log = (folder / "log.txt").open("wb")
+    except OSError as error:
+        raise NotStarted(f"its log cannot be written: {error_text(error)}") from None
     reader, writer = os.pipe()
     asked, more = os.pipe() if stays else (subprocess.DEVNULL, None)
     try:
-        with (folder / "log.txt").open("wb") as log:
+        with log:
             process = subprocess.Popen(  # noqa: S603 - our own module, the user's own interpreter
                 [python.path, "-P", "-m", "harness.worker", str(folder), str(writer)],
                 stdin=asked, stdout=log, stderr=log, pass_fds=(writer,), start_new_session=True, cwd=folder,
                 env=worker_environment(options.device, options.threads),
             )  # fmt: skip
-    except OSError:
+    except OSError as error:
         for pipe in (reader, more):
             if pipe is not None:
                 os.close(pipe)
-        raise
+        raise NotStarted(f"{python.path} cannot be run: {error.strerror}") from None
     finally:
         os.close(writer)
         if stays:
@@ -204,6 +244,6 @@ def spell_status(status: int) -> str:
 def tail(path: Path, lines: int = 20) -> str:
     """The last lines of a log."""
     try:
-        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
     except OSError:
         return ""

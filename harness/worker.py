@@ -26,20 +26,31 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from harness.backend import PACKAGES, Array, Arrays, Session, digest, to_bytes
 from harness.checkpoint import Checkpoint, Origin
+from harness.files import make_folder, write_arrays, write_last
 
 CHUNK = 256  # examples evaluated at once
+LONGEST = 300  # characters of an error that is told; all of it is in the log
 
 
 def main(directory: Path, events: int, *, again: bool = False) -> None:
     """Do what request.json asks; `again`: after another."""
     _die_with_parent()
-    request = json.loads((directory / "request.json").read_text())
-    _pin(request["cores"])
     tell = _Teller(events)
+    try:
+        _train(directory, tell, again=again)
+    except BaseException as error:
+        # The log may be on the disk that is full.
+        tell.write({"error": " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST]})
+        raise
+
+
+def _train(directory: Path, tell: "_Teller", *, again: bool) -> None:
+    request = json.loads((directory / "request.json").read_bytes())
+    _pin(request["cores"])
     seconds: dict[str, float] = {}
 
     given = directory.parent / "inputs"
@@ -65,7 +76,7 @@ def main(directory: Path, events: int, *, again: bool = False) -> None:
         # The parameters just before the loss left the numbers, found again: training is reproducible.
         outputs |= {
             f"before/{name}": value
-            for name, value in _replay(backend, program, request, inputs, directory, run.stopped_at).items()
+            for name, value in _replay(backend, program, request, inputs, directory, run.stopped_at, tell).items()
         }
     start = tell.phase("evaluate")
     if run.stopped_at is None:
@@ -80,9 +91,8 @@ def main(directory: Path, events: int, *, again: bool = False) -> None:
     seconds["evaluate"] = time.perf_counter() - start
 
     if beside is None:
-        save_file(
-            {name: np.ascontiguousarray(value) for name, value in outputs.items()}, directory / "outputs.safetensors"
-        )
+        own = {name: np.ascontiguousarray(value) for name, value in outputs.items()}
+        write_arrays(directory / "outputs.safetensors", own)
     else:
         beside.write(outputs, run.losses, request["start"], directory / "distances.safetensors")
     result = {
@@ -182,7 +192,7 @@ class _Beside:
             self.found[f"loss/{name}"] = [abs(a - b) for a, b in zip(own_losses, of_base[name], strict=False)]
             self.steps["loss"] = list(range(start + 1, start + 1 + len(self.found[f"loss/{name}"])))
         arrays = {name: np.array(values) for name, values in self.found.items()}
-        save_file(arrays | {f"steps/{kind}": np.array(steps, np.int64) for kind, steps in self.steps.items()}, path)
+        write_arrays(path, arrays | {f"steps/{kind}": np.array(steps, np.int64) for kind, steps in self.steps.items()})
 
 
 def _imported(request: Mapping[str, Any], *, again: bool) -> ModuleType:
@@ -228,7 +238,7 @@ class _Run:
     def train(self) -> None:
         states, gradients = set(self.request["record_states"]), set(self.request["record_gradients"])
         if self.beside is None:
-            (self.directory / "trajectory").mkdir(exist_ok=True)
+            make_folder(self.directory / "trajectory")
         for step in range(self.request["start"], self.request["stop"]):
             start = time.perf_counter()
             batch = self.session.batch(self.inputs, step)
@@ -256,7 +266,7 @@ class _Run:
     def keep(self, kind: str, step: int, arrays: Arrays) -> None:
         """Record arrays of a step, or how far they are from those of the training whose twin this is."""
         if self.beside is None:
-            save_file(arrays, self.directory / "trajectory" / f"{kind}-{step + 1:08}.safetensors")
+            write_arrays(self.directory / "trajectory" / f"{kind}-{step + 1:08}.safetensors", arrays)
         else:
             self.beside.measure(kind, step + 1, arrays)
 
@@ -336,8 +346,9 @@ class _Teller:
 
 
 def _replay(
-    backend: ModuleType, program: ModuleType, request: Mapping[str, Any], inputs: Arrays, directory: Path, stop: int
-) -> Arrays:
+    backend: ModuleType, program: ModuleType, request: Mapping[str, Any], inputs: Arrays, directory: Path, stop: int,
+    tell: "_Teller",
+) -> Arrays:  # fmt: skip
     session: Session = backend.Session(program, request)
     given = directory.parent / "inputs"
     session.load(_given(given, request, "parameters"))
@@ -345,14 +356,8 @@ def _replay(
         session.load_optimizer(_given(given, request, "optimizer"))
     for step in range(request["start"], stop):
         session.wait(session.step(step, session.batch(inputs, step)))
+        tell.beat()
     return session.state()
-
-
-def write_last(path: Path, value: Any) -> None:  # noqa: ANN401 - JSON
-    """JSON, complete or not at all."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(value, indent=1, allow_nan=True))
-    temporary.replace(path)
 
 
 def load_program(path: Path) -> ModuleType:

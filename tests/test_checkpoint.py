@@ -21,6 +21,7 @@ from harness.graph import Program
 from harness.results import RunResult
 from harness.runs import Options
 from harness.source import parse
+from harness.spec import directory
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
@@ -265,3 +266,24 @@ def test_the_inputs_digest_covers_the_checkpoint(tmp_path: Path) -> None:
         digests.append(json.loads((result.directory / INSTALLED[0] / "request.json").read_text())["digest"])
         assert len({r.digests["optimizer"] for r in result.backends.values()}) == 1
     assert digests[0] != digests[1]
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize("name", sorted(path.stem for path in directory().glob("*.yaml")))
+def test_every_bundled_spec_goes_on_bit_for_bit_in_every_backend(name: str, tmp_path: Path) -> None:
+    common: dict[str, Any] = {"precision": "float32", "steps": 6, "record": False, "evidence": False}
+    whole = run(name, tmp_path / "whole", backends=INSTALLED, **common)
+    half = run(name, tmp_path / "half", backends=INSTALLED, until=3, **common)
+    for backend in INSTALLED:
+        assert whole.backends[backend].status == half.backends[backend].status == "ok"
+        start = half.directory / backend / "checkpoint.safetensors"
+        rest = run(name, tmp_path / backend, backends=(backend,), start=start, **common)
+        losses = {update: own[3:] for update, own in whole.backends[backend].losses.items()}
+        assert rest.backends[backend].losses == losses
+        assert all(len(own) == 3 for own in losses.values())
+        mine, theirs = final(rest, backend).arrays(), final(whole, backend).arrays()
+        assert mine.keys() == theirs.keys()
+        assert all(mine[n].tobytes() == array.tobytes() for n, array in theirs.items()), backend
+        # What it must catch: a checkpoint that says nothing, because training stands still.
+        before = final(half, backend).arrays()
+        assert any(before[n].tobytes() != array.tobytes() for n, array in theirs.items() if n.startswith("state/"))

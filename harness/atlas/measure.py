@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 import harness
 from harness import initial, judge, runs
@@ -22,6 +21,7 @@ from harness.atlas.rows import ROWS, Row
 from harness.data.inputs import Inputs, cast
 from harness.environment import interpreters
 from harness.errors import CallError
+from harness.files import write_arrays
 from harness.graph import Program
 from harness.precision import proving
 from harness.resolve import compile_spec
@@ -258,7 +258,7 @@ def losses_of(
         runs.write_inputs(directory, each.program, job.inputs, job.text, options, None)
         if each.extra:
             arrays = initial.parameters(each.program) | {n: np.zeros(shape) for n, shape in each.extra.items()}
-            save_file(cast(arrays, options.precision), directory / "inputs" / "parameters.safetensors")
+            write_arrays(directory / "inputs" / "parameters.safetensors", cast(arrays, options.precision))
         request = runs.write_request(directory, each.program, job.inputs, job.text, backend, options, None)
         result = train(directory, backend, request, python, options, lambda _backend, _event: None)
         if result.status == "failed":

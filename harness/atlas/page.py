@@ -9,8 +9,8 @@ from harness.atlas.measure import NOTHING, Progress, explain
 from harness.atlas.probes import STEPS, loaded
 from harness.atlas.rows import ROWS, SECTIONS, Row
 from harness.environment import ROOT
+from harness.files import write_last
 from harness.runs import Options
-from harness.worker import write_last
 
 README = ROOT / "backends" / "README.md"
 MEASURED = Path(__file__).with_name("measured.json")

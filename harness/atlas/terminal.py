@@ -1,13 +1,16 @@
 """An explanation as tables for a terminal: what would bite, most first; then what would not, and what was not measured."""
 
+from collections.abc import Callable
+
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from harness.atlas.measure import NOTHING, Effect, Explanation, Finding
 
-NARROW = 110
-"""Columns of a terminal below which findings are lines and no table: nine columns need some twelve each."""
+ROOM = 120
+"""Columns that the tables need."""
 
 
 def show(found: Explanation, console: Console) -> None:
@@ -17,12 +20,11 @@ def show(found: Explanation, console: Console) -> None:
     )
     bites = [f for f in found.findings if f.status == "measured"]
     refused = [f for f in found.findings if f.status == "refused"]
-    narrow = console.width < NARROW
     if bites:
-        console.print(*map(_spelled, bites) if narrow else [_ranked(bites)], sep="\n")
+        _shown(bites, _ranked, console)
     if refused:
         console.print("Refused, so that it cannot go unnoticed:")
-        console.print(*map(_spelled, refused) if narrow else [_refused(refused)], sep="\n")
+        _shown(refused, _refused, console)
     quiet = [f for f in found.findings if f.status == "no effect"]
     if quiet:
         names = ", ".join(f"{f.row.rule.replace('`', '')} ({f.backend})" for f in quiet)
@@ -40,20 +42,24 @@ def show(found: Explanation, console: Console) -> None:
     console.print(f"{text}; {found.seconds:.0f} s", markup=False)
 
 
-def _spelled(finding: Finding) -> Text:
-    """One finding in lines, where a table's columns would be of a few letters each."""
-    lines = [
-        f"{finding.row.rule.replace('`', '')} ({finding.backend})",
-        f"  its default {finding.default}; the spec says {finding.says}",
-    ]
-    if (e := finding.effect) is None:
-        lines.append(f"  {finding.error}")
-    else:
-        lines.append(
-            f"  loss at step 1 {_number(e.first)}, largest {_number(e.largest)} at step {e.step}, last step {e.last:+.2g}, "
-            f"{_number(e.relative)} of the loss; evaluated: {_evaluated(e)}"
-        )
-    return Text("\n".join(lines))
+def _shown(findings: list[Finding], table: Callable[[list[Finding]], Table], console: Console) -> None:
+    """As a table, or in a narrow terminal as paragraphs: nine columns would have a few letters each."""
+    if console.width >= ROOM:
+        console.print(table(findings))
+        return
+    for f in findings:
+        console.print(Text(f"{f.row.rule.replace('`', '')}, {f.backend}", style="bold"))
+        lines = [f"its default {f.default}; the spec says {f.says}"]
+        if f.effect is None:
+            lines.append(f.error)
+        else:
+            e = f.effect
+            lines.append(
+                f"the loss is {_number(e.first)} off at step 1, {_number(e.largest)} at step {e.step}, {e.last:+.2g} at the last: "
+                f"{_number(e.relative)} of the loss; evaluated: {_evaluated(e)}"
+            )
+        for line in lines:
+            console.print(Padding(Text(line), (0, 0, 0, 2)))
 
 
 def _ranked(findings: list[Finding]) -> Table:

@@ -1,7 +1,6 @@
 """`harness bench`: the same training in every framework, checked first and then timed, in live workers on one core."""
 
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,7 +23,8 @@ from harness.bench.trial import beside, tried
 from harness.check.live import LiveWorker, allowed_cores
 from harness.check.subject import prepare, workers
 from harness.check.trajectory import Training
-from harness.environment import Interpreter, interpreters, machine
+from harness.environment import Interpreter, interpreters, machine, require_device
+from harness.files import new_folder
 from harness.graph import Program
 from harness.lanes import strategies
 from harness.resolve import compile_spec
@@ -52,11 +52,14 @@ def bench(
         for program, _, _ in wanted:
             metric(program, options.target)
     pythons = interpreters(options.pythons)
-    folder = Path(tempfile.mkdtemp(prefix="harness-bench-"))
+    require_device(options.device, options.backends, pythons)
+    folder = new_folder("harness-bench-")
     results: list[BenchResult] = []
     try:
         for number, (program, text, setting) in enumerate(wanted):
             where = folder / f"{number}-{program.name}"
+            if len(wanted) > 1:
+                listen(program.name, {"whole": [number, len(wanted)]})
             results.append(replace(_one(program, text, where, pythons, options, listen), setting=setting))
             keep(results)
             shutil.rmtree(where, ignore_errors=True)

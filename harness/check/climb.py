@@ -1,11 +1,11 @@
 """Run the ladder: every rung that was asked for, on each spec, in each precision, with live workers."""
 
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from math import factorial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from harness.check.seeds import run_seeds
 from harness.check.subject import Subject, each, prepare, workers
 from harness.environment import interpreters
 from harness.errors import CallError
+from harness.files import error_text, new_folder, refusing, write_last
 from harness.graph import Program
 from harness.invariance import zero_gradient
 from harness.precision import on_device, proving
@@ -32,7 +33,6 @@ from harness.programs import Written
 from harness.resolve import compile_spec
 from harness.runs import own_programs, prepared
 from harness.source import Source
-from harness.worker import write_last
 
 __all__ = ["SCHEMA", "CheckOptions", "check", "planted", "proved", "rung_names"]
 Listener = Callable[[str, Mapping[str, Any]], None]
@@ -87,8 +87,9 @@ def check(
     folder = _folder(options)
     try:
         with workers(options.backends, options.precisions, pythons, folder, options.timeout) as (live, failures):
+            effort = Effort(options, len(programs), listen)
             return [
-                _climb(program, own, text, folder, live, dict(failures), options, listen, given)
+                _climb(program, own, text, folder, live, dict(failures), options, effort, given)
                 for program, (own, text) in zip(programs, loaded, strict=True)
             ]
     finally:
@@ -154,10 +155,13 @@ def _planted(
     try:
         failed: dict[str, str] = {}
         wanted = (lambda m: m.name in mutants) if mutants else (lambda _m: True)
+        subjects, every = 0, len(programs) * len(options.precisions)
         for program, (_, text) in zip(programs, loaded, strict=True):
             inputs = prepared(program, text)
             for precision in options.precisions:
                 place = folder / program.name / precision
+                listen(program.name, {"whole": [subjects, every]})
+                subjects += 1
                 backends = [name for name in options.backends if name not in failed]
                 # Compiled programs stay in a worker's memory: hundreds of them fill it, so each subject has its own.
                 with workers(backends, (precision,), pythons, place / "workers", options.timeout) as (live, failures):
@@ -167,6 +171,7 @@ def _planted(
                         work(subject, wanted, listen)
                         failed |= subject.failures
                 shutil.rmtree(place, ignore_errors=True)
+                listen(program.name, {"whole": [subjects, every], "exit": 0})
         return failed, time.perf_counter() - began
     finally:
         if options.out is None:
@@ -230,9 +235,10 @@ def _distinct(programs: Sequence[Program]) -> None:
             raise CallError(f"two specs are called '{name}': what is found is kept by name; give each spec once")
 
 
+@refusing
 def _folder(options: CheckOptions) -> Path:
     if options.out is None:
-        return Path(tempfile.mkdtemp(prefix="harness-check-"))
+        return new_folder("harness-check-")
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise CallError(f"--out {options.out}: exists and is not an empty directory")
     options.out.mkdir(parents=True, exist_ok=True)
@@ -241,9 +247,9 @@ def _folder(options: CheckOptions) -> Path:
 
 def _climb(
     program: Program, loaded: spec.Spec, text: Source, folder: Path, live: Mapping[str, dict[str, LiveWorker]], failures: dict[str, str],
-    options: CheckOptions, listen: Listener, given: Mapping[str, Written],
+    options: CheckOptions, effort: "Effort", given: Mapping[str, Written],
 ) -> CheckResult:  # fmt: skip
-    began = time.perf_counter()
+    began, listen = time.perf_counter(), effort.listen
     inputs = prepared(program, text)
     own = folder / program.name
     found: list[Rung] = []
@@ -253,7 +259,7 @@ def _climb(
         if not holders:
             break
         subject = prepare(program, text, inputs, precision, own / precision, holders, given)
-        rungs_of = _rungs(subject, options, listen)
+        rungs_of = _rungs(subject, options, effort)
         found += rungs_of
         if any(rung.status == "failed" for rung in rungs_of) and not subject.failures:
             listen(program.name, {"phase": f"{precision} diff"})
@@ -270,8 +276,12 @@ def _climb(
         program.name, own, program.steps, program.seed, options.backends, tuple(found), failures,
         zero_gradient(program), time.perf_counter() - began, diagnoses,
     )  # fmt: skip
-    own.mkdir(parents=True, exist_ok=True)
-    write_last(own / "check.json", result.to_json())
+    if options.out is not None:
+        try:
+            own.mkdir(parents=True, exist_ok=True)
+            write_last(own / "check.json", result.to_json())
+        except OSError as error:
+            listen(program.name, {"warning": f"what was found is not kept: {error_text(error)}"})
     return result
 
 
@@ -299,9 +309,39 @@ def _seeds(
     return Rung("seeds", precision, found.status, first, (), tuple(rest), found.to_json(), seconds)
 
 
-def _rungs(subject: Subject, options: CheckOptions, listen: Listener) -> list[Rung]:
+@dataclass
+class Effort:
+    """How much of a check is done, in trainings of one spec by every backend: what else there is takes about as long as one."""
+
+    options: CheckOptions
+    specs: int
+    listen: Listener
+    done: float = 0.0
+
+    @property
+    def every(self) -> float:
+        """All of it but the rung of seeds, which has processes of its own and tells of them."""
+        own = [units for name, units in self.units().items() if name in self.options.rungs]
+        return (
+            self.specs
+            * len(self.options.precisions)
+            * (len({"forward", "gradients", "optimizer"} & set(self.options.rungs)) / 3 + sum(own))
+        )
+
+    def units(self) -> dict[str, float]:
+        """What each rung that trains costs: the twins are trainings, the relay is one in each order of the backends."""
+        count = len(self.options.backends)
+        return {"trajectory": 1.0, "twins": float(self.options.twins), "relay": float(factorial(count)) / max(count, 1)}
+
+    def spent(self, name: str, units: float) -> None:
+        """So many more are done."""
+        self.done = min(self.done + units, self.every)
+        self.listen(name, {"whole": [self.done, self.every]})
+
+
+def _rungs(subject: Subject, options: CheckOptions, effort: Effort) -> list[Rung]:
     found: list[Rung] = []
-    asked = options.rungs
+    asked, listen, name_of = options.rungs, effort.listen, subject.program.name
 
     def add(name: str, judge: Callable[[], Rung]) -> None:
         if name in asked:
@@ -324,34 +364,54 @@ def _rungs(subject: Subject, options: CheckOptions, listen: Listener) -> list[Ru
         add("gradients", lambda: rungs.gradients(subject, evidence, allowed, slopes(subject)))
         add("optimizer", lambda: rungs.optimizer(subject, evidence))
         found[0] = replace(found[0], seconds=found[0].seconds + gathered)
+        effort.spent(name_of, len({"forward", "gradients", "optimizer"} & set(asked)) / 3)
     if {"trajectory", "twins", "relay"} & set(asked):
-        steps = subject.program.steps
-        start = time.perf_counter()
-        trainings = long.train(subject, steps)
-        trained = time.perf_counter() - start
-        if not trainings:
-            return found
-        drifts: list[long.Drift | None] = []
+        found += _trained(subject, options, effort)
+    return found
 
-        def measured() -> long.Drift | None:
-            """How far the trainings part beside twins, found once."""
-            if not drifts:
-                distances = long.twin_distances(subject, steps, options.twins)
-                own = {name: training for name, training in trainings.items() if name in distances}
-                drifts.append(long.drift(subject, own, distances) if own else None)
-            return drifts[0]
 
-        if "twins" in asked and measured() is None:
-            return found
-        twinned = time.perf_counter() - start - trained
-        before = len(found)
-        trainings = {name: own for name, own in trainings.items() if name in subject.backends}
-        add("trajectory", lambda: long.trajectory(subject, trainings, measured))
-        rounding = any("rounding" in rung.details for rung in found[before:])
-        if "twins" in asked and drifts[0] is not None:
-            known = drifts[0]
-            add("twins", lambda: long.twins_rung(subject, known, options.twins, long.still(subject, trainings)))
-            found[-1] = replace(found[-1], seconds=found[-1].seconds + twinned)
-        add("relay", lambda: long.relay(subject, trainings, steps, rounding=rounding))
-        found[before] = replace(found[before], seconds=found[before].seconds + trained)
+def _trained(subject: Subject, options: CheckOptions, effort: Effort) -> list[Rung]:
+    """The rungs of whole trainings."""
+    asked, listen, name_of, steps = options.rungs, effort.listen, subject.program.name, subject.program.steps
+    start = time.perf_counter()
+    listen(name_of, {"phase": f"{subject.precision} training"})
+    whole = long.train(subject, steps)
+    effort.spent(name_of, 1.0 if "trajectory" in asked else 0.0)
+    if not whole:
+        return []
+    spent = {"training": time.perf_counter() - start, "twins": 0.0}
+    drifts: list[long.Drift | None] = []
+
+    def measured() -> long.Drift | None:
+        """How far the trainings part beside twins, found once."""
+        if not drifts:
+            began = time.perf_counter()
+            listen(name_of, {"phase": f"{subject.precision} twins"})
+            distances = long.twin_distances(subject, steps, options.twins)
+            own = {name: training for name, training in whole.items() if name in distances}
+            drifts.append(long.drift(subject, own, distances) if own else None)
+            spent["twins"] = time.perf_counter() - began
+        return drifts[0]
+
+    def timed(judge: Callable[[], Rung], name: str) -> Rung:
+        listen(name_of, {"phase": f"{subject.precision} {name}"})
+        began = time.perf_counter()
+        return replace(judge(), seconds=time.perf_counter() - began)
+
+    known = measured() if "twins" in asked else None
+    if "twins" in asked:
+        if known is None:
+            return []
+        effort.spent(name_of, effort.units()["twins"])
+    trainings = {name: own for name, own in whole.items() if name in subject.backends}
+    along = timed(lambda: long.trajectory(subject, trainings, measured), "trajectory") if {"trajectory", "relay"} & set(asked) else None  # fmt: skip
+    found = [along] if along is not None and "trajectory" in asked else []
+    if known is not None:
+        rung = timed(lambda: long.twins_rung(subject, known, options.twins, long.still(subject, trainings)), "twins")
+        found.append(replace(rung, seconds=rung.seconds + spent["twins"]))
+    if "relay" in asked:
+        rounding = along is not None and "rounding" in along.details
+        found.append(timed(lambda: long.relay(subject, trainings, steps, rounding=rounding), "relay"))
+        effort.spent(name_of, effort.units()["relay"])
+    found[0] = replace(found[0], seconds=found[0].seconds + spent["training"])
     return found

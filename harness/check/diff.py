@@ -1,7 +1,6 @@
 """Where and why the trainings of a run part: its programs taken apart beside one another, from the run's own inputs."""
 
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from safetensors.numpy import save_file
 
 import harness
 from harness.backend import BACKENDS
@@ -21,6 +19,7 @@ from harness.check.subject import Subject, workers
 from harness.data.inputs import cast
 from harness.environment import Interpreter, interpreters
 from harness.errors import CallError, WorkerFailed
+from harness.files import new_folder, write_arrays
 from harness.programs import Written, emitted, written
 from harness.results import clean
 
@@ -100,7 +99,7 @@ def diff(runs: Sequence[Path], options: DiffOptions | None = None, listen: Liste
         for precision in precisions:
             each.adapted(first.program, precision, observe=True)  # raises before any worker starts
     pythons = interpreters(options.pythons)
-    folder = Path(tempfile.mkdtemp(prefix="harness-diff-"))
+    folder = new_folder("harness-diff-")
     found: Diagnosis | None = None
     failures: dict[str, str] = {}
     precision = precisions[0]
@@ -175,7 +174,7 @@ def subject_of(
     """A run's programs and inputs in a precision."""
     (folder / "inputs").mkdir(parents=True)
     for name, arrays in run.inputs.items():
-        save_file(cast(arrays, precision), folder / "inputs" / f"{name}.safetensors")
+        write_arrays(folder / "inputs" / f"{name}.safetensors", cast(arrays, precision))
     subject = Subject(run.program, precision, folder, run.held_out, dict(live), first=run.first)
     for name, own in live.items():
         for observe in (False, True):

@@ -16,6 +16,8 @@ from safetensors.numpy import load_file
 from harness.backend import PACKAGES, Arrays
 from harness.environment import Interpreter, importable, worker_environment
 from harness.errors import WorkerFailed
+from harness.files import error_text
+from harness.life import Life
 from harness.supervise import kill, spell_status, tail
 
 INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
@@ -73,7 +75,7 @@ class LiveWorker:
         return answer
 
     def _line(self) -> bytes:
-        until = time.monotonic() + self.timeout
+        life = Life(self.process.pid, self.timeout, word=f"answer to '{self.asked}'")
         with selectors.DefaultSelector() as selector:
             selector.register(self.answers, selectors.EVENT_READ)
             while b"\n" not in self.rest:
@@ -84,12 +86,11 @@ class LiveWorker:
                     self.rest += chunk
                 elif self.process.poll() is not None:
                     self._died()
-                if time.monotonic() > until:
+                if why := life.over():
                     kill(self.process)
                     self.process.wait()  # whoever asks next whether it is alive is not told yes
                     raise WorkerFailed(
-                        f"worker {self.backend} gave no answer to '{self.asked}' for {self.timeout:g} seconds and was "
-                        f"stopped; last lines of {self.folder / 'log.txt'}:\n{tail(self.folder / 'log.txt')}"
+                        f"worker {self.backend} {why} and was stopped; last lines of {self.folder / 'log.txt'}:\n{tail(self.folder / 'log.txt')}"
                     )
         line, _, self.rest = self.rest.partition(b"\n")
         return line
@@ -121,13 +122,17 @@ def worker(
             f"{PACKAGES[backend][0]} is not installed here; pip install 'framework-harness[{backend}]', or name an "
             f"interpreter that has it: --python {backend}=PATH"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        log = (folder / "log.txt").open("wb")
+    except OSError as error:
+        raise WorkerFailed(f"the log of worker {backend} cannot be written: {error_text(error)}") from None
     with ExitStack() as stack:
         ask_read, ask_write = os.pipe()
         answer_read, answer_write = os.pipe()
         stack.callback(os.close, ask_write)
         stack.callback(os.close, answer_read)
-        with (folder / "log.txt").open("wb") as log:
+        with log:
             try:
                 process = subprocess.Popen(  # noqa: S603 - our own module, the user's own interpreter
                     [python.path, "-P", "-m", "harness.serve", str(ask_read), str(answer_write)],

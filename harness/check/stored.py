@@ -84,8 +84,14 @@ def _whole(directory: Path, backend: str, request: Mapping[str, Any]) -> None:
     try:
         files = [directory / backend / str(request["program"]), *sorted((directory / "inputs").iterdir())]
         digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    except (OSError, KeyError) as error:
-        what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else f"no {error}"
+    except (OSError, KeyError, ValueError) as error:  # the last: a NUL in a path
+        what = (
+            f"{error.filename}: {error.strerror}"
+            if isinstance(error, OSError)
+            else f"no {error}"
+            if isinstance(error, KeyError)
+            else str(error)
+        )
         raise CallError(f"run directory {directory}: is cut short: {what}") from None
     if request.get("digest") != hashlib.sha256(json.dumps([asked, digests], sort_keys=True).encode()).hexdigest():
         raise CallError(
@@ -99,7 +105,7 @@ def _json(directory: Path, file: Path) -> dict[str, Any]:
         found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CallError(f"run directory {directory}: is cut short: {file.relative_to(directory)} is missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CallError(f"run directory {directory}: {file.relative_to(directory)} cannot be read: {error}") from None
     if not isinstance(found, dict):
         raise CallError(f"run directory {directory}: {file.relative_to(directory)} is no request")

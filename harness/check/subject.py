@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from harness import initial, reference
 from harness.backend import Array, Arrays
@@ -23,6 +23,7 @@ from harness.check.memory import Memory
 from harness.data.inputs import Inputs
 from harness.environment import Interpreter
 from harness.errors import WorkerFailed
+from harness.files import error_text, write_arrays
 from harness.graph import Program
 from harness.invariance import zero_gradient
 from harness.precision import PRECISIONS
@@ -152,7 +153,7 @@ class Subject:
         if not path.exists():
             # Several threads may want the same one: none reads what another has half written.
             own = path.with_suffix(f".{threading.get_ident()}")
-            save_file({n: np.asarray(a, order="C") for n, a in arrays.items()}, own)
+            write_arrays(own, arrays)
             own.replace(path)
         return str(path)
 
@@ -191,7 +192,7 @@ def prepare(
     (folder / "moved").mkdir()
     for file in ("data", "batches"):
         own = load_file(folder / "inputs" / f"{file}.safetensors")
-        save_file({name: moved_input(name, a) for name, a in own.items()}, folder / "moved" / f"{file}.safetensors")
+        write_arrays(folder / "moved" / f"{file}.safetensors", {name: moved_input(name, a) for name, a in own.items()})
     names = {name: live.backend for name, live in workers.items()}
     subject.honest = sources(program, names, precision, {})
     subject.sources = sources(program, names, precision, given) if given else dict(subject.honest)
@@ -301,6 +302,10 @@ def each(subject: Subject, ask: Callable[[LiveWorker], T]) -> dict[str, T]:
                 answers[live.name] = ask(live)
             except WorkerFailed as error:
                 subject.failures[live.name] = str(error)
+            except OSError as error:
+                subject.failures[live.name] = (
+                    f"what worker {live.name} is asked by way of cannot be kept: {error_text(error)}"
+                )
 
     with ThreadPoolExecutor(max(1, len(queues))) as pool:
         try:

@@ -228,7 +228,7 @@ def _parting(
     zeros = sum(value == 0 for points in series.values() for _, value in points)
     total = sum(len(points) for points in series.values())
     edge = min(present, default=1e-9 if result.precision == "float32" else 1e-17)
-    floor = 10.0 ** (math.floor(math.log10(edge)) - (1 if present and zeros else 0))
+    floor = _power(math.floor(math.log10(edge)) - (1 if present and zeros else 0))
     lines = []
     for place, (pair, points) in enumerate(series.items()):
         above = [(step, value) for step, value in points if value > 0]
@@ -257,6 +257,11 @@ def _parting(
     )
 
 
+def _power(exponent: int) -> float:
+    """A power of ten, or the nearest one that a float64 holds in full."""
+    return 10.0 ** min(max(exponent, -307), 308)
+
+
 def _drawer(
     lines: Sequence[_Line], axis: str, *, height: int, log: bool, span: tuple[int, int], low: float | None = None
 ) -> Callable[[int], Spec]:
@@ -266,12 +271,12 @@ def _drawer(
     values = [value for line in lines for _, value in line.points]
     domain: list[float] | None = None
     if log:
-        low = low if low is not None else 10.0 ** math.floor(math.log10(min(values)))
-        domain = [low, 10.0 ** math.ceil(math.log10(max(*values, low * 10)))]
-    decades = round(math.log10(domain[1] / domain[0])) if domain else 0
+        low = low if low is not None else _power(math.floor(math.log10(min(values))))
+        domain = [low, _power(math.ceil(math.log10(max(*values, low * 10))))]
+    decades = round(math.log10(domain[1]) - math.log10(domain[0])) if domain else 0
     every = max(1, -(-decades // 8))
     ticks = (
-        [10.0**power for power in range(round(math.log10(domain[0])), round(math.log10(domain[1])) + 1, every)]
+        [_power(power) for power in range(round(math.log10(domain[0])), round(math.log10(domain[1])) + 1, every)]
         if domain
         else None
     )

@@ -15,7 +15,7 @@ from harness.check.power import RUNGS as MET
 from harness.check.power import PowerResult, matrix
 from harness.check.proof import ProofResult
 from harness.check.record import RUNGS, CheckResult, Rung
-from harness.errors import CallError
+from harness.files import write_named
 
 STYLES = {"passed": "green", "failed": "bold red", "void": "bold yellow", "skipped": "yellow"}
 WORST = 3  # comparisons shown of a rung that failed
@@ -99,12 +99,9 @@ def print_planted(result: PowerResult | ProofResult, console: Console) -> None:
 
 
 def write_table(result: PowerResult | ProofResult, path: Path, command: str) -> None:
-    """The same as Markdown. Raises CallError where it cannot be written."""
+    """The same as Markdown. Raises OSError where it cannot be written."""
     text = power.markdown(result, command) if isinstance(result, PowerResult) else proof.markdown(result, command)
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise CallError(f"cannot write {path}: {error.strerror}") from None
+    write_named(path, text)
 
 
 def print_proof(result: ProofResult, console: Console) -> None:

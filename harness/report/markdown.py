@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from urllib.parse import quote
 
 from harness.report import story
 from harness.report.charts import Figure
@@ -18,7 +19,9 @@ def markdown(result: RunResult, sources: Sources, figures: Sequence[Figure]) -> 
     parts.append(escape(story.conditions(result)))
     facts = story.facts(result)
     if facts:
-        parts.append("\n".join(f"- {fact.name}: **{fact.value}** ({escape(fact.detail)})" for fact in facts))
+        parts.append(
+            "\n".join(f"- {escape(fact.name)}: **{escape(fact.value)}** ({escape(fact.detail)})" for fact in facts)
+        )
     parts += _problems(result)
     parts += [
         "## Backends",
@@ -36,7 +39,7 @@ def markdown(result: RunResult, sources: Sources, figures: Sequence[Figure]) -> 
         if drawn:
             parts.append(heading)
         for figure in drawn:
-            parts += [f"![{escape(figure.title)}](charts/{figure.name}.svg)", escape(figure.caption)]
+            parts += [f"![{escape(figure.title)}](charts/{quote(figure.name)}.svg)", escape(figure.caption)]
         apart = story.apart(result) if section == "drift" else None
         if apart is not None:
             parts += [
@@ -52,14 +55,15 @@ def markdown(result: RunResult, sources: Sources, figures: Sequence[Figure]) -> 
     if sources.images:
         parts.append("## Images")
         parts += [
-            f"{escape(story.title(name))}:\n\n![samples of {escape(name)}](charts/images-{name}.png)"
+            f"{escape(story.title(name))}:\n\n![samples of {escape(name)}](charts/images-{quote(name)}.png)"
             for name in sources.images
         ]
         parts.append(escape(sources.images_said))
     parts += ["## Comparisons", *_comparisons(result)]
     parts += [
         "## Programs",
-        "\n".join(f"- [{escape(file)}]({name}/{file})" for name, (file, _) in sources.programs.items()) or "None.",
+        "\n".join(f"- [{escape(file)}]({quote(name)}/{quote(file)})" for name, (file, _) in sources.programs.items())
+        or "None.",
     ]
     parts += ["## Spec", fenced(sources.spec, "yaml")]
     parts += ["## Environment", table(story.environment(result, sources.harness)), table(story.digests(result))]
@@ -72,7 +76,7 @@ def _problems(result: RunResult) -> list[str]:
     if failed or result.notes:
         parts.append("## Failures and notes" if failed else "## Notes")
     for backend in failed:
-        parts.append(f"**{escape(story.title(backend.backend))} {backend.status}**: {escape(backend.error)}")
+        parts.append(f"**{escape(story.title(backend.backend))} {escape(backend.status)}**: {escape(backend.error)}")
         if backend.log.strip():
             parts.append(fenced(backend.log.rstrip(), "text"))
     if result.notes:

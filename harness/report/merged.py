@@ -1,14 +1,15 @@
 """Any number of runs and benchmarks on one page: first for whoever has to choose, then the times, then the conditions."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness.bench.record import SCHEMA
 from harness.bench.scaling import exponent
-from harness.drawing import Artist
+from harness.drawing import Artist, DrawingError
 from harness.errors import CallError
+from harness.files import error_text, make_folder, write_text
+from harness.reading import bench_record, read_json, suite_record
 from harness.report import charts, story
 from harness.report.benches import SCALING, Merged, Record, Series, best_of, lanes_of, named, series, spoken, start
 from harness.report.charts import Drawing, Figure
@@ -30,47 +31,61 @@ def read(paths: Sequence[Path]) -> Merged:
             runs.append(RunResult.read(path))
             continue
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise CallError(f"{path}: cannot be read: {error.strerror}") from None
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise CallError(f"{path}: is neither a run directory nor a benchmark's JSON: {error}") from None
-        if isinstance(found, dict) and _is_bench(found):
-            benches += found["benchmarks"]
-        elif isinstance(found, dict) and "machine_info" in found and isinstance(found.get("benchmarks"), list):
-            machine = found["machine_info"].get("cpu", {}).get("brand_raw") or found["machine_info"].get("node", "?")
+            found = read_json(path, "is neither a run directory nor a benchmark's JSON")
+        except FileNotFoundError:
+            raise CallError(f"{path} does not exist") from None
+        own = found.get("benchmarks") if isinstance(found, dict) else None
+        if isinstance(own, list) and found.get("schema") == SCHEMA:
+            benches += [bench_record(path, one, number) for number, one in enumerate(own)]
+        elif isinstance(own, list) and isinstance(found.get("machine_info"), dict):
+            machine = _machine(found["machine_info"])
             suites += [
-                {**one, "machine": machine} for one in found["benchmarks"] if "spec" in one.get("extra_info", {})
+                {**suite_record(path, one, number), "machine": machine}
+                for number, one in enumerate(own)
+                if _of_ours(one)
             ]
         else:
             raise CallError(f"{path}: is neither of `harness bench --json` nor of pytest-benchmark")
     return Merged(tuple(benches), tuple(runs), tuple(suites))
 
 
-def _is_bench(found: Record) -> bool:
-    own = found.get("benchmarks")
-    return (
-        found.get("schema") == SCHEMA
-        and isinstance(own, list)
-        and all(isinstance(b, dict) and "lanes" in b for b in own)
-    )
+def _machine(info: Record) -> str:
+    """What pytest-benchmark says of the machine."""
+    cpu = info.get("cpu")
+    return str((cpu.get("brand_raw") if isinstance(cpu, dict) else None) or info.get("node", "?"))
+
+
+def _of_ours(one: object) -> bool:
+    """Whether a row of pytest-benchmark's is of this project's suites."""
+    extra = one.get("extra_info") if isinstance(one, dict) else None
+    return isinstance(extra, dict) and "spec" in extra
 
 
 def write(merged: Merged, folder: Path) -> Path:
-    """Write report.md, charts/ and report.html into a folder; returns the page's path."""
+    """Write report.md, charts/ and report.html into a folder; returns the page's path.
+
+    Raises CallError where that cannot be, and DrawingError where charts cannot be drawn: the report is then there without them.
+    """
     figures = figures_of(merged)
+    drawings: list[Drawing] = []
+    undrawn: DrawingError | None = None
     with Artist() as artist:
-        drawings = charts.render(figures, artist)
+        try:
+            drawings = charts.render(figures, artist)
+        except DrawingError as error:
+            undrawn = error
     try:
-        (folder / "charts").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder / "charts")
         for drawing in drawings:
-            text = charts.svg(drawing)
-            (folder / "charts" / f"{drawing.figure.name}.svg").write_text(text, encoding="utf-8")
-        (folder / "report.md").write_text(markdown(merged, figures), encoding="utf-8")
+            write_text(folder / "charts" / f"{drawing.figure.name}.svg", charts.svg(drawing))
+        write_text(folder / "report.md", markdown(merged, [drawing.figure for drawing in drawings]))
         path = folder / "report.html"
-        path.write_text(page(merged, drawings), encoding="utf-8")
+        write_text(path, page(merged, drawings))
     except OSError as error:
-        raise CallError(f"cannot write into {folder}: {error.strerror}") from None
+        raise CallError(f"the report cannot be written: {error_text(error)}") from None
+    if undrawn is not None:
+        raise DrawingError(f"the report {path} lacks charts: {undrawn}")
     return path
 
 

@@ -17,6 +17,8 @@ from harness.results import RunResult
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MOST_IMAGES = 64
+LONGEST = 5_000_000
+"""Characters of a text that is shown."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,13 @@ def _exact(directory: Path, result: RunResult) -> RunResult | None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        if not path.is_file():  # a link to a device would be read without end
+            return ""
+        with path.open(encoding="utf-8", errors="replace") as file:
+            text = file.read(LONGEST + 1)
     except OSError:
         return ""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}\n… (cut here: it is longer than {LONGEST:,} characters)"
 
 
 def _images(path: Path) -> Array | None:
@@ -81,7 +87,9 @@ def _images(path: Path) -> Array | None:
             if "final/images" not in file.keys():  # noqa: SIM118 - not a dictionary
                 return None
             images: Array = file.get_tensor("final/images")
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError, TypeError, AttributeError):  # the last two: a dtype that NumPy has not
+        return None
+    if images.dtype.kind not in "fiu":
         return None
     if images.ndim == 3:  # noqa: PLR2004
         images = images[..., None]

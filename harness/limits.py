@@ -43,8 +43,8 @@ CALLS = 1_000
 """Names, numbers and calls of all expressions of one update, those behind named values counted wherever these are used."""
 STEPS = 1_000_000
 """Steps of a training: every loss of each is kept, and the rows of each batch."""
-EPOCHS = 100_000
-"""Passes through the data, where they are shuffled: the order of each is drawn before the first step, in 20 µs or more."""
+EPOCHS = 50_000
+"""Passes through the data, where they are shuffled: the order of each is drawn before the first step, in 70 µs each."""
 MEMBERS = 1_000
 """Arrays of an npz file."""
 MEMORY = "HARNESS_MEMORY"

@@ -49,7 +49,7 @@ class Residual(Kind):
 
     kind = "residual"
     shorthand = "layers"
-    layers: "tuple[LayerItem, ...]"
+    layers: "Annotated[tuple[LayerItem, ...], Field(min_length=1)]"
     shortcut: "tuple[LayerItem, ...]" = ()
     """Layers on the way around, where the shapes differ."""
 
@@ -59,14 +59,14 @@ class Repeat(Kind):
 
     kind = "repeat"
     times: Count
-    layers: "tuple[LayerItem, ...]"
+    layers: "Annotated[tuple[LayerItem, ...], Field(min_length=1)]"
 
 
 class Block(Kind):
     """Layers that are a module of their own. The spec's own `blocks:` become this."""
 
     kind = "block"
-    layers: "tuple[LayerItem, ...]"
+    layers: "Annotated[tuple[LayerItem, ...], Field(min_length=1)]"
     class_name: PlainName = "block"
 
 
@@ -244,7 +244,13 @@ OWN = {"unknown", "one_of", "expression", "identifier", "value_error", "number",
 
 
 def _said(error: Any) -> str:  # noqa: ANN401 - pydantic's error record
-    message = str(error["msg"]).removeprefix("Value error, ").replace("tuple", "list").replace("dictionary", "mapping")
+    message = (
+        str(error["msg"])
+        .removeprefix("Value error, ")
+        .replace("tuple", "list")
+        .replace("Tuple", "List")
+        .replace("dictionary", "mapping")
+    )
     return message[0].lower() + message[1:] if message.startswith(("Input", "Field", "List")) else message
 
 

@@ -74,7 +74,7 @@ def test_no_arguments_is_help_and_help_is_help() -> None:
     ("arguments", "expected"),
     [
         (("run",), "Missing argument"), (("run", "nope"), "no such spec"), (("run", "nope.yaml"), "cannot be read"),
-        (("run", "digits_cnn", "--backends", "pytorch"), "unknown backend 'pytorch' (backends: torch, tensorflow, jax)"),
+        (("run", "digits_cnn", "--backends", "pytorch"), "unknown backend 'pytorch'; here that is 'torch' (backends: torch, tensorflow, jax)"),
         (("run", "digits_cnn", "--precision", "half"), "--precision is float64, float32, tf32 or bfloat16"),
         (("run", "digits_cnn", "--stpes", "3"), "No such option"), (("run", "digits_cnn", "--steps", "x"), "Invalid value"),
         (("run", "digits_cnn", "--json", "/no/such/dir/x.json"), "there is no directory"),

@@ -99,7 +99,7 @@ TOO_LARGE: dict[str, tuple[str, str]] = {
     "a long expression": (put("n" * 2000, "net(image)"), "an expression of 2,000 characters; it has 1,000 at most"),
     "ten million steps": (put("steps: 10000000", "steps: 3"), "less than or equal to 1000000, got 10000000"),
     "a million steps of large batches": (put("steps: 1000000", "steps: 3").replace("batch: 64", "batch: 1000"), "the rows of 1,000,000 batches of 1,000 takes 4 GB; 2 GB at most (set HARNESS_MEMORY"),
-    "a million passes": (put("steps: 1000000", "steps: 3").replace("batch: 64", "batch: 100").replace("batch: 100", "batch: 100, test: 0.9"), "1,000,000 steps are 1,000,000 passes through the 180 examples, each in an order of its own; 100,000 at most"),
+    "a million passes": (put("steps: 1000000", "steps: 3").replace("batch: 64", "batch: 100").replace("batch: 100", "batch: 100, test: 0.9"), "1,000,000 steps are 1,000,000 passes through the 180 examples, each in an order of its own; 50,000 at most"),
     "noise": (put("batch: 64, noise: {z: {shape: [1000000, 1000]}}", "batch: 64"), "'z' for 3 batches of 64 takes"),
     "a billion units": (put("- dense: 1000000000\n      - dense: 10"), "a layer's value, [1000000000] for a batch of 64, takes 512 GB; 2 GB at most"),
     "an lstm of a billion": (put("- lstm: 1e9", "- flatten"), "valid integer, got 1000000000.0"),

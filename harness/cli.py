@@ -338,6 +338,46 @@ def check(
 
 
 @app.command()
+def fuzz(
+    count: Annotated[
+        int | None, typer.Option(help="How many specs; left out, as many as --minutes allow, or 100.")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="Draw no further spec after this long.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the drawing: a seed and a number are a spec.")] = 0,
+    first: Annotated[int, typer.Option(help="The number of the first spec.")] = 0,
+    backends: Annotated[str | None, typer.Option(help="Which ones, like torch,jax; left out, all.")] = None,
+    precision: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
+    plant: Annotated[  # noqa: FBT002 - a flag
+        bool, typer.Option("--plant", help="Plant a random fault in each spec, and say how many were found.")
+    ] = False,
+    python: PythonOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A new folder for what is found: specs, and standalone files per framework."),
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds of silence after which a worker is stopped.")] = 300.0,
+    json_file: JsonOption = None,
+) -> None:
+    """Train random specs on every backend and compare. Exit: 0 all the same (every planted fault found), 1 not, 2 a wrong call, 3 a failure."""
+    from harness.environment import backends as chosen  # noqa: PLC0415 - seconds of imports that other commands do without
+    from harness.fuzz import fuzz as fuzzing  # noqa: PLC0415
+    from harness.fuzz.report import print_fuzz, progress  # noqa: PLC0415
+
+    _check_json(json_file)
+    options = fuzzing.FuzzOptions(
+        count, minutes, seed, first, chosen(backends), precision, plant, out, tuple(python or ()), timeout
+    )
+    found = fuzzing.fuzz(options, progress(options))
+    if json_file != "-":
+        print_fuzz(found, _console())
+    _write_json(json_file, found.to_json())
+    if found.interrupted:
+        _complain(f"interrupted; the result is of the {len(found.outcomes)} specs before")
+        sys.exit(INTERRUPTED)
+    raise typer.Exit(found.exit)
+
+
+@app.command()
 def bench(
     specs: Annotated[
         list[str] | None, typer.Argument(metavar="SPEC...", help="Specs' files, or names of bundled ones.")

@@ -42,6 +42,7 @@ class OfClasses(Metric):
     labels: Value
 
     def check(self, outputs: Shape, targets: Shape) -> None:
+        need(len(outputs) > 0, "logits need a last axis of classes")
         need(outputs[:-1] == targets, f"logits {spell(outputs)} need labels of shape {spell(outputs[:-1])}")
 
 

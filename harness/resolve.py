@@ -396,15 +396,20 @@ class _Compiler:
             self.note(path, f"needs 'inputs: {{{name}: ...}}'")
         for name in set(prediction.inputs) - needed:
             self.note((*path, "inputs", name), f"'{prediction.value}' does not read '{name}'")
-        for name in needed & set(prediction.inputs) & set(self.columns):
+        counts: dict[str, int] = {}
+        for name in sorted(needed & set(prediction.inputs) & set(self.columns)):
             try:
                 array = to_array(name, prediction.inputs[name])
             except DataError as error:
                 self.note((*path, "inputs", name), str(error))
                 continue
+            counts[name] = len(array)
             if array.shape[1:] != self.columns[name].shape:
                 want = spell(self.columns[name].shape)
                 self.note((*path, "inputs", name), f"a list of examples of shape {want}, got shape {list(array.shape)}")
+        if len(set(counts.values())) > 1:
+            said = ", ".join(f"{count} of '{name}'" for name, count in counts.items())
+            self.note((*path, "inputs"), f"every input needs as many examples as the others, got {said}")
 
     def text_sample(self, path: Path) -> None:
         sample, data = self.spec.evaluation.text, self.spec.data

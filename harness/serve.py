@@ -372,13 +372,13 @@ class Server:
         return {"seconds": time.perf_counter() - began, "examples": len(found)}
 
     def answered(self, asked: Question) -> dict[str, Any]:
-        """What such an evaluation returns."""
+        """What such an evaluation returns; `rows`: of so many examples at most."""
         _save({"output": self._evaluated(asked)}, asked["into"])
         return {}
 
     def _evaluated(self, asked: Question) -> Array:
         here = self.opened[asked["name"]]
-        fields = {name: here.inputs[own] for name, own in asked["fields"].items()}
+        fields = {name: here.inputs[own][: asked.get("rows")] for name, own in asked["fields"].items()}
         parts = [
             here.session.evaluate(asked["expression"], {n: a[start : start + CHUNK] for n, a in fields.items()})
             for start in range(0, len(next(iter(fields.values()))), CHUNK)

@@ -519,7 +519,7 @@ def test_a_digest_is_of_names_and_values() -> None:
 
 def test_a_smaller_spec_has_less_in_one_place() -> None:
     data = json.loads(text_of())
-    found = list(reducing._smaller(data, 1, keep_evaluation=False))
+    found = list(reducing.smaller(data, 1, keep_evaluation=False))
     assert data == json.loads(text_of()), "the spec itself is not touched"
     assert found[0]["training"]["steps"] == 1
     assert any(len(one["networks"]["net"]["layers"]) == 2 for one in found)
@@ -527,6 +527,6 @@ def test_a_smaller_spec_has_less_in_one_place() -> None:
     assert all(one != data for one in found)
     block = {"residual": ["relu", "tanh"]}
     data["networks"]["net"]["layers"] = [block, {"repeat": {"times": 3, "layers": ["relu"]}}]
-    layers = [one["networks"]["net"]["layers"] for one in reducing._smaller(data, 9, keep_evaluation=False)]
+    layers = [one["networks"]["net"]["layers"] for one in reducing.smaller(data, 9, keep_evaluation=False)]
     assert ["relu", "tanh", data["networks"]["net"]["layers"][1]] in layers
     assert [block, "relu"] in layers

@@ -136,6 +136,33 @@ def test_a_wrong_spec_says_where_what_and_what_instead(old: str, new: str, expec
     assert all(line.startswith("x.yaml") for line in found)
 
 
+def test_a_prediction_has_as_many_examples_of_every_input() -> None:
+    two = TWO.replace("b: [[1.0], [2.0]]}}", "b: [[1.0]]}}")
+    assert problems(TWO) == []
+    (found,) = problems(two)
+    assert found.endswith("every input needs as many examples as the others, got 2 of 'a', 1 of 'b'")
+
+
+TWO = """
+name: two
+data: {dataset: random, examples: 4, batch: 2, fields: {a: {shape: [2]}, b: {shape: [1]}}}
+networks:
+  net:
+    inputs: [a, b]
+    layers:
+      - concatenate: {inputs: [a, b]}
+      - dense: 1
+training:
+  steps: 1
+  updates:
+    - loss: {mse: {predictions: 'net(a, b)', targets: b}}
+      optimizer: {sgd: {learning_rate: 0.1}}
+evaluation:
+  predictions:
+    - {value: 'net(a, b)', inputs: {a: [[1.0, 2.0], [3.0, 4.0]], b: [[1.0], [2.0]]}}
+"""
+
+
 def test_several_errors_are_reported_at_once() -> None:
     found = problems(GOOD.replace("flatten", "flaten").replace("sgd", "sdg").replace("steps: 3", "steps: -3"))
     assert len(found) == 3

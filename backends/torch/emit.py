@@ -141,13 +141,14 @@ def lower(graph: Graph, *, observe: bool, written: Lowerings) -> list[tuple[str,
 
 
 def convert(x: str, rank: int, have: str, want: str) -> str:
-    """An expression in another layout; a vector has only one."""
-    if have == want or rank == 1 or want == ANY:
+    """An expression in another layout; a vector has only one, and a number none."""
+    if have == want or rank <= 1 or want == ANY:
         return x
     x = shared.primary(x)
     if rank == 2:
         return f"{x}.transpose(1, 2)"
-    return f"{x}.permute(0, 3, 1, 2)" if want == FIRST else f"{x}.permute(0, 2, 3, 1)"
+    axes = (rank, *range(1, rank)) if want == FIRST else (*range(2, rank + 1), 1)
+    return f"{x}.permute(0, {', '.join(map(str, axes))})"
 
 
 def networks(program: Program) -> str:

@@ -6,11 +6,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ruamel.yaml import YAML
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from harness import spec
 from harness.backend import Array
@@ -51,11 +54,12 @@ class Reduced:
 def reduce(
     text: str, found: Finding, program: Program, precision: str, given: Mapping[str, Written], workers: Mapping[str, LiveWorker],
     folder: Path, listen: Callable[[int], None] = lambda _tried: None, budget: float = BUDGET,
+    more: Callable[[Spec], Iterator[Spec]] = lambda _data: iter(()),
 ) -> Reduced | str:  # fmt: skip
     """Make a spec smaller as long as a backend's program still parts in the same phase; or why that cannot be done.
 
     `given`: programs that are not as emitted; their changes are made to the smaller programs too, as far as these have
-    what was changed, and those of the odd backend must.
+    what was changed, and those of the odd backend must. `more`: other smaller specs, which are tried first.
     """
     if found.gone:
         return "The spec was not made smaller: this program cannot be set to a position, whatever the spec."
@@ -70,14 +74,14 @@ def reduce(
     progress = True
     while progress and time.monotonic() < until:
         progress = False
-        for smaller in _smaller(data, at.step, keep_evaluation=found.mode == "evaluation"):
+        for less in chain(more(data), smaller(data, at.step, keep_evaluation=found.mode == "evaluation")):
             if time.monotonic() > until:
                 break
-            other = trial.shows(smaller)
+            other = trial.shows(less)
             listen(trial.tried)
             if other is not None:
                 # From the beginning: what was too much before may do now.
-                data, at, progress = smaller, other, True
+                data, at, progress = less, other, True
                 break
     small = trial.finished(data)
     return small or "The smallest spec shows it in one backend alone, and not beside the others: nothing was written."
@@ -200,12 +204,24 @@ def dumped(data: Spec) -> str:
     yaml = YAML()
     yaml.default_flow_style = None
     yaml.width = 110
+    yaml.Representer = _Representer
     out = io.StringIO()
     yaml.dump(data, out)
     return out.getvalue()
 
 
-def _smaller(data: Spec, step: int, *, keep_evaluation: bool) -> Iterator[Spec]:
+class _Representer(RoundTripRepresenter):
+    """In one line, ruamel writes a word that begins with '?' without quotes, and reads a key."""
+
+
+def _text(representer: _Representer, text: str) -> ScalarNode:
+    return representer.represent_scalar("tag:yaml.org,2002:str", text, style='"' if text.startswith("?") else None)
+
+
+_Representer.add_representer(str, _text)
+
+
+def smaller(data: Spec, step: int, *, keep_evaluation: bool) -> Iterator[Spec]:
     """Specs with one thing less, those that save the most first."""
     if data["training"]["steps"] > step:
         yield _with(data, ("training", "steps"), step)

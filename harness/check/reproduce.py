@@ -61,11 +61,40 @@ def standalone(subject: Subject, backend: str, observed: str, found: Finding, ex
         "", "",
         'if __name__ == "__main__":', "    main()", "",
     ]  # fmt: skip
-    text = "\n".join(lines)
-    if "_unpacked(" in text:
-        text = text.replace("\nINPUTS = {", f"\n{UNPACK}\n\nINPUTS = {{", 1)
-        text = text.replace("\nimport sys\n", "\nimport sys\nimport zlib\n", 1).replace("\nimport ", "\nimport base64\nimport ", 1)  # fmt: skip
-    return formatted(text)
+    return formatted(_with_unpacking("\n".join(lines)))
+
+
+def runnable(subject: Subject, backend: str, program: str) -> str:
+    """One framework's file of a program that does not run to its end: it trains, and whatever it raises is the report.
+
+    Raises ValueError where the program's main is not the emitted one.
+    """
+    head, _, main = formatted(program).partition("def main(run: Path) -> None:\n")
+    body = _body(main)
+    if not main or "INPUTS" not in body or "START" not in body:
+        raise ValueError("its main(run) is not the emitted one")
+    folder = subject.folder / "inputs"
+    inputs = load_file(folder / "data.safetensors") | load_file(folder / "batches.safetensors")
+    lines = [
+        f"# {subject.program.name} in {PACKAGES[backend][0]}: what it raises is what is reported.",
+        f"# Written by harness {harness.__version__}; needs the framework, NumPy and safetensors.",
+        head.rstrip(), "", "",
+        "INPUTS = {", *(f"    {name!r}: {_literal(a)}," for name, a in inputs.items()), "}",
+        "START = {", *(f"    {name!r}: {_literal(a)}," for name, a in part(subject.start, "state/").items()), "}", "", "",
+        "def main() -> None:", body, "", "",
+        'if __name__ == "__main__":', "    main()", "",
+    ]  # fmt: skip
+    return formatted(_with_unpacking("\n".join(lines)))
+
+
+def _with_unpacking(text: str) -> str:
+    """The text with what unpacks its arrays, if any are packed."""
+    if "_unpacked(" not in text:
+        return text
+    text = text.replace("\nINPUTS = {", f"\n{UNPACK}\n\nINPUTS = {{", 1)
+    return text.replace("\nimport sys\n", "\nimport sys\nimport zlib\n", 1).replace(
+        "\nimport ", "\nimport base64\nimport ", 1
+    )
 
 
 def _titled(observed: str, found: Finding, subject: Subject, backend: str) -> str:

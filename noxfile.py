@@ -101,6 +101,27 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Random specs: 1,000 in float64, 300 in float32, 300 with a planted fault; hours (or: -- [OPTIONS] of one `harness fuzz`)."""
+    install(session, "all")
+    out = session.create_tmp()
+    runs = (
+        [session.posargs]
+        if session.posargs
+        else [
+            ["--count", "1000", "--seed", "1"],
+            ["--count", "300", "--seed", "2", "--precision", "float32"],
+            ["--count", "300", "--seed", "3", "--plant"],
+        ]
+    )
+    for number, arguments in enumerate(runs):
+        folder = f"{out}/{number}"
+        session.run("python", "-c", f"import shutil; shutil.rmtree({folder!r}, ignore_errors=True)", silent=True)
+        own = [] if "--out" in arguments else ["--out", folder]
+        session.run("harness", "fuzz", *arguments, *own, env=ONE_THREAD)
+
+
+@nox.session
 @nox.parametrize("device", ["cpu", "gpu"])
 @nox.parametrize("backend", BACKENDS)
 def bench(session: nox.Session, backend: str, device: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -190,11 +190,15 @@ def _data(rng: np.random.Generator, folder: Path) -> _Experiment:
         words=corpus.words(folder), keys=corpus.KEYS if not _free(cls) else FIELDS,
         array=lambda: _numbers(rng, examples, (3, 2, 1)[: int(rng.integers(0, 4))]),
     )  # fmt: skip
-    given: dict[str, Any] = {"batch": batch, "noise": {}}
+    given: dict[str, Any] = {"batch": batch}
     if "examples" in cls.model_fields:
         given["examples"] = examples
-    data = record(rng, cls, context, **given)
-    del data["noise"]
+    # What an option says of fields by their names seldom fits them: it is left out most of the time.
+    options = [n for n, i in cls.model_fields.items() if get_origin(i.annotation) is dict and not i.is_required()]
+    left = [n for n in options if n == "noise" or rng.random() < 0.9]  # noqa: PLR2004
+    data = record(rng, cls, context, **{n: {} for n in left}, **{n: v for n, v in given.items() if n not in left})
+    for n in left:
+        del data[cls.model_fields[n].alias or n]
     if rng.random() < 0.25:  # noqa: PLR2004 - a share, as below
         data["noise"] = {n: record(rng, Noise) for n in NOISES[: int(rng.integers(1, 3))]}
     try:
@@ -301,12 +305,15 @@ class Sketch:
         self.names = named or _fresh()
         self.inputs = tuple(inputs)
         network = Network(inputs=self.inputs, layers=("relu",))  # type: ignore[arg-type] # validated from YAML's form
-        shim: Any = SimpleNamespace(
-            note=lambda _path, why: self.refused.append(why), spec=SimpleNamespace(data=SimpleNamespace(batch=batch))
-        )
+        # What the resolver's rules ask of the whole spec; how small a layer is to be is judged here.
+        self.shim = SimpleNamespace(
+            note=lambda _path, why: self.refused.append(why), spec=SimpleNamespace(data=SimpleNamespace(batch=batch)),
+            nodes=0, fits=lambda _size, _what, _path: True, conversion=lambda _field, _dtype: "",
+        )  # fmt: skip
         self.refused: list[str] = []
         signature = tuple((shape, dtype) for shape, dtype, _ in inputs.values())
-        self.builder = _Builder(shim, network, signature, {n: c for n, (_, _, c) in inputs.items()})
+        compiler: Any = self.shim
+        self.builder = _Builder(compiler, network, signature, {n: c for n, (_, _, c) in inputs.items()})
         self.builder.explicit = set()
         self.layers: list[Plain] = []
         self.last = self.inputs[0]
@@ -416,7 +423,7 @@ class Sketch:
 
     def _tried(self, layer: Plain, before: tuple[Any, ...]) -> list[Node] | None:
         """The nodes of a layer, if the resolver takes it."""
-        builder = self.builder
+        builder, self.shim.nodes = self.builder, 0
         try:
             builder.layer(self.adapter.validate_python(layer), self.last, ())
         except ValidationError:
@@ -768,7 +775,8 @@ def _evaluation(here: _Experiment) -> Plain:
         found["metrics"] = metrics
     call = weighted(rng, here.calls)
     if here.chance(0.4) and all(math.prod(here.columns[n].shape) <= 64 for n in call.fields):  # noqa: PLR2004
-        given = {n: _examples(rng, here.columns[n]) for n in sorted(call.fields)}
+        count = int(rng.integers(1, 4))
+        given = {n: _examples(rng, here.columns[n], count) for n in sorted(call.fields)}
         found["predictions"] = [{"name": "guess", "value": call.text, "inputs": given}]
     shown = [c for c in here.calls if len(c.shape) == 3 and c.shape[2] in (1, 3)]  # noqa: PLR2004
     if shown:
@@ -799,8 +807,7 @@ def _measures(cls: type[Metric], call: Value, true: Value) -> bool:
     )
 
 
-def _examples(rng: np.random.Generator, column: Column) -> Plain:
-    count = int(rng.integers(1, 4))
+def _examples(rng: np.random.Generator, column: Column, count: int) -> Plain:
     if column.dtype == "int":
         return rng.integers(column.classes or 1, size=(count, *column.shape)).tolist()
     return np.round(rng.standard_normal((count, *column.shape)), 2).tolist()

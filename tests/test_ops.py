@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from harness.ops.base import Mode, Pads, Shape
+from harness.ops.activation import Softmax
+from harness.ops.base import Mode, Op, Pads, Shape, ShapeError
 from harness.ops.convolution import Conv1d, Conv2d, Convolution, ConvTranspose2d
-from harness.ops.normalisation import BatchNorm
+from harness.ops.linear import Concatenate, Unembed
+from harness.ops.normalisation import BatchNorm, Dropout
 from harness.ops.pooling import AvgPool2d, MaxPool1d, MaxPool2d, Pool
 
 Array = np.ndarray
@@ -150,3 +152,15 @@ def test_batch_normalisation_in_training_is_that_of_the_batch_and_moves_the_runn
     assert_close(mode.statistics["variance"], 0.75 * np.array([3.0, 4.0]) + 0.25 * spread)
     evaluated = op.reference((x,), parameters, Mode())
     assert_close(evaluated, (x - [1.0, 2.0]) / np.sqrt([3.01, 4.01]) * parameters["scale"] + parameters["bias"])
+
+
+@pytest.mark.parametrize(
+    "op",
+    [Softmax(), Concatenate(), Unembed(embedding="table"), Dropout(rate=0.5, per="channel")],
+    ids=lambda op: op.kind,
+)
+def test_what_needs_a_last_axis_is_refused_for_a_number(op: Op) -> None:
+    """The last axis would be the batch's: examples would be mixed."""
+    with pytest.raises(ShapeError, match="at least one axis besides the batch"):
+        op.output((), ())
+    assert op.output((3,), (3,))

@@ -81,8 +81,9 @@ def softmax(_node: Node, x: str) -> Code:
     return Code(f"F.softmax({x}, dim=-1)")
 
 
-def flatten(_node: Node, x: str) -> Code:
-    return Code(f"{x}.flatten(1)")
+def flatten(node: Node, x: str) -> Code:
+    # A number a row has no axis to flatten from.
+    return Code(f"{x}.flatten(1)" if node.input_shapes[0] else f"{x}.unsqueeze(1)")
 
 
 def reshape(node: Node, x: str) -> Code:

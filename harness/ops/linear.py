@@ -119,6 +119,7 @@ class Unembed(Op):
     """Filled in from that layer."""
 
     def output(self, *inputs: Shape) -> Shape:
+        need(len(inputs[0]) > 0, "needs at least one axis besides the batch")
         return (*inputs[0][:-1], self.vocabulary or 0)
 
     def products(self, *inputs: Shape) -> Products:

@@ -141,6 +141,10 @@ class Dropout(Op):
     rate: Rate
     per: Literal["value", "channel"] = "value"
 
+    def output(self, *inputs: Shape) -> Shape:
+        need(self.per == "value" or len(inputs[0]) > 0, "'per: channel' needs at least one axis besides the batch")
+        return inputs[0]
+
     def mask(self, *inputs: Shape) -> tuple[Shape, float] | None:
         if not self.rate:
             return None

@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -436,6 +437,13 @@ class Server:
             if end := next((end for end in ends if sum(losses[end - window : end]) / window <= asked["target"]), None):
                 return {"reached": True, "steps": end, "seconds": seconds}
         return {"reached": False, "steps": len(losses), "seconds": seconds}
+
+    def pin(self, asked: Question) -> dict[str, Any]:
+        """Run on other `cores` from now on, all threads that there are. Pools keep the size that they had."""
+        for task in Path("/proc/self/task").iterdir():
+            with suppress(ProcessLookupError):  # it has just ended
+                os.sched_setaffinity(int(task.name), asked["cores"])
+        return {}
 
     def environment(self, _asked: Question) -> dict[str, Any]:
         """What the framework and the process say of themselves."""

@@ -4,6 +4,8 @@ import json
 import math
 import re
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -1205,3 +1207,40 @@ def test_two_points_have_no_interval_and_one_has_no_exponent() -> None:
     assert exponent([1, 2], [1.0, 2.0]).half_width is None
     with pytest.raises(ValueError, match="two different sizes"):
         exponent([2, 2], [1.0, 2.0])
+
+
+def test_workers_are_pinned_to_the_core_that_is_timed_and_one_that_does_not_answer_is_out() -> None:
+    class Live:
+        def __init__(self, *, dead: bool = False) -> None:
+            self.core, self.dead, self.asked = 0, dead, []
+
+        def ask(self, do: str, **given: object) -> None:
+            if self.dead:
+                raise WorkerFailed("ended\nlog")
+            self.asked.append((do, given))
+
+    torch, jax, by_hand = Live(), Live(dead=True), Live(dead=True)
+    subject = SimpleNamespace(workers={"torch": torch, "jax": jax}, failures={})
+    benches.pin(subject, {"torch": torch, "jax": jax, "torch-peers": by_hand}, 3)  # type: ignore[arg-type,dict-item]
+    assert (torch.asked, torch.core) == ([("pin", {"cores": [3]})], 3)
+    assert subject.failures == {"jax": "ended"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="there are no threads to pin")
+def test_a_pinned_worker_is_so_with_all_its_threads() -> None:
+    script = (
+        "import os, threading, json\n"
+        "from harness.serve import Server\n"
+        "stop = threading.Event()\n"
+        "threads = [threading.Thread(target=stop.wait) for _ in range(3)]\n"
+        "[t.start() for t in threads]\n"
+        "core = max(os.sched_getaffinity(0))\n"
+        "Server.pin(None, {'cores': [core]})\n"
+        "found = [sorted(os.sched_getaffinity(int(t))) for t in os.listdir('/proc/self/task')]\n"
+        "stop.set()\n"
+        "print(json.dumps([core, found]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    core, found = json.loads(done.stdout)
+    assert len(found) >= 4
+    assert all(own == [core] for own in found)

@@ -21,10 +21,11 @@ from harness.bench.thin import thinned
 from harness.bench.timing import ALLOCATOR, Listener, ledger
 from harness.bench.trial import beside, tried
 from harness.check.live import LiveWorker, allowed_cores
-from harness.check.subject import prepare, workers
+from harness.check.subject import Subject, prepare, workers
 from harness.check.trajectory import Training
 from harness.environment import Interpreter, interpreters, machine, require_device
 from harness.errors import CallError
+from harness.errors import CallError, WorkerFailed
 from harness.files import new_folder
 from harness.graph import Program
 from harness.lanes import STRATEGIES, Strategy, left_out, slow, strategies
@@ -113,6 +114,8 @@ def _one(
 ) -> BenchResult:  # fmt: skip
     began = time.perf_counter()
     core = allowed_cores()[-1] if options.core is None else options.core
+    # Programs compile, and are checked, on all cores; what is timed is pinned to one.
+    spread = options.device == "cpu" and options.core is None and Path("/proc/self/task").exists()
     load = psutil.getloadavg()[0]
     inputs = prepared(program, text)
     # What is written by hand has processes of its own: it may change how a whole process allocates, say.
@@ -127,7 +130,7 @@ def _one(
         ) -> tuple[dict[str, LiveWorker], dict[str, str]]:
             own = workers(
                 names, (options.precision,), pythons, folder / where, options.timeout, settings=ALLOCATOR, device=options.device,
-                core=core if options.device == "cpu" else None,
+                core=None if options.device != "cpu" or spread else core,
             )  # fmt: skip
             live, unstarted = until.enter_context(own)
             return live[options.precision], unstarted
@@ -156,7 +159,9 @@ def _one(
         found = Timed()
         if sound and not _undecided(parted):
             losses = {runners[own].backend: training.losses for own, training in trainings.items()}
-            trial = tried(subject, sound, losses, started, options, notes, listen, kept=bool(few.at))
+            if spread:
+                pin(subject, started, core)
+            trial = tried(subject, sound, losses, started, options, notes, listen)
             if trial.contestants:
                 proven = {own: trainings.pop(own) for own in trial.contestants}
                 trainings.clear()  # the states of all their steps
@@ -178,6 +183,17 @@ def _one(
             failures, time.perf_counter() - began, flops.step(program), found.beside, options.device, found.asked,
             found.evaluated, found.roof, flops.traffic(program, options.precision),
         )  # fmt: skip
+
+
+def pin(subject: Subject, started: Mapping[str, LiveWorker], core: int) -> None:
+    """Move all workers to one core. A backend whose worker does not answer any more is out."""
+    for name, live in started.items():
+        try:
+            live.ask("pin", cores=[core])
+            live.core = core
+        except WorkerFailed as error:
+            if name in subject.workers:
+                subject.failures.setdefault(name, str(error).splitlines()[0])
 
 
 def _undecided(parted: Mapping[str, str]) -> bool:

@@ -45,16 +45,16 @@ class Trial:
 
 def tried(
     subject: Subject, runners: Mapping[str, Strategy], losses: Mapping[str, Mapping[str, list[float]]],
-    started: Mapping[str, LiveWorker], options: BenchOptions, notes: list[str], listen: Listener, *, kept: bool = False,
+    started: Mapping[str, LiveWorker], options: BenchOptions, notes: list[str], listen: Listener,
 ) -> Trial:  # fmt: skip
     """Open and warm up all, and find the best of each backend.
 
-    `losses`: what the programs' first steps gave, by backend, which hand-written programs are held against. `kept`: what
-    has just been checked goes on, compiled as it is; to compile a slow network again would take minutes.
+    `losses`: what the programs' first steps gave, by backend, which hand-written programs are held against. What
+    has just been checked goes on, compiled as it is.
     """
     only_best = frozenset(own for own, s in runners.items() if set(s.lanes) & set(options.lanes) == {"best"})
     hopeless: dict[str, float] = {}
-    contestants = opened(subject, runners, listen, anew=not kept, spare=only_best, hopeless=hopeless)
+    contestants = opened(subject, runners, listen, anew=False, spare=only_best, hopeless=hopeless)
     if not contestants:
         return Trial([], {}, {}, {})
     least = {backend: min(one.warm_up[-1] for own, one in contestants.items() if runners[own].backend == backend) for backend in {runners[own].backend for own in contestants}}  # fmt: skip

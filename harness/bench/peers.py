@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from harness.bench.ratio import Ratio
-from harness.bench.rounding import TIMES, times_apart
+from harness.bench.rounding import times_apart
 from harness.bench.rounds import Contestant, between
 from harness.check.live import LiveWorker
-from harness.check.subject import Subject, open_program, twin
+from harness.check.subject import Subject, open_program, part
 from harness.errors import CallError, WorkerFailed
 from harness.lanes import PLAIN
 from harness.programs import emitted
+from harness.twins import TIMES, moved
 
 EVERYDAY = "everyday"
 CLOSE = {EVERYDAY: 2e-3}
@@ -134,10 +135,11 @@ def twin_losses(subject: Subject, live: LiveWorker, steps: int) -> list[list[flo
 
 def _first_losses(subject: Subject, live: LiveWorker, name: str, number: int | None, steps: int) -> list[float]:
     """Of the training itself, or of its twin of that number."""
-    place = (
-        ("start", subject.start) if number is None else (f"twin-{number}", twin(subject.program, subject.start, number))
-    )
-    live.ask("load", name=name, arrays=subject.position(*place))
+    own = part(subject.start, "state/")
+    own = own if number is None else moved(subject.program, own, number)
+    place = "start" if number is None else f"peers-twin-{number}"
+    at = subject.position(place, subject.start | {f"state/{n}": array for n, array in own.items()})
+    live.ask("load", name=name, arrays=at)
     (losses,) = live.ask("train", name=name, first=0, last=steps, at=(steps,))["losses"].values()
     return [float(loss) for loss in losses]
 

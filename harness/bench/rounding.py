@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-TIMES = 3
-"""How many times as far as the worst twin another program's losses may lie from a program's."""
+from harness.twins import TIMES
 
 
 def times_apart(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
 
 from harness.backend import Array
 from harness.bench.target import Target, reach
@@ -93,11 +94,13 @@ def alone(subject: Subject, strategy: Strategy, folder: Path, given: Conditions)
         call()
         later = {name: count - compiled[name] for name, count in counted().items()}
         short: dict[str, Any] = {}
-        if (step := first_short(subject.data["order"])) is not None:
+        with safe_open(subject.folder / "inputs" / "batches.safetensors", framework="numpy") as batches:
+            order = batches.get_tensor("order")
+        if (step := first_short(order)) is not None:
             # Whatever is traced or compiled for the size of a batch is so once more, in the middle of a training.
             before_it, took = counted(), call(steps=1, batches=1, at=step)
             more = {name: count - before_it[name] for name, count in counted().items()}
-            examples = int(np.sum(subject.data["order"][step] >= 0))
+            examples = int(np.sum(order[step] >= 0))
             short = {"step": step + 1, "examples": examples, "seconds": took, "again": call(steps=1, batches=1, at=step), "compilations": more}  # fmt: skip
         memory = live.ask("memory")
         target: Mapping[str, Any] = {}

@@ -34,12 +34,12 @@ class Alone:
     """By what the framework counts, in the two calls and all before them."""
     later: Mapping[str, int]
     """The same, in the third call: nothing, if all is well."""
-    short: Mapping[str, Any] = field(default_factory=dict)
-    """Where a training's batches differ in size, of the first short one: its `step`, from 1, its `examples`, the `seconds` of
-    its step, `again` those of another such step, and what was traced and compiled in the first, `compilations`."""
     target: Mapping[str, Any] = field(default_factory=dict)
     """Where one was given: `metric` (None: the loss) and `value`; whether it was `reached`, after how many `steps`, and in how
     many `seconds` of training."""
+    short: Mapping[str, Any] = field(default_factory=dict)
+    """Where a training's batches differ in size, of the first short one: its `step`, from 1, its `examples`, the `seconds` of
+    its step, `again` those of another such step, and what was traced and compiled in the first, `compilations`."""
 
     @property
     def start(self) -> float:
@@ -108,7 +108,7 @@ def alone(subject: Subject, strategy: Strategy, folder: Path, given: Conditions)
             target = reach(subject, live, strategy.name, given.target, given.unit if strategy.many else None)
         phases = dict(zip(PHASES, (live.seconds, built, first, second), strict=True))
         peaks = {"imported": before, "peak": memory["peak"], "device_peak": memory["device_peak"]}
-        return Alone(phases, peaks, compiled, later, short, target)
+        return Alone(phases, peaks, compiled, later, target, short)
 
 
 def first_short(order: Array) -> int | None:

@@ -24,7 +24,6 @@ from harness.check.live import LiveWorker, allowed_cores
 from harness.check.subject import Subject, prepare, workers
 from harness.check.trajectory import Training
 from harness.environment import Interpreter, interpreters, machine, require_device
-from harness.errors import CallError
 from harness.errors import CallError, WorkerFailed
 from harness.files import new_folder
 from harness.graph import Program

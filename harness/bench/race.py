@@ -37,7 +37,7 @@ SIZE = {"cpu": 1024, "gpu": 8192}
 """Of the square matrices whose product shows what the device can do."""
 COPIED = {"cpu": 64 * 2**20, "gpu": 2**30}
 """Bytes of the array that is read and written to show what its memory can do: more than caches hold."""
-RACE = 240.0
+RACE = 150.0
 """Seconds that all rounds may take, of a slow network whose every round takes long; there are LEAST at least."""
 SHARE = 0.8
 """Of the memory that is free, what processes of their own may be expected to need at most."""

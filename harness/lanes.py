@@ -1,7 +1,7 @@
 """Lanes: ways of running the same training that differ in speed and in nothing else.
 
 A lane is filled by strategies. `default` is what a framework's own beginner's guide does, `step` one compiled call a
-step, `best` whatever a short trial finds to be the fastest of all that are in it.
+step, `best` whatever a short trial finds to be the fastest of all there are, the two other lanes' among them.
 """
 
 import math
@@ -63,7 +63,7 @@ ON = {
 STRATEGIES = {
     (backend, name): Strategy(backend, name, lanes, about, many, ON.get((backend, name), DEVICES))
     for backend, name, lanes, about, many in (
-        ("torch", "eager", ("default",), "eager, the optimizer as it comes", False),
+        ("torch", "eager", ("default", "best"), "eager, the optimizer as it comes", False),
         ("torch", "fused", ("step", "best"), "eager, the optimizer's fused kernel", False),
         (
             "torch",
@@ -85,7 +85,7 @@ STRATEGIES = {
             False,
         ),
         ("torch", "flash", ("best",), "`graph`, with PyTorch's fused attention of bfloat16 values", False),
-        ("tensorflow", "fit", ("default",), "Keras compile and fit", True),
+        ("tensorflow", "fit", ("default", "best"), "Keras compile and fit", True),
         ("tensorflow", "function", ("step", "best"), "one tf.function call a step", False),
         ("tensorflow", "function_xla", ("step", "best"), "one tf.function call a step, compiled by XLA", False),
         ("tensorflow", "loop", ("best",), "many steps in one tf.function call", True),
@@ -97,7 +97,7 @@ STRATEGIES = {
             "many steps in one call, compiled by XLA, layers written for it on CPUs",
             True,
         ),
-        ("jax", "nnx", ("default",), "nnx.jit on the model and its optimizer, one call a step", False),
+        ("jax", "nnx", ("default", "best"), "nnx.jit on the model and its optimizer, one call a step", False),
         ("jax", "jit", ("step", "best"), "one donated jax.jit call a step", False),
         ("jax", "scan", ("best",), "many steps in one call by jax.lax.scan", True),
         ("jax", "tuned", ("best",), "one donated jax.jit call a step, layers written for XLA on CPUs", False),
@@ -113,6 +113,10 @@ STRATEGIES = {
 }
 NARROWING = "dense with fewer outputs than inputs"
 CONVOLUTIONS = {"conv1d", "conv2d", "conv_transpose2d"}
+XLA_LOOPS = frozenset({("tensorflow", "loop_xla"), ("jax", "scan")})
+"""Many steps in one call, compiled by XLA, with the layers that the framework has."""
+XLA_CALLS = frozenset({("tensorflow", "function_xla")})
+"""One step a call, compiled by XLA, where another way has the framework's own kernels."""
 TUNED = {
     ("torch", "native"): {"batch_norm"},
     ("torch", "autotuned"): CONVOLUTIONS,
@@ -139,9 +143,37 @@ INFERENCE = {"torch": ("eager", "compiled"), "tensorflow": ("eager", "function",
 def strategies(
     program: Program, backend: str, lanes: tuple[str, ...] = LANES, device: str = "cpu", precision: str = "float32"
 ) -> list[Strategy]:
-    """Those of a backend that are in one of the lanes, for the device, and can run the program."""
+    """Those of a backend that are in one of the lanes, for the device, and can run the program.
+
+    Of the lane `best` alone none that is known to be slow: it would be compiled and checked for nothing.
+    """
     own = [s for s in STRATEGIES.values() if s.backend == backend and set(s.lanes) & set(lanes) and device in s.devices]
+    own = [s for s in own if set(s.lanes) & set(lanes) - {"best"} or slow(program, s, device) is None]
     return [s for s in own if applies(program, s, precision)]
+
+
+def left_out(
+    program: Program, backend: str, lanes: tuple[str, ...] = LANES, device: str = "cpu", precision: str = "float32"
+) -> dict[str, str]:
+    """By strategy of these lanes and that device which `strategies` leaves out, why."""
+    kept = strategies(program, backend, lanes, device, precision)
+    own = [s for s in STRATEGIES.values() if s.backend == backend and set(s.lanes) & set(lanes) and device in s.devices]
+    return {s.name: why_not(program, s, precision) or slow(program, s, device) or "" for s in own if s not in kept}
+
+
+def slow(program: Program, strategy: Strategy, device: str = "cpu") -> str | None:
+    """Why a way of running the program is known to be no backend's fastest, if it is.
+
+    On CPUs convolutions in a loop of XLA's take three to eleven times as long as outside of one (LeNet, AlexNet), and a step
+    that XLA compiles 1.15 to 3 times as long as one of TensorFlow's own kernels.
+    """
+    if device != "cpu" or not any(node.op.kind in CONVOLUTIONS for graph in graphs(program) for node in graph.nodes):
+        return None
+    if (strategy.backend, strategy.name) in XLA_LOOPS:
+        return "takes many steps in one call: convolutions in it lose XLA's fast path on CPUs"
+    if (strategy.backend, strategy.name) in XLA_CALLS:
+        return "has XLA's convolutions, which take longer on CPUs than TensorFlow's own"
+    return None
 
 
 def applies(program: Program, strategy: Strategy, precision: str = "float32") -> bool:

@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -66,7 +67,7 @@ class Server:
         self.opened: dict[str, Opened] = {}
         self.inputs: dict[str, Arrays] = {}
         self.series: dict[str, list[Arrays]] = {}
-        self.ready: dict[tuple[str, int, int | None], Any] = {}
+        self.ready: dict[tuple[str, int, int | None, int], Any] = {}
         self.closed = 0
         self.frozen = False
         self.peers: dict[str, Callable[[int], Any]] = {}
@@ -215,13 +216,13 @@ class Server:
         """The time of `steps` training steps, the losses of every one of them fetched, on batches that are ready.
 
         `batches`: how many different ones there are; `stack`: how many a call takes, where one takes several (`steps` is
-        a multiple of it). `arrays`: a position to start from, loaded before the clock starts. `slower`: seconds that each
+        a multiple of it); `at`: the step that the first of them is of. `arrays`: a position to start from, loaded before the clock starts. `slower`: seconds that each
         step is made to last longer, busily, which is how the measuring itself is measured. Returns wall and processor
         seconds, and the losses of the last step.
         """
         here = self.opened[asked["name"]]
         session, steps, slower = here.session, asked["steps"], asked.get("slower", 0.0)
-        ready = self._ready(asked["name"], asked["batches"], asked.get("stack"))
+        ready = self._ready(asked["name"], asked["batches"], asked.get("stack"), asked.get("at", 0))
         if asked.get("arrays"):
             self.load(asked)
         self._collected()
@@ -317,12 +318,12 @@ class Server:
         session.steps(0, ready, asked["steps"])
         return {"seconds": (time.perf_counter() - began) / asked["steps"]}
 
-    def _ready(self, name: str, count: int, size: int | None) -> Any:  # noqa: ANN401 - the framework's own
-        """A stack of the first batches of training, made once and kept on the device; longer than they are many: in turn."""
-        key = (name, count, size)
+    def _ready(self, name: str, count: int, size: int | None, at: int = 0) -> Any:  # noqa: ANN401 - the framework's own
+        """A stack of batches of training from a step on, made once and kept on the device; longer than they are many: in turn."""
+        key = (name, count, size, at)
         if key not in self.ready:
             here = self.opened[name]
-            batches = [here.session.batch(here.inputs, step) for step in range(count)]
+            batches = [here.session.batch(here.inputs, step) for step in range(at, at + count)]
             self.ready[key] = here.session.stack([batches[i % count] for i in range(size or count)])
         return self.ready[key]
 
@@ -436,6 +437,13 @@ class Server:
             if end := next((end for end in ends if sum(losses[end - window : end]) / window <= asked["target"]), None):
                 return {"reached": True, "steps": end, "seconds": seconds}
         return {"reached": False, "steps": len(losses), "seconds": seconds}
+
+    def pin(self, asked: Question) -> dict[str, Any]:
+        """Run on other `cores` from now on, all threads that there are. Pools keep the size that they had."""
+        for task in Path("/proc/self/task").iterdir():
+            with suppress(ProcessLookupError):  # it has just ended
+                os.sched_setaffinity(int(task.name), asked["cores"])
+        return {}
 
     def environment(self, _asked: Question) -> dict[str, Any]:
         """What the framework and the process say of themselves."""

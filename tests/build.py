@@ -100,3 +100,8 @@ def live(
     parameters = cast(initial.parameters(program), precision)
     session.load(parameters)
     return Live(program, session, inputs, parameters)
+
+
+def drawn(inputs: Arrays) -> Arrays:
+    """What is drawn for each step: the order of examples, noise."""
+    return {name: array for name, array in inputs.items() if not name.startswith("train.")}

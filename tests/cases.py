@@ -16,10 +16,14 @@ class Case:
     ids: int | None = None
     rounded: bool = False
     """Inputs and no dense layer before: values on a grid of halves, so that kinks and ties are met exactly."""
+    examples: int = 8
+    """In the one batch that there is."""
 
 
-def _case(*layers: object, shape: tuple[int, ...], ids: int | None = None, rounded: bool = False) -> Case:
-    return Case(layers, shape, ids, rounded)
+def _case(
+    *layers: object, shape: tuple[int, ...], ids: int | None = None, rounded: bool = False, examples: int = 8
+) -> Case:
+    return Case(layers, shape, ids, rounded, examples)
 
 
 IDENTITY = {"dense": {"units": 3, "kernel_init": {"values": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]}}}
@@ -122,6 +126,61 @@ CASES: dict[str, Case] = {
     "four values at once": _case(
         {"dense": {"units": 3, "name": "a"}}, {"tanh": {"name": "b"}}, {"sigmoid": {"name": "c", "inputs": "a"}}, {"silu": {"name": "d", "inputs": "b"}},
         {"gelu": {"name": "e", "inputs": "c"}}, {"add": {"inputs": ["a", "b", "c", "d", "e"]}}, shape=(4,)),
+    # Corners: one of everything, a number instead of a vector, more axes than an image has. Rounded where a gradient is zero:
+    # a softmax over one value does not move, and nothing recurs in one step.
+    "flatten of a number": _case("flatten", {"dense": 3}, shape=()),
+    "flatten of a vector": _case("flatten", {"dense": 3}, shape=(4,)),
+    "reshape of a number": _case({"reshape": [1, 1]}, {"dense": 3}, shape=()),
+    "reshape to a number": _case({"dense": 1}, {"reshape": []}, "tanh", {"reshape": [1]}, shape=(4,)),
+    "activations of a number": _case(
+        "tanh", {"leaky_relu": 0.2}, {"elu": 0.7}, "selu", "gelu", {"gelu": "tanh"}, "silu", "sigmoid", "softplus", "relu",
+        {"dropout": {"rate": 0.3, "name": "a"}}, {"add": {"inputs": ["a", "x"], "name": "b"}}, {"multiply": {"inputs": ["b", "x"]}},
+        "flatten", {"dense": 2}, shape=()),
+    "embedding of one id": _case({"embedding": {"features": 3}}, {"dense": 2}, shape=(), ids=4),
+    "embedding of one word": _case({"embedding": {"features": 1}}, {"dense": 2}, shape=(3,), ids=1),
+    "embedding of a table of ids": _case({"embedding": {"features": 3}}, "relu", {"conv2d": {"channels": 2, "kernel": 2}}, shape=(4, 3), ids=4),
+    "dense of a volume": _case({"dense": 2}, "gelu", shape=(2, 3, 2, 4)),
+    "dense of one": _case({"dense": 1}, shape=(1,)),
+    "softmax of one": _case("softmax", {"dense": 2}, shape=(1,), rounded=True),
+    "softmax of a volume": _case("softmax", shape=(2, 2, 3, 2)),
+    "flatten of a volume": _case("relu", "flatten", {"dense": 2}, shape=(2, 3, 2, 2)),
+    "concatenate volumes": _case({"dense": {"units": 2, "name": "a"}}, {"dense": {"units": 3, "name": "b"}}, {"concatenate": {"inputs": ["b", "a"]}}, shape=(2, 3, 2, 2)),
+    "global_avg_pool of a volume": _case("relu", "global_avg_pool", {"dense": 2}, shape=(2, 3, 4, 2)),
+    "global_max_pool of a volume": _case("global_max_pool", shape=(2, 3, 4, 2)),
+    "global_max_pool of a sequence": _case("global_max_pool", shape=(5, 2)),
+    "global_avg_pool of five axes": _case("global_avg_pool", shape=(2, 3, 2, 2, 3)),
+    "global pools of one position": _case({"global_avg_pool": {"name": "a"}}, {"global_max_pool": {"inputs": "x", "name": "b"}}, {"add": {"inputs": ["a", "b"]}}, shape=(1, 1, 3)),
+    "layer_norm of a volume": _case("layer_norm", "tanh", shape=(2, 3, 2, 4)),
+    "batch_norm of one position": _case("batch_norm", "tanh", shape=(1, 1, 3)),
+    "batch_norm of one channel": _case("batch_norm", "tanh", shape=(3, 4, 1)),
+    "dropout of a volume": _case({"dropout": {"rate": 0.4, "per": "channel"}}, {"dense": 2}, shape=(2, 3, 2, 4)),
+    "conv1d of one position": _case({"conv1d": {"channels": 1, "kernel": 1}}, {"conv1d": {"channels": 2, "kernel": 3, "padding": "same"}}, shape=(1, 1)),
+    "conv1d as wide as the sequence": _case({"conv1d": {"channels": 2, "kernel": 5}}, "flatten", {"dense": 2}, shape=(5, 2)),
+    "conv2d of one channel": _case({"conv2d": {"channels": 1, "kernel": 1}}, {"conv2d": {"channels": 1, "kernel": 2}}, shape=(3, 3, 1)),
+    "conv2d as large as the image": _case({"conv2d": {"channels": 2, "kernel": [4, 3]}}, "flatten", {"dense": 2}, shape=(4, 3, 2)),
+    "conv2d, a stride past the kernel": _case({"conv2d": {"channels": 2, "kernel": 1, "stride": 3}}, shape=(7, 6, 2)),
+    "conv2d one row": _case({"conv2d": {"channels": 2, "kernel": [1, 3], "padding": "same"}}, {"max_pool2d": [1, 2]}, shape=(1, 6, 2)),
+    "conv2d padding wider than the kernel": _case({"conv2d": {"channels": 2, "kernel": 2, "padding": 3}}, shape=(3, 3, 2)),
+    "conv2d depthwise of one channel": _case({"conv2d": {"channels": 2, "kernel": 3, "padding": "same"}}, {"conv2d": {"channels": 2, "kernel": 1, "groups": 2}}, shape=(3, 3, 1)),
+    "conv_transpose2d of one pixel": _case({"conv_transpose2d": {"channels": 1, "kernel": 3, "stride": 2}}, shape=(1, 1, 1)),
+    "conv_transpose2d kernel 1": _case({"conv_transpose2d": {"channels": 2, "kernel": 1}}, shape=(3, 2, 2)),
+    "conv_transpose2d, a stride past the kernel": _case({"conv_transpose2d": {"channels": 2, "kernel": 2, "stride": 3}}, shape=(3, 2, 2)),
+    "upsample2d by one": _case({"upsample2d": 1}, {"dense": 2}, shape=(3, 2, 2)),
+    "pools of one": _case({"max_pool2d": 1}, {"avg_pool2d": 1}, {"dense": 2}, shape=(3, 2, 2)),
+    "max_pool2d as large as the image": _case({"max_pool2d": [3, 2]}, {"dense": 2}, shape=(3, 2, 2)),
+    "avg_pool2d as large as the image, same": _case({"avg_pool2d": {"window": [3, 2], "stride": 1, "padding": "same"}}, {"dense": 2}, shape=(3, 2, 2)),
+    "pools past the window": _case({"max_pool2d": {"window": 1, "stride": 2}}, {"avg_pool2d": {"window": 1, "stride": 2}}, {"dense": 2}, shape=(5, 6, 2)),
+    "pools over one step": _case({"max_pool1d": 1}, {"avg_pool1d": {"window": 2, "padding": "same"}}, {"dense": 2}, shape=(1, 2)),
+    "lstm of one step and unit": _case({"lstm": 1}, shape=(1, 1), rounded=True),
+    "gru of one step and unit": _case({"gru": 1}, shape=(1, 1), rounded=True),
+    "attention of one position": _case({"attention": {"heads": 1, "causal": True}}, shape=(1, 2), rounded=True),
+    "attention of one channel a head": _case({"attention": 3}, shape=(4, 3)),
+    "positions of one": _case("positions", {"dense": 2}, shape=(1, 1)),
+    "unembed of one word": _case({"embedding": {"features": 2, "name": "table"}}, "tanh", {"unembed": "table"}, shape=(3,), ids=1),
+    "unembed of one id": _case({"embedding": {"features": 3, "name": "table"}}, "tanh", {"unembed": "table"}, shape=(), ids=4),
+    "a batch of one": _case({"conv2d": {"channels": 3, "kernel": 2}}, "batch_norm", "relu", {"max_pool2d": 2}, "layer_norm", "flatten", {"dense": 2}, shape=(5, 5, 2), examples=1),
+    "a batch of one sequence": _case({"lstm": {"units": 3, "returns": "sequence"}}, {"gru": {"units": 4, "returns": "sequence"}}, {"attention": 2}, "global_max_pool", shape=(4, 2), examples=1),
+    "a batch of one number": _case("flatten", {"dense": 2}, shape=(), examples=1),
 }  # fmt: skip
 
 
@@ -130,7 +189,7 @@ def spec_of(case: Case, name: str = "case") -> dict[str, object]:
     import numpy as np  # noqa: PLC0415
 
     rng = np.random.default_rng(7)
-    count = 8
+    count = case.examples
     if case.ids is not None:
         x = rng.integers(0, case.ids, (count, *case.shape)).tolist()
         x[0] = np.full(case.shape, case.ids - 1).tolist()
@@ -139,7 +198,7 @@ def spec_of(case: Case, name: str = "case") -> dict[str, object]:
     else:
         x = rng.normal(size=(count, *case.shape)).tolist()
     layers: list[object] = list(case.layers)
-    if case.ids is None and not case.rounded:
+    if case.ids is None and not case.rounded and case.shape:
         first = {"dense": {"units": case.shape[-1], "name": "entry", "bias_init": {"normal": {"std": 0.3}}}}
         layers = [first, *layers]
         # Inputs by name mean the entry: the case is about what comes after it.

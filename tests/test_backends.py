@@ -1,10 +1,11 @@
 """Every op on every backend: forward, gradients and one training step against the float64 reference."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from build import EACH, Arrays, Live, live, program_of
+from build import EACH, INSTALLED, Arrays, Live, drawn, live, program_of
 from cases import CASES, spec_of
 
 from harness import initial, reference
@@ -56,7 +57,7 @@ def test_training_loss_and_statistics_equal_the_reference(
     backend: str, name: str, sessions: dict[tuple[str, str], Live], tmp_path: Path
 ) -> None:
     case = started(sessions, backend, name, tmp_path)
-    batch, masks = first_batch(case.program, case.inputs, case.inputs, 0)
+    batch, masks = first_batch(case.program, case.inputs, drawn(case.inputs), 0)
     update = case.program.updates[0]
     expected = reference.loss(case.program, update, case.parameters, batch, masks)
     _, statistics = reference.forward(
@@ -89,7 +90,7 @@ def test_gradients_equal_finite_differences_of_the_reference(
 
 def directional(case: Live, parameter: str, gradient: np.ndarray) -> tuple[float, float]:
     """The gradient along a random direction, and the reference's slope there by central differences."""
-    batch, masks = first_batch(case.program, case.inputs, case.inputs, 0)
+    batch, masks = first_batch(case.program, case.inputs, drawn(case.inputs), 0)
     direction = initial.stream(1, parameter).standard_normal(gradient.shape)
     width = 1e-5
 
@@ -152,3 +153,48 @@ def test_loading_a_table_that_the_model_does_not_have_is_refused(
     del module.PARAMETERS["dense1.bias"]
     with pytest.raises(RuntimeError, match="disagree"):
         type(case.session)(module, __import__("harness.runs", fromlist=["describe"]).describe(case.program))
+
+
+MISFITS = {
+    "one number": (lambda a: a | {"dense1.kernel": a["dense1.kernel"][:1, :1]}, r"dense1\.kernel: the model has \(4, 3\).*\(1, 1\)"),
+    "a vector": (lambda a: a | {"dense1.kernel": a["dense1.kernel"][0]}, r"dense1\.kernel: the model has \(4, 3\).*\(3,\)"),
+    "transposed": (lambda a: a | {"dense1.kernel": a["dense1.kernel"].T}, r"dense1\.kernel: the model has \(4, 3\).*\(3, 4\)"),
+    "another dtype": (lambda a: a | {"dense1.bias": a["dense1.bias"].astype(np.float16)}, r"dense1\.bias: the model has \(3,\).*float16"),
+    "a name too few": (lambda a: {n: v for n, v in a.items() if n != "dense1.bias"}, r"\['dense1\.bias'\]"),
+    "a name too many": (lambda a: a | {"dense1.scale": a["dense1.bias"]}, r"\['dense1\.scale'\]"),
+}  # fmt: skip
+"""Arrays that are not those of the case `dense`, and what a program says of them."""
+OWN = ("torch fused", "tensorflow function", "jax jit", "jax nnx")
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("name", OWN)
+def test_a_program_refuses_arrays_that_are_not_its_models(name: str, precision: str, tmp_path: Path) -> None:
+    backend, strategy = name.split()
+    if backend not in INSTALLED:
+        pytest.skip(f"{backend} is not installed")
+    case = live(backend, program_of(spec_of(CASES["dense"])), tmp_path, precision, strategy=strategy)
+    module, before = case.session.module, case.session.state()  # type: ignore[attr-defined]
+    held = getattr(case.session, "live_model", None) or case.session.model  # type: ignore[attr-defined]
+    load = module.load_parameters if name == "jax jit" else partial(module.load_parameters, held)
+    for misfit, said in MISFITS.values():
+        with pytest.raises(ValueError, match=said):
+            load(misfit(case.parameters))
+    other = "float64" if precision == "float32" else "float32"
+    with pytest.raises(ValueError, match=f"of (torch.)?{precision}, the array is .* of (torch.)?{other}"):
+        load({name: array.astype(other) for name, array in case.parameters.items()})
+    load(case.parameters)
+    after = case.session.state()
+    assert all(np.array_equal(after[name], value) and value.dtype == precision for name, value in before.items())
+
+
+@pytest.mark.skipif("torch" not in INSTALLED, reason="torch is not installed")
+@pytest.mark.parametrize("name", ["dense", "batch_norm", "positions", "lstm with dropout", "attention"])
+def test_a_float64_program_of_pytorch_leaves_the_process_as_it_was(name: str, tmp_path: Path) -> None:
+    import torch  # noqa: PLC0415 - where it is installed
+
+    case = live("torch", program_of(spec_of(CASES[name])), tmp_path)
+    assert torch.get_default_dtype() == torch.float32
+    made = case.session.module.Net()  # type: ignore[attr-defined]
+    kinds = {n: value.dtype for n, value in made.state_dict().items() if not n.endswith("num_batches_tracked")}
+    assert set(kinds.values()) == {torch.float64}, kinds

@@ -4,6 +4,8 @@ import json
 import math
 import re
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -302,6 +304,56 @@ def test_times_have_the_unit_that_suits_them(seconds: float, said: str) -> None:
 def test_a_wrong_call_is_a_sentence(options: BenchOptions, expected: str) -> None:
     with pytest.raises(CallError, match=expected):
         bench(["linear_regression"], options)
+
+
+KEPT = """
+name: kept
+data: {dataset: random, examples: 10, batch: 4, last_batch: keep, fields: {x: {shape: [3]}, y: {shape: [1]}}}
+networks: {net: {layers: [{dense: 2}, tanh, {dense: 1}]}}
+training: {steps: 6, updates: [{loss: {mse: {predictions: net(x), targets: y}}, optimizer: {sgd: {learning_rate: 0.1}}}]}
+"""
+
+
+def test_a_lane_that_has_nothing_for_the_spec_is_told_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kept.yaml").write_text(KEPT)
+
+    def never(*_given: object, **_more: object) -> None:
+        raise AssertionError("a worker was started")
+
+    monkeypatch.setattr(benches, "workers", never)
+    said = r"kept: nothing can be timed: tensorflow has nothing in lane default: 'fit' needs batches of one size; .* they differ\."
+    with pytest.raises(CallError, match=said):
+        bench([tmp_path / "kept.yaml"], BenchOptions(backends=("tensorflow",), lanes=("default",)))
+    with pytest.raises(AssertionError, match="started"):
+        bench([tmp_path / "kept.yaml"], BenchOptions(backends=("tensorflow",), lanes=("default", "step")))
+    program = program_of(KEPT)
+    both = BenchOptions(lanes=("default", "best"))
+    assert [why.partition(":")[0] for b in PLAIN for why in benches._without(program, b, both)] == ["tensorflow has nothing in lane default"]  # fmt: skip
+
+
+def test_ways_that_are_known_to_be_slow_are_named_with_the_reason() -> None:
+    program = program_of(spec_of(CASES["conv2d"]))
+    found = [why for b in PLAIN for why in benches._without(program, b, BenchOptions(lanes=("default", "best")))]
+    assert [why.partition(" is not tried: it ")[0] for why in found] == ["tensorflow function_xla", "tensorflow loop_xla", "jax scan"]  # fmt: skip
+    assert all(why.endswith((" on CPUs.", "TensorFlow's own.")) for why in found)
+
+
+@pytest.mark.frameworks
+@pytest.mark.skipif("tensorflow" not in INSTALLED, reason="tensorflow is not installed")
+def test_what_the_first_short_batch_traces_again_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kept.yaml").write_text(KEPT)
+    monkeypatch.setattr(benches, "strategies", lambda *given: [s for s in strategies(*given) if s.name == "function"])
+    options = BenchOptions(backends=("tensorflow",), lanes=("step",), parts=("start",), rounds=8)
+    (found,) = bench([tmp_path / "kept.yaml"], options)
+    (lane,) = found.lanes
+    assert lane.alone is not None
+    assert (lane.alone.short["step"], lane.alone.short["examples"]) == (3, 2)
+    assert sum(lane.alone.short["compilations"].values()) == 1, "tf.function traces a new shape"
+    assert lane.alone.short["seconds"] > lane.alone.short["again"] > 0
+    assert lane.to_json()["alone"]["short_batch"]["step"] == 3
+    assert any("first batch of fewer examples (2, step 3) took" in note for note in found.notes)
 
 
 @pytest.mark.frameworks
@@ -647,6 +699,37 @@ def test_who_was_not_contenders_again_is_not_chosen_because_the_machine_slowed_d
     assert _entered(contestants, runners, trial, options) == [("best", "native")]
 
 
+def test_a_way_that_is_far_slower_once_compiled_is_dropped_unless_its_lane_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps = {"torch fused": 1.0, "torch eager": 9.0, "torch native": 2.9, "torch compiled": 3.1}
+    calls: list[str] = []
+
+    class Live:
+        backend = name = "torch"
+
+        def ask(self, do: str, **asked: object) -> None:
+            calls.append(f"{do} {asked['name']}")
+
+    def timed(_subject: object, _live: object, own: str, _strategy: object) -> Contestant:
+        first = count()
+        return Contestant(own, lambda _steps: (100.0 if next(first) == 0 else steps[own], 0.0))
+
+    live = Live()
+    subject = SimpleNamespace(
+        workers={"torch": live}, failures={}, program=SimpleNamespace(name="x"), precision="float32"
+    )
+    monkeypatch.setattr(trial, "each", lambda _subject, do: do(live))
+    monkeypatch.setattr(trial, "contestant", timed)
+    runners = {own: Strategy("torch", own.split()[1], ("best",), "") for own in steps}
+    hopeless: dict[str, float] = {}
+    spare = frozenset(steps) - {"torch eager"}
+    found = trial.opened(subject, runners, lambda _n, _e: None, anew=False, spare=spare, hopeless=hopeless)  # type: ignore[arg-type]
+    assert set(found) == {"torch fused", "torch eager", "torch native"}
+    assert hopeless == {"torch compiled": 3.1}
+    assert calls == ["close compiled"], "what it held is given back"
+
+
 class Learner:
     """A worker that trains a second a step, and then knows as many of ten examples as it has done tens of steps."""
 
@@ -864,6 +947,61 @@ def test_what_is_written_by_hand_is_checked_and_timed_beside(tmp_path: Path, mon
         bench([path], BenchOptions(backends=(backend,), peers=tmp_path / "none"))
 
 
+class ByHand:
+    """The worker of a program written by hand whose losses are given, and of an emitted one with twins."""
+
+    backend = name = "torch"
+
+    def __init__(self, *losses: float, twins: float = 0.0) -> None:
+        self.losses, self.twins, self.trained = list(losses), twins, 0
+
+    def ask(self, do: str, **asked: Any) -> dict[str, Any]:
+        if do == "peers_of":
+            return {"strategies": ["fast"]}
+        if do == "train":
+            self.trained += 1  # the first one is no twin
+            away = 0.0 if self.trained == 1 else self.twins * (-1) ** self.trained
+            return {"losses": {"net": [2.0 + away * step for step in range(asked["last"])]}}
+        return {"losses": self.losses, "chunk": 1}
+
+
+@pytest.mark.parametrize(
+    ("off", "twins", "timed", "said"),
+    [
+        (0.0, 0.0, True, ""),
+        (0.29, 0.1, True, "2.9 times as far as its own twins part: that is rounding"),
+        (0.31, 0.1, False, "3.1 times as far as its own twins part, 3 are rounding"),
+        (0.01, 0.0, False, "is not timed"),
+        (math.nan, 0.1, False, "is not timed"),
+        (math.inf, math.inf, False, "is not timed"),
+    ],
+)
+def test_twins_decide_how_far_a_program_written_by_hand_may_part(
+    off: float, twins: float, timed: bool, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "open_program", lambda *_given, **_more: None)
+    monkeypatch.setattr(peers, "emitted", lambda *_given: "")
+    monkeypatch.setattr(
+        peers, "_first_losses", lambda _s, live, _name, _number, steps: live.ask("train", last=steps)["losses"]["net"]
+    )
+    known: dict[str, Any] = {}
+    subject = SimpleNamespace(
+        program=SimpleNamespace(name="net"), folder=Path(), precision="float32",
+        known=lambda what, find: known.setdefault(what, known.get(what) or find()),
+    )  # fmt: skip
+    losses = [2.0, 2.0 + off, 2.0 + 2 * off, 2.0 + 3 * off]
+    live, notes = ByHand(*losses, twins=twins), []
+    given = (subject, live, Path("torch_peers.py"), {"torch": [2.0] * 4}, notes)
+    found = peers.opened(*given, emitted_by=live)  # type: ignore[arg-type]
+    assert (set(found) == {"fast"}) is timed, notes
+    assert said in "".join(notes)
+    assert bool(notes) is bool(said)
+    if off:
+        assert not peers.opened(*given), "without a worker that has twins nothing is excused"  # type: ignore[arg-type]
+    else:
+        assert not live.trained, "twins cost nothing where nothing parts"
+
+
 @pytest.mark.frameworks
 @pytest.mark.parametrize(("twins", "expected"), [(0.5, "same"), (3.5, "differs"), (float("nan"), "differs")])
 def test_in_float32_twins_decide_how_far_two_ways_may_part(
@@ -1069,3 +1207,40 @@ def test_two_points_have_no_interval_and_one_has_no_exponent() -> None:
     assert exponent([1, 2], [1.0, 2.0]).half_width is None
     with pytest.raises(ValueError, match="two different sizes"):
         exponent([2, 2], [1.0, 2.0])
+
+
+def test_workers_are_pinned_to_the_core_that_is_timed_and_one_that_does_not_answer_is_out() -> None:
+    class Live:
+        def __init__(self, *, dead: bool = False) -> None:
+            self.core, self.dead, self.asked = 0, dead, []
+
+        def ask(self, do: str, **given: object) -> None:
+            if self.dead:
+                raise WorkerFailed("ended\nlog")
+            self.asked.append((do, given))
+
+    torch, jax, by_hand = Live(), Live(dead=True), Live(dead=True)
+    subject = SimpleNamespace(workers={"torch": torch, "jax": jax}, failures={})
+    benches.pin(subject, {"torch": torch, "jax": jax, "torch-peers": by_hand}, 3)  # type: ignore[arg-type,dict-item]
+    assert (torch.asked, torch.core) == ([("pin", {"cores": [3]})], 3)
+    assert subject.failures == {"jax": "ended"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="there are no threads to pin")
+def test_a_pinned_worker_is_so_with_all_its_threads() -> None:
+    script = (
+        "import os, threading, json\n"
+        "from harness.serve import Server\n"
+        "stop = threading.Event()\n"
+        "threads = [threading.Thread(target=stop.wait) for _ in range(3)]\n"
+        "[t.start() for t in threads]\n"
+        "core = max(os.sched_getaffinity(0))\n"
+        "Server.pin(None, {'cores': [core]})\n"
+        "found = [sorted(os.sched_getaffinity(int(t))) for t in os.listdir('/proc/self/task')]\n"
+        "stop.set()\n"
+        "print(json.dumps([core, found]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    core, found = json.loads(done.stdout)
+    assert len(found) >= 4
+    assert all(own == [core] for own in found)

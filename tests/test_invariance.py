@@ -71,7 +71,10 @@ class Asked:
     def __init__(self, op: Op, shapes: tuple[Shape, ...], rng: np.random.Generator) -> None:
         self.op, self.shapes, self.rng = op, shapes, rng
         ids = op.dtype == "int"
-        self.inputs = [rng.integers(0, 2, (BATCH, *s)) if ids else rng.normal(size=(BATCH, *s)) for s in shapes]
+        self.inputs = [
+            rng.integers(0, min(2, getattr(op, "vocabulary", 2)), (BATCH, *s)) if ids else rng.normal(size=(BATCH, *s))
+            for s in shapes
+        ]
         self.parameters = {p.name: rng.normal(size=p.shape) + (p.name == "scale") for p in op.parameters(*shapes)}
         if op.kind == "unembed":
             self.parameters["embedding"] = rng.normal(size=(op.vocabulary, shapes[0][-1]))  # type: ignore[attr-defined]

@@ -122,7 +122,30 @@ def test_a_plain_strategy_is_the_plain_program() -> None:
 def test_every_lane_of_every_backend_has_a_strategy(backend: str) -> None:
     program = bundled("digits_mlp")
     assert {lane for s in lanes.strategies(program, backend) for lane in s.lanes} == set(lanes.LANES)
-    assert [s.lanes for s in lanes.strategies(program, backend, ("default",))] == [("default",)]
+    assert [s.lanes for s in lanes.strategies(program, backend, ("default",))] == [("default", "best")]
+
+
+@pytest.mark.parametrize("backend", lanes.PLAIN)
+def test_the_lane_best_is_the_fastest_of_all_ways_those_of_the_other_lanes_too(backend: str) -> None:
+    assert all("best" in s.lanes for s in lanes.STRATEGIES.values() if s.backend == backend)
+
+
+def test_what_is_known_to_be_slow_is_tried_only_where_its_lane_is_asked_for() -> None:
+    program = bundled("digits_cnn")
+
+    def names(backend: str, *wanted: str, device: str = "cpu") -> set[str]:
+        return {s.name for s in lanes.strategies(program, backend, wanted, device)}
+
+    assert names("tensorflow", "default", "best") == {"fit", "function", "loop"}
+    assert names("tensorflow", "step") == {"function", "function_xla"}
+    assert names("tensorflow", "best", device="gpu") == {"fit", "function", "function_xla", "loop", "loop_xla"}
+    assert names("jax", "best") == {"nnx", "jit", "tuned"}
+    said = lanes.left_out(program, "tensorflow", ("best",))
+    assert said["loop_xla"] == "takes many steps in one call: convolutions in it lose XLA's fast path on CPUs"
+    assert said.keys() == {"function_xla", "loop_xla", "tuned"}
+    lanes.require(program, "jax", "scan", observe=False)  # whoever asks for it has it
+    mlp = bundled("digits_mlp")
+    assert {"loop_xla", "function_xla"} <= {s.name for s in lanes.strategies(mlp, "tensorflow", ("best",))}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import golden
 import numpy as np
 import pytest
-from build import EACH, Arrays, Live, live, program_of
+from build import EACH, Arrays, Live, drawn, live, program_of
 from cases import CASES, spec_of
 
 from harness import api, emit, initial, reference, spec
@@ -135,7 +135,7 @@ def test_values_gradients_and_training_of_every_op(backend: str, name: str, tmp_
     assert_near(session.values(question, {"x": case.inputs["train.x"]}), expected, CLOSE)
 
     expected = {}
-    batch, masks = first_batch(program, case.inputs, case.inputs, 0)
+    batch, masks = first_batch(program, case.inputs, drawn(case.inputs), 0)
     reference.train(program, update, case.parameters, batch, masks, partial(note, expected))
     given = session.batch(case.inputs, 0)
     before = session.gradients(given, inputs=True)

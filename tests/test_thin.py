@@ -62,6 +62,24 @@ def test_a_large_one_on_as_many_examples_as_the_reference_has_time_for(
         assert np.array_equal(part(few.start, "state/")[name], value), "it is the same network"
 
 
+def test_a_network_of_whose_slopes_there_are_too_many_is_checked_on_less_and_goes_on_from_where_it_began(
+    tiny: Subject, text: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = flops.forward(tiny.program)
+    learned = sum(p.learned for p in tiny.program.parameters.values())
+    monkeypatch.setattr(thin, "SLOPES", thin.EVALUATIONS * learned * forward - 1)
+    monkeypatch.setattr(thin, "VALUES", 3 * (3 + 3 + 1) + 1)
+    found = thinned(tiny, source_of(text), tmp_path / "few")
+    assert (found.subject.program.batch, found.at, found.restarts) == (3, (), True), "the values of three examples"
+    monkeypatch.setattr(thin, "SLOW", flops.step(tiny.program) - 1)
+    slow = thinned(tiny, source_of(text), tmp_path / "fewer")
+    assert (slow.steps, slow.at, slow.restarts) == (8, (8,), True)
+    monkeypatch.setattr(thin, "NUMBERS", 10)
+    assert not thinned(tiny, source_of(text), tmp_path / "fewest").restarts
+    monkeypatch.undo()
+    assert thinned(tiny, source_of(text), tmp_path / "whole").subject is tiny
+
+
 def test_what_ends_where_it_began_is_seen_in_one_state(tiny: Subject) -> None:
     start = part(tiny.start, "state/")
     moved = {name: value[None] + 1 for name, value in start.items()}

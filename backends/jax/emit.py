@@ -276,8 +276,8 @@ def state(program: Program) -> str:
     single = len(program.updates) == 1
     field = "optimizer_state: optax.OptState" if single else "optimizer_states: dict[str, optax.OptState]"
     return f'''
-# The model without its arrays: nothing is allocated.
-GRAPHDEF = nnx.graphdef(nnx.eval_shape(lambda: {shared.container(program)}(nnx.Rngs(0))))
+# The model without its arrays, and their shapes: nothing is allocated.
+GRAPHDEF, SHAPES = nnx.split(nnx.eval_shape(lambda: {shared.container(program)}(nnx.Rngs(0))))
 
 
 class State(NamedTuple):
@@ -316,9 +316,9 @@ def running(program: Program, precision: str, threads: int, *, observe: bool = F
     """Loading parameters and batches, and `main`."""
     load = 'load_file(run / "inputs" / "parameters.safetensors")'
     if strategy == "nnx":
-        loading, body = lanes.nnx_loading(program), lanes.nnx_main(program, load)
+        loading, body = lanes.nnx_loading(program, PRECISIONS[precision].dtype), lanes.nnx_main(program, load)
     else:
-        loading, body = load_parameters(program), [f"state = load_parameters({load})"]
+        loading, body = load_parameters(program, PRECISIONS[precision].dtype), [f"state = load_parameters({load})"]
         body += lanes.blocks(program, precision) if strategy in lanes.SCANS else each_step(program, observe=observe)
     return f"""
 {loading}
@@ -338,7 +338,7 @@ if __name__ == "__main__":
 """
 
 
-def load_parameters(program: Program) -> str:
+def load_parameters(program: Program, dtype: str) -> str:
     """The function that makes the state before training."""
     single = len(program.updates) == 1
     made = {u.name: f".init({_own(program, u)})" for u in program.updates}
@@ -347,9 +347,21 @@ def load_parameters(program: Program) -> str:
     return f'''
 def load_parameters(arrays: dict[str, np.ndarray]) -> State:
     """The state before training, from the canonical array of every parameter and statistic."""
+    names = (PARAMETERS | STATISTICS).keys()
+    if arrays.keys() != names:
+        raise ValueError(f"names that only the model or the arrays have: {{sorted(arrays.keys() ^ names)}}")
+    shapes = {{".".join(map(str, path)): variable.shape for path, variable in nnx.to_flat_state(SHAPES)}}
 
     def load(table: dict) -> dict:
-        found = {{path: jnp.array(arrays[name].transpose(axes)) for name, (path, axes) in table.items()}}
+        found = {{}}
+        for name, (path, axes) in table.items():
+            array, shape = arrays[name], tuple(shapes[path][i] for i in np.argsort(axes))
+            if (array.shape, array.dtype) != (shape, "{dtype}"):
+                raise ValueError(
+                    f"{{name}}: the model has {{shape}} of {dtype}, "
+                    f"the array is {{array.shape}} of {{array.dtype}}"
+                )
+            found[path] = jnp.array(array.transpose(axes), jnp.{dtype})
         return unflatten_dict(found, sep=".")
 
     parameters = load(PARAMETERS)

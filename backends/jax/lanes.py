@@ -84,8 +84,8 @@ def wrt(program: Program, update: Update) -> str:
     return f"nnx.All(nnx.Param, {paths if len(update.over) == 1 else f'nnx.Any({paths})'})"
 
 
-def nnx_loading(program: Program) -> str:
-    """Making the optimizers and loading parameters."""
+def nnx_loading(program: Program, dtype: str) -> str:
+    """Making the optimizers and loading parameters, of `dtype`."""
     cls, single = shared.container(program), len(program.updates) == 1
     if single:
         (update,) = program.updates
@@ -101,9 +101,18 @@ def make_{name}(model: {cls}) -> {kind}:
 
 def load_parameters(model: {cls}, arrays: dict[str, np.ndarray]) -> None:
     """Set every parameter and statistic from its canonical array."""
-    found = {{
-        path: jnp.array(arrays[name].transpose(axes)) for name, (path, axes) in (PARAMETERS | STATISTICS).items()
-    }}
+    table, found = PARAMETERS | STATISTICS, {{}}
+    if arrays.keys() != table.keys():
+        raise ValueError(f"names that only the model or the arrays have: {{sorted(arrays.keys() ^ table.keys())}}")
+    shapes = {{".".join(map(str, path)): variable.shape for path, variable in nnx.to_flat_state(nnx.state(model))}}
+    for name, (path, axes) in table.items():
+        array, shape = arrays[name], tuple(shapes[path][i] for i in np.argsort(axes))
+        if (array.shape, array.dtype) != (shape, "{dtype}"):
+            raise ValueError(
+                f"{{name}}: the model has {{shape}} of {dtype}, "
+                f"the array is {{array.shape}} of {{array.dtype}}"
+            )
+        found[path] = jnp.array(array.transpose(axes), jnp.{dtype})
     nnx.update(model, unflatten_dict(found, sep="."))
 '''
 

@@ -28,12 +28,14 @@ def emit(
     # In mixed precision a strategy has the plain layers.
     faster = strategy in lanes.COMPILED and own.factors != "bfloat16"
     classes, helpers = [], []
+    models = {graph.class_name for graph in program.networks.values()}
     for graph in graphs(program):
         graph = tuned.late_relu(graph) if strategy == "late_relu" else graph  # noqa: PLW2901
-        text, used = module(graph, observe=observe, written=tuned.OPS if faster else {})
+        double = own.dtype == "float64" and graph.class_name in models
+        text, used = module(graph, observe=observe, written=tuned.OPS if faster else {}, double=double)
         classes.append(text)
         helpers += used
-    functions, used = step(program, observe=observe, strategy=strategy)
+    functions, used = step(program, own, observe=observe, strategy=strategy)
     helpers += used
     written = HELPERS | (tuned.NATIVE if strategy in lanes.NATIVE else {})
     definitions = [*(written[name] for name in dict.fromkeys(helpers)), *classes]
@@ -54,7 +56,6 @@ def emit(
 def header(program: Program, precision: Precision, strategy: str) -> str:
     """Docstring, imports, and what changes numbers for the whole program."""
     imports = lanes.IMPORTS if strategy in lanes.COMPILED else ""
-    double = "torch.set_default_dtype(torch.float64)\n" if precision.dtype == "float64" else ""
     about = "Full float32 products on GPUs too: cuDNN's convolutions use TF32 unless told not to."
     about = "TF32 products and convolutions on GPUs that have them." if precision.factors == "tf32" else about
     mixed = bfloat16.header(strategy) if precision.factors == "bfloat16" else ""
@@ -72,15 +73,16 @@ import torch.nn.functional as F
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 {imports}
-{double}# {about}
+
+# {about}
 torch.backends.cudnn.allow_tf32 = {precision.factors == "tf32"}
 torch.backends.cuda.matmul.allow_tf32 = {precision.factors == "tf32"}
 {mixed}DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 """
 
 
-def module(graph: Graph, *, observe: bool, written: Lowerings) -> tuple[str, list[str]]:
-    """A network or block as a class; `written`: the ops that are not those of `layers`."""
+def module(graph: Graph, *, observe: bool, written: Lowerings, double: bool = False) -> tuple[str, list[str]]:
+    """A network or block as a class; `written`: the ops that are not those of `layers`; `double`: of float64 numbers."""
     inits: list[str] = []
     lines: list[str] = []
     helpers: list[str] = []
@@ -89,6 +91,7 @@ def module(graph: Graph, *, observe: bool, written: Lowerings) -> tuple[str, lis
             inits += [f"self.{name} = {code.init}", *code.setup]
         helpers += code.helpers if code else []
         lines.append(line)
+    inits += ["self.double()  # PyTorch's layers are float32 unless told otherwise."] if double and inits else []
     given = ", ".join(f"{name}: Tensor" for name in graph.inputs)
     given += ", masks: dict | None = None" if masked(graph) else ""
     construct = f"def __init__(self) -> None:\n        super().__init__()\n{indented(inits)}\n\n    " if inits else ""
@@ -164,7 +167,9 @@ class {shared.container(program)}(nn.Module):
 '''
 
 
-def step(program: Program, *, observe: bool = False, strategy: str = "fused") -> tuple[str, list[str]]:
+def step(
+    program: Program, precision: Precision, *, observe: bool = False, strategy: str = "fused"
+) -> tuple[str, list[str]]:
     """Losses, learning rates, optimizers and the training step."""
     single = len(program.updates) == 1
     helpers: list[str] = []
@@ -184,7 +189,7 @@ def {rate_name(program, update)}(step: int) -> float:
         return "\n\n".join([*parts, lanes.on_device(program, made, rates), text]), helpers
     parts.append(made.replace(", fused=True", "") if strategy == "eager" else made)
     if strategy in lanes.COMPILED:
-        text, helpers = lanes.step(program, losses, rates, strategy)
+        text, helpers = lanes.step(program, losses, rates, strategy, precision.dtype)
         return "\n\n".join([*parts, text]), helpers
     cls = shared.container(program)
     lines: list[str] = []
@@ -336,9 +341,18 @@ def to_tensors(masks: dict) -> dict:
     return f'''
 def load_parameters(model: {cls}, arrays: dict[str, np.ndarray]) -> None:
     """Set every parameter and statistic from its canonical array."""
-    state = model.state_dict()
-    for name, (path, axes) in (PARAMETERS | STATISTICS).items():
-        state[path].copy_(torch.from_numpy(arrays[name].transpose(axes)))
+    table, state = PARAMETERS | STATISTICS, model.state_dict()
+    if arrays.keys() != table.keys():
+        raise ValueError(f"names that only the model or the arrays have: {{sorted(arrays.keys() ^ table.keys())}}")
+    for name, (path, axes) in table.items():
+        tensor = state[path].permute(np.argsort(axes).tolist())
+        array = torch.from_numpy(arrays[name])
+        if (array.shape, array.dtype) != (tensor.shape, tensor.dtype):
+            raise ValueError(
+                f"{{name}}: the model has {{tuple(tensor.shape)}} of {{tensor.dtype}}, "
+                f"the array is {{tuple(array.shape)}} of {{array.dtype}}"
+            )
+        tensor.copy_(array)
 
 {to_tensors}
 

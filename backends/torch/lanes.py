@@ -55,7 +55,9 @@ def numbers(program: Program, update: Update, rate: str) -> dict[str, str]:
     return found
 
 
-def step(program: Program, losses: dict[str, str], rates: dict[str, str], strategy: str) -> tuple[str, list[str]]:
+def step(
+    program: Program, losses: dict[str, str], rates: dict[str, str], strategy: str, dtype: str
+) -> tuple[str, list[str]]:
     """The training step and what compiles it, and the helpers they use. By update: its loss and learning rate functions."""
     cls, single = shared.container(program), len(program.updates) == 1
     name, kind = _optimizers(program)
@@ -102,7 +104,7 @@ def train_step(model: {cls}, {name}: {kind}, {"numbers: Tensor, " if varying els
     """{"One update; returns the loss before it." if single else "One update after another; returns the losses before each."}"""
 {indented(body, 4)}
 ''',
-        compile_step(program, varying=bool(varying)) if strategy == "whole" else compile_steps(program, varying=bool(varying)),
+        compile_step(program, dtype, varying=bool(varying)) if strategy == "whole" else compile_steps(program, dtype, varying=bool(varying)),
     ]  # fmt: skip
     return "\n\n".join(parts), helpers
 
@@ -139,7 +141,7 @@ def held(program: Program) -> list[str]:
     ]
 
 
-def compile_step(program: Program, *, varying: bool) -> str:
+def compile_step(program: Program, dtype: str, *, varying: bool) -> str:
     """The function that compiles a training step."""
     cls, single = shared.container(program), len(program.updates) == 1
     name, kind = _optimizers(program)
@@ -147,7 +149,7 @@ def compile_step(program: Program, *, varying: bool) -> str:
     given = "numbers, " if varying else ""
     lines = [
         *remembered(program),
-        *(["numbers = torch.zeros(len(step_numbers(0)), device=DEVICE)"] if varying else []),
+        *([f"numbers = torch.zeros(len(step_numbers(0)), dtype=torch.{dtype}, device=DEVICE)"] if varying else []),
         *held(program),
         "",
         "def one_step() -> Tensor:",
@@ -157,7 +159,7 @@ def compile_step(program: Program, *, varying: bool) -> str:
         "held = [tensor.detach() for tensor in held]",
         "",
         f"def step_fn(step: int, batch: dict) -> {result}:",
-        *(["    numbers = torch.tensor(step_numbers(step), device=DEVICE)"] if varying else []),
+        *([f"    numbers = torch.tensor(step_numbers(step), dtype=torch.{dtype}, device=DEVICE)"] if varying else []),
         f"    ({losses},) = call([{given}*leaves(batch), *held])",
         f"    return {losses if single else 'dict(zip(optimizers, losses, strict=True))'}",
         "",
@@ -171,7 +173,7 @@ def compile_step(model: {cls}, {name}: {kind}, batch: dict) -> Callable[[int, di
 '''
 
 
-def compile_steps(program: Program, *, varying: bool) -> str:
+def compile_steps(program: Program, dtype: str, *, varying: bool) -> str:
     """The functions that stack batches and compile as many training steps."""
     cls = shared.container(program)
     name, kind = _optimizers(program)
@@ -179,7 +181,11 @@ def compile_steps(program: Program, *, varying: bool) -> str:
     lines = [
         *remembered(program),
         "count = len(leaves(stacked)[0])",
-        *(["numbers = torch.zeros(count, len(step_numbers(0)), device=DEVICE)"] if varying else []),
+        *(
+            [f"numbers = torch.zeros(count, len(step_numbers(0)), dtype=torch.{dtype}, device=DEVICE)"]
+            if varying
+            else []
+        ),
         *held(program),
         "",
         "def steps() -> Tensor:",
@@ -193,7 +199,7 @@ def compile_steps(program: Program, *, varying: bool) -> str:
         *(
             [
                 "    numbers = [step_numbers(first + i) for i in range(count)]",
-                "    numbers = torch.tensor(numbers, device=DEVICE)",
+                f"    numbers = torch.tensor(numbers, dtype=torch.{dtype}, device=DEVICE)",
             ]
             if varying
             else []

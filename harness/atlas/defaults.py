@@ -570,11 +570,13 @@ CLIP_EACH = {
 
 # Precision
 
+IN_FLOAT32 = Edit(r"\barrays\[name\]", 'arrays[name].astype("float32")')
+"""Parameters as a model takes them that was not told to be float64."""
 FLOAT64 = {
-    "tensorflow": Plant("floatx is float32", edited(Edit(r'^keras\.config\.set_floatx\("float64"\)\n', ""))),
+    "tensorflow": Plant("floatx is float32", edited(Edit(r'^keras\.config\.set_floatx\("float64"\)\n', ""), IN_FLOAT32)),
     "jax": Plant(
         "x64 is off",
-        edited(Edit(r'^jax\.config\.update\("jax_enable_x64", True\)\n', ""), Edit(r"param_dtype=jnp\.float64,\s*", "")),
+        edited(Edit(r'^jax\.config\.update\("jax_enable_x64", True\)\n', ""), Edit(r"param_dtype=jnp\.float64,\s*", ""), Edit(r"\bjnp\.float64\b", "jnp.float32"), Edit('"float64"', '"float32"'), IN_FLOAT32),
     ),
 }  # fmt: skip
 

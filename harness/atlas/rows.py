@@ -282,7 +282,7 @@ ROWS: tuple[Row, ...] = (
 
     Row("float64", PRECISION, "float64", "every value",
         "dtype of the arrays", "`floatx` is float32", "x64 is off, and with it on Flax's parameters are float32",
-        'TensorFlow: `set_floatx("float64")`; JAX: `jax_enable_x64` and `param_dtype=jnp.float64`',
+        'PyTorch: `double()` of each network; TensorFlow: `set_floatx("float64")`; JAX: `jax_enable_x64` and `param_dtype=jnp.float64`',
         tests=(SPECS,), note="every test in float64", plants=defaults.FLOAT64, probes=("digits_mlp",)),
     Row("tf32", PRECISION, "float32 products on GPUs", "full float32",
         "TF32 in cuDNN's convolutions", "TF32", "TF32", "switched off in each program's head",

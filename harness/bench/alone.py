@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors import safe_open
+
+from harness.backend import Array
 from harness.bench.target import Target, reach
 from harness.check.live import worker
 from harness.check.subject import Subject, open_program
@@ -33,6 +37,9 @@ class Alone:
     target: Mapping[str, Any] = field(default_factory=dict)
     """Where one was given: `metric` (None: the loss) and `value`; whether it was `reached`, after how many `steps`, and in how
     many `seconds` of training."""
+    short: Mapping[str, Any] = field(default_factory=dict)
+    """Where a training's batches differ in size, of the first short one: its `step`, from 1, its `examples`, the `seconds` of
+    its step, `again` those of another such step, and what was traced and compiled in the first, `compilations`."""
 
     @property
     def start(self) -> float:
@@ -43,7 +50,7 @@ class Alone:
         """The documented JSON object."""
         return {
             "phases": dict(self.phases), "memory": dict(self.memory), "compilations": dict(self.compilations),
-            "compilations_later": dict(self.later), "target": dict(self.target),
+            "compilations_later": dict(self.later), "short_batch": dict(self.short), "target": dict(self.target),
         }  # fmt: skip
 
 
@@ -74,12 +81,10 @@ def alone(subject: Subject, strategy: Strategy, folder: Path, given: Conditions)
         open_program(subject, live, strategy.name, source, observe=False, strategy=strategy.name)
         built = time.perf_counter() - began
 
-        def call() -> float:
-            said = live.ask(
-                "clock", name=strategy.name, steps=given.unit, batches=given.batches,
-                stack=given.unit if strategy.many else None,
-            )  # fmt: skip
-            return float(said["seconds"])
+        def call(**other: int) -> float:
+            stack = given.unit if strategy.many else None
+            asked = {"steps": given.unit, "batches": given.batches, "stack": stack, **other}
+            return float(live.ask("clock", name=strategy.name, **asked)["seconds"])
 
         def counted() -> dict[str, int]:
             return dict(live.ask("compilations", name=strategy.name)["compilations"])
@@ -88,10 +93,30 @@ def alone(subject: Subject, strategy: Strategy, folder: Path, given: Conditions)
         compiled = counted()
         call()
         later = {name: count - compiled[name] for name, count in counted().items()}
+        short: dict[str, Any] = {}
+        with safe_open(subject.folder / "inputs" / "batches.safetensors", framework="numpy") as batches:
+            order = batches.get_tensor("order")
+        if (step := first_short(order)) is not None:
+            # Whatever is traced or compiled for the size of a batch is so once more, in the middle of a training.
+            before_it, took = counted(), call(steps=1, batches=1, at=step)
+            more = {name: count - before_it[name] for name, count in counted().items()}
+            examples = int(np.sum(order[step] >= 0))
+            short = {"step": step + 1, "examples": examples, "seconds": took, "again": call(steps=1, batches=1, at=step), "compilations": more}  # fmt: skip
         memory = live.ask("memory")
         target: Mapping[str, Any] = {}
         if given.target is not None:
             target = reach(subject, live, strategy.name, given.target, given.unit if strategy.many else None)
         phases = dict(zip(PHASES, (live.seconds, built, first, second), strict=True))
         peaks = {"imported": before, "peak": memory["peak"], "device_peak": memory["device_peak"]}
-        return Alone(phases, peaks, compiled, later, target)
+        return Alone(phases, peaks, compiled, later, target, short)
+
+
+def first_short(order: Array) -> int | None:
+    """The first step, from 0, whose batch has fewer examples than the first one's; None where all are alike.
+
+    >>> first_short(np.array([[4, 1], [0, 3], [2, -1], [1, 0]]))
+    2
+    """
+    sizes = np.sum(order >= 0, axis=1)
+    short = np.flatnonzero(sizes < sizes[0])
+    return int(short[0]) if len(short) else None

@@ -21,12 +21,13 @@ from harness.bench.thin import thinned
 from harness.bench.timing import ALLOCATOR, Listener, ledger
 from harness.bench.trial import beside, tried
 from harness.check.live import LiveWorker, allowed_cores
-from harness.check.subject import prepare, workers
+from harness.check.subject import Subject, prepare, workers
 from harness.check.trajectory import Training
 from harness.environment import Interpreter, interpreters, machine, require_device
+from harness.errors import CallError, WorkerFailed
 from harness.files import new_folder
 from harness.graph import Program
-from harness.lanes import strategies
+from harness.lanes import STRATEGIES, Strategy, left_out, slow, strategies
 from harness.resolve import compile_spec
 from harness.runs import prepared
 from harness.source import Source
@@ -51,6 +52,10 @@ def bench(
     if options.target:
         for program, _, _ in wanted:
             metric(program, options.target)
+    for program, _, _ in wanted:
+        if not any(ways(program, backend, options) for backend in options.backends):
+            why = " ".join(said for backend in options.backends for said in _without(program, backend, options))
+            raise CallError(f"{program.name}: nothing can be timed: {why}")
     pythons = interpreters(options.pythons)
     require_device(options.device, options.backends, pythons)
     folder = new_folder("harness-bench-")
@@ -66,6 +71,24 @@ def bench(
         return results
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def ways(program: Program, backend: str, options: BenchOptions) -> list[Strategy]:
+    """How a backend's program is run in the lanes that are asked for."""
+    return strategies(program, backend, options.lanes, options.device, options.precision)
+
+
+def _without(program: Program, backend: str, options: BenchOptions) -> list[str]:
+    """In which of these lanes a backend has nothing, and why; and what is not tried since it is known to be slow."""
+    own = ways(program, backend, options)
+    left = left_out(program, backend, options.lanes, options.device, options.precision)
+    empty = [lane for lane in options.lanes if not any(lane in strategy.lanes for strategy in own)]
+    said = []
+    for lane in empty:
+        gone = [f"'{name}' {why}" for name, why in left.items() if lane in STRATEGIES[backend, name].lanes]
+        said.append(f"{backend} has nothing in lane {lane}: {'; '.join(gone)}.")
+    known = {name: slow(program, STRATEGIES[backend, name], options.device) for name in left}
+    return said + [f"{backend} {name} is not tried: it {why}." for name, why in known.items() if why]
 
 
 def _variants(path: Path, options: BenchOptions) -> list[tuple[Program, Source, dict[str, Any]]]:
@@ -90,10 +113,15 @@ def _one(
 ) -> BenchResult:  # fmt: skip
     began = time.perf_counter()
     core = allowed_cores()[-1] if options.core is None else options.core
+    # Programs compile, and are checked, on all cores; what is timed is pinned to one.
+    spread = options.device == "cpu" and options.core is None and Path("/proc/self/task").exists()
     load = psutil.getloadavg()[0]
     inputs = prepared(program, text)
     # What is written by hand has processes of its own: it may change how a whole process allocates, say.
-    by_hand = {beside(backend): backend for backend in peers.files(options.peers, options.backends)}
+    backends = [backend for backend in options.backends if ways(program, backend, options)]
+    by_hand = {
+        beside(backend): backend for backend in peers.files(options.peers, options.backends) if backend in backends
+    }
     with ExitStack() as stack, ExitStack() as beside_them:
 
         def start(
@@ -101,12 +129,12 @@ def _one(
         ) -> tuple[dict[str, LiveWorker], dict[str, str]]:
             own = workers(
                 names, (options.precision,), pythons, folder / where, options.timeout, settings=ALLOCATOR, device=options.device,
-                core=core if options.device == "cpu" else None,
+                core=None if options.device != "cpu" or spread else core,
             )  # fmt: skip
             live, unstarted = until.enter_context(own)
             return live[options.precision], unstarted
 
-        own, unstarted = start({name: name for name in options.backends}, "workers", stack)
+        own, unstarted = start({name: name for name in backends}, "workers", stack)
         rivals, absent = start(by_hand, "rivals", beside_them)
         started, unstarted = own | rivals, unstarted | absent
         subject = prepare(program, text, inputs, options.precision, folder / "subject", own)
@@ -114,21 +142,24 @@ def _one(
         runners = {
             f"{backend} {strategy.name}": strategy
             for backend in subject.backends
-            for strategy in strategies(program, backend, options.lanes, options.device, options.precision)
+            for strategy in ways(program, backend, options)
         }
         trainings: dict[str, Training] = {}
         few = thinned(subject, text, folder / "thinned", CHECKED)
-        subject.restarts = not few.at
+        subject.restarts = few.restarts
         said: list[str] = []
         parted, void = checked(subject, few, runners, trainings, said, listen) if subject.backends else ({}, {})
         pinned = f"every worker on core {core}" if options.device == "cpu" else "workers on any core"
         notes = [f"Load before it began: {load:.1f} on {len(allowed_cores())} cores; {pinned}."]
+        notes += [why for backend in options.backends for why in _without(program, backend, options)]
         notes += [few.said, *said] if few.said else []
         notes += [f"{name} is not timed: {why}" for name, why in (void | parted).items()]
         sound = {n: s for n, s in runners.items() if not {n, s.backend} & (void | parted).keys()}
         found = Timed()
         if sound and not _undecided(parted):
             losses = {runners[own].backend: training.losses for own, training in trainings.items()}
+            if spread:
+                pin(subject, started, core)
             trial = tried(subject, sound, losses, started, options, notes, listen)
             if trial.contestants:
                 proven = {own: trainings.pop(own) for own in trial.contestants}
@@ -151,6 +182,17 @@ def _one(
             failures, time.perf_counter() - began, flops.step(program), found.beside, options.device, found.asked,
             found.evaluated, found.roof, flops.traffic(program, options.precision),
         )  # fmt: skip
+
+
+def pin(subject: Subject, started: Mapping[str, LiveWorker], core: int) -> None:
+    """Move all workers to one core. A backend whose worker does not answer any more is out."""
+    for name, live in started.items():
+        try:
+            live.ask("pin", cores=[core])
+            live.core = core
+        except WorkerFailed as error:
+            if name in subject.workers:
+                subject.failures.setdefault(name, str(error).splitlines()[0])
 
 
 def _undecided(parted: Mapping[str, str]) -> bool:

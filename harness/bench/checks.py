@@ -7,7 +7,7 @@ from itertools import count
 from safetensors.numpy import load_file
 
 from harness.bench.thin import Thinned, unmoved
-from harness.bench.timing import Listener, host
+from harness.bench.timing import Listener, host, unit
 from harness.bench.vote import PROVEN, STEP_BY_STEP, outvoted
 from harness.check import rungs
 from harness.check import trajectory as long
@@ -167,8 +167,9 @@ def _trained(
     stacked: list[Comparison] = []
     if strategy.many:
         live.ask("load", name=strategy.name, arrays=subject.position("start", subject.start))
-        # A call as it was timed, unless the training has fewer steps.
-        count = size if 0 < size <= subject.program.steps else steps
+        # A call as it is or was timed, unless the training, or the trajectory that it is held against, has fewer steps.
+        timed = size or unit(subject, strategy)
+        count = timed if timed <= (subject.program.steps if size else steps) else steps
         said = live.ask("train_stacked", name=strategy.name, count=count, into=str(path))
         names, both = (own, f"{own}{STEP_BY_STEP}"), min(count, steps)
         one, other = ({n: losses[:both] for n, losses in found.items()} for found in (said["losses"], training.losses))

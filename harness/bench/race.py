@@ -1,6 +1,7 @@
 """The race: rounds of those that are in a lane, each in a process of its own, and what else is measured of them."""
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,8 @@ SIZE = {"cpu": 1024, "gpu": 8192}
 """Of the square matrices whose product shows what the device can do."""
 COPIED = {"cpu": 64 * 2**20, "gpu": 2**30}
 """Bytes of the array that is read and written to show what its memory can do: more than caches hold."""
+RACE = 150.0
+"""Seconds that all rounds may take, of a slow network whose every round takes long; there are LEAST at least."""
 SHARE = 0.8
 """Of the memory that is free, what processes of their own may be expected to need at most."""
 
@@ -146,6 +149,7 @@ def race(
     # Of a noisy machine the median is what it did; the roofs are of the framework that was the fastest.
     found.roof = Roof(2 * SIZE[options.device] ** 3 / min(products), 2 * COPIED[options.device] / min(copies))
     starts = _starts(subject, wanted, place, options, listen)
+    found.notes += [said for own, alone in starts.items() if (said := _of_short_batches(own, alone))]
     against = table(list(competing.values()))
     found.lanes = tuple(
         Lane(
@@ -180,11 +184,14 @@ def _run(
     listen(name, {"phase": "rounds", "total": share})
     for one in (*competing, *running.rivals.values()):
         one.blocks.clear()
+    began = time.perf_counter()
     rounds(
         competing, along=[*shown, *running.rivals.values()], pairs=beside_them, most=share, width=WIDTH if count == 1 else 0.0,
-        seed=now, listen=lambda n: listen(name, {"step": n, "losses": {}}),
+        seed=now, budget=RACE / count, listen=lambda n: listen(name, {"step": n, "losses": {}}),
     )  # fmt: skip
     after = _compilations(running, runners)
+    if (taken := len(competing[0].blocks)) < share and time.perf_counter() > began + RACE / count:
+        found.notes.append(f"{taken} of {share} rounds: they may take {RACE / count:.0f} s in all.")
     found.notes += _recompiled(compiled, after, "was timed")
     if now + 1 == count and (said := metered(competing, meters(options.device))):
         # Blocks of other lengths: their losses are fetched otherwise, perhaps by code of its own.
@@ -281,7 +288,15 @@ def _own_processes(
         for backend, strategy in beside_them:
             if (name := peers.named(backend, strategy)) in started:
                 listen(subject.program.name, {"phase": name})
-                only = peers.opened(own, started[name], file[backend], losses[backend], found.notes, strategy)
+                only = peers.opened(
+                    own,
+                    started[name],
+                    file[backend],
+                    losses[backend],
+                    found.notes,
+                    strategy,
+                    place.started.get(backend),
+                )
                 for one in only.values():
                     try:
                         warmed(one, budget=WARM_UP)
@@ -374,6 +389,17 @@ def _starts(
         except WorkerFailed as error:
             subject.failures[f"{own} alone"] = str(error).splitlines()[0]
     return found
+
+
+def _of_short_batches(own: str, cost: Alone) -> str:
+    """What the first batch that has fewer examples costs a training, where there is one."""
+    if not (short := cost.short):
+        return ""
+    more = ", ".join(f"{count} more {what}" for what, count in short["compilations"].items() if count)
+    return (
+        f"{own}: its first batch of fewer examples ({short['examples']}, step {short['step']}) took {short['seconds']:.2g} s, "
+        f"the same again {short['again']:.2g} s{'; ' + more if more else ''}."
+    )
 
 
 PRODUCT, COPY = "matrix product", "copy"

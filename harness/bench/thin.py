@@ -1,5 +1,6 @@
 """A large network is checked on few examples and along few directions: the reference, in float64, would take hours for all."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 from harness import flops, source, spec
 from harness.check.subject import Effort, Subject, prepare
 from harness.check.trajectory import Training
-from harness.graph import Program
+from harness.graph import BlockOp, Graph, Program
 from harness.lanes import FEW
 from harness.resolve import compile_spec
 from harness.runs import prepared
@@ -17,9 +18,14 @@ from harness.vary import varied
 
 HEAVY = 1e11
 """Floating-point operations of a step from which on a network is large."""
+SLOW = 5e9
+"""Of a step from which on a trajectory is a few steps long: twenty, by fifteen ways, would take minutes."""
 FORWARD, SLOPES, NODES = 2e10, 2e11, 5e10
 """Floating-point operations of the reference that are allowed for one forward pass, for all slopes, and for seeing which
-nodes reach the output; one pass for one example is always made."""
+nodes reach the output; one pass for one example is always made. A network whose slopes, one in each parameter, would take
+more is large too."""
+VALUES = 5_000_000
+"""Numbers that all nodes' values may hold in one forward pass of a large network: each backend says them eight times."""
 EVALUATIONS = 6
 """Forward passes that a slope takes."""
 NUMBERS = 10**8
@@ -38,6 +44,8 @@ class Thinned:
     """The steps after which states are compared; none: all."""
     said: str
     """What was left out; empty: nothing."""
+    restarts: bool = True
+    """Whether the start is loaded in no time, so that what is timed may begin training again at its end."""
 
 
 def thinned(subject: Subject, text: Source, folder: Path, steps: int = 20) -> Thinned:
@@ -46,14 +54,17 @@ def thinned(subject: Subject, text: Source, folder: Path, steps: int = 20) -> Th
     steps = min(steps, program.steps)
     numbers = sum(int(np.prod(p.shape)) for p in program.parameters.values())
     at: tuple[int, ...] = ()
-    if numbers * steps > NUMBERS:
+    restarts = numbers * steps <= NUMBERS
+    if not restarts or flops.step(program) > SLOW:
         steps = min(FEW, steps)
         at = (steps,)
     states = f" Parameters were compared after step {steps}." if at else ""
-    if flops.step(program) <= HEAVY:
-        return Thinned(subject, steps, at, states.strip())
+    learned = sum(parameter.learned for parameter in program.parameters.values())
+    if flops.step(program) <= HEAVY and EVALUATIONS * learned * flops.forward(program) <= SLOPES:
+        return Thinned(subject, steps, at, states.strip(), restarts)
     one = max(1, flops.forward(program) // program.batch)
-    examples = max(1, min(program.batch, int(FORWARD // one)))
+    values = sum(_values(graph) for graph in program.networks.values())
+    examples = max(1, min(program.batch, int(FORWARD // one), VALUES // values))
     effort = Effort(
         rows=examples,
         twins=1,
@@ -65,7 +76,12 @@ def thinned(subject: Subject, text: Source, folder: Path, steps: int = 20) -> Th
         (small := compile_spec(own, less)), less, prepared(small, less), subject.precision, folder, subject.workers
     )
     few.failures, few.device, few.effort = subject.failures, subject.device, effort
-    return Thinned(few, steps, at, _said(program, effort, examples) + states)
+    return Thinned(few, steps, at, _said(program, effort, examples) + states, restarts)
+
+
+def _values(graph: Graph) -> int:
+    """Numbers that a network's nodes hold of one example."""
+    return sum(_values(n.op.graph) if isinstance(n.op, BlockOp) else math.prod(n.shape) for n in graph.nodes)
 
 
 def unmoved(subject: Subject, training: Training) -> list[str]:

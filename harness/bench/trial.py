@@ -49,12 +49,20 @@ def tried(
 ) -> Trial:  # fmt: skip
     """Open and warm up all, and find the best of each backend.
 
-    `losses`: what the programs' first steps gave, by backend, which hand-written programs are held against.
+    `losses`: what the programs' first steps gave, by backend, which hand-written programs are held against. What
+    has just been checked goes on, compiled as it is.
     """
-    # To compile a large network again would take minutes.
-    contestants = opened(subject, runners, listen, anew=subject.restarts)
+    only_best = frozenset(own for own, s in runners.items() if set(s.lanes) & set(options.lanes) == {"best"})
+    hopeless: dict[str, float] = {}
+    contestants = opened(subject, runners, listen, anew=False, spare=only_best, hopeless=hopeless)
     if not contestants:
         return Trial([], {}, {}, {})
+    least = {backend: min(one.warm_up[-1] for own, one in contestants.items() if runners[own].backend == backend) for backend in {runners[own].backend for own in contestants}}  # fmt: skip
+    notes += [
+        f"{own} was not in the trial: once compiled, its first steps took {seconds / least[runners[own].backend]:.2g} times as long as its backend's fastest."
+        for own, seconds in hopeless.items()
+        if runners[own].backend in least
+    ]
     rivals = _rivals(subject, losses, started, options, notes, listen)
     listen(subject.program.name, {"phase": "trial"})
     warm = {own: one.warm_up[-1] for own, one in contestants.items()}
@@ -90,7 +98,11 @@ def tried(
         held(finalists, beside_them, AGAIN)
         near = [own for own in near if own in contestants]
         finalists, beside_them = finalists & contestants.keys(), beside_them & rivals.keys()
-    trial = {own: warm[own] for own in contestants} | {own: float(np.median(contestants[own].seconds)) for own in near}
+    trial = (
+        hopeless
+        | {own: warm[own] for own in contestants}
+        | {own: float(np.median(contestants[own].seconds)) for own in near}
+    )
     entered = _entered(contestants, runners, trial, options, finalists)
     # Of the peers the everyday one, and of the others whichever was the fastest in the trial.
     raced = {key: own for key, own in rivals.items() if key[1] == EVERYDAY}
@@ -106,13 +118,17 @@ def tried(
 
 
 def opened(
-    subject: Subject, runners: Mapping[str, Strategy], listen: Listener, *, anew: bool = True
-) -> dict[str, Contestant]:
+    subject: Subject, runners: Mapping[str, Strategy], listen: Listener, *, anew: bool = True,
+    spare: AbstractSet[str] = frozenset(), hopeless: dict[str, float] | None = None,
+) -> dict[str, Contestant]:  # fmt: skip
     """Every way of running the program that can, warm; who cannot goes into `subject.failures`.
 
-    `anew`: opened anew, else what has just been checked goes on.
+    `anew`: opened anew, else what has just been checked goes on. `spare`: of these, those whose first steps after compilation
+    take HOPELESS times as long as their backend's fastest are closed again, not warmed up; `hopeless` is given their seconds.
     """
     found: dict[str, Contestant] = {}
+    least: dict[str, float] = {}
+    hopeless = {} if hopeless is None else hopeless
 
     def open_all(live: LiveWorker) -> None:
         """Compiling is most of it: frameworks that have cores of their own do it at once."""
@@ -127,6 +143,10 @@ def opened(
                     open_program(subject, live, strategy.name, source, observe=False, strategy=strategy.name)
                 one = contestant(subject, live, own, strategy)
                 first(one)
+                if spare:
+                    second = one.block().seconds  # the first one has compiled
+                    one.warm_up.append(second)
+                    least[live.backend] = min(second, least.get(live.backend, second))
                 found[own] = one
             except WorkerFailed as error:
                 if live.process.poll() is not None:
@@ -136,11 +156,17 @@ def opened(
     each(subject, open_all)
     for own in [own for own in runners if own in found]:
         listen(subject.program.name, {"phase": f"{own}: warm-up"})
+        second = found[own].warm_up[-1]
         try:
+            if own in spare and second > HOPELESS * least[runners[own].backend]:
+                hopeless[own] = second
+                del found[own]
+                host(subject, own, runners[own]).ask("close", name=runners[own].name)
+                continue
             warmed(found[own], budget=WARM_UP)
         except WorkerFailed as error:
             subject.failures[own] = str(error).splitlines()[0]
-            del found[own]
+            found.pop(own, None)
     return {own: found[own] for own in runners if own in found}
 
 
@@ -189,7 +215,9 @@ def _rivals(
     for backend, file in peers.files(options.peers, options.backends).items():
         if beside(backend) in started and backend in losses:
             listen(subject.program.name, {"phase": f"{backend}: peers"})
-            own = peers.opened(subject, started[beside(backend)], file, losses[backend], notes)
+            own = peers.opened(
+                subject, started[beside(backend)], file, losses[backend], notes, emitted_by=started.get(backend)
+            )
             for strategy, one in own.items():
                 try:
                     warmed(one, budget=WARM_UP)

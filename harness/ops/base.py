@@ -6,7 +6,7 @@ lowering of the same name per backend, and one row in `tests/cases.py`; a test n
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -312,15 +312,19 @@ def window_counts(sizes: Shape, window: Shape, stride: Shape, pads: Pads, dilati
     return tuple(counts)
 
 
-def windows(
+def taps(
     x: Array, window: Shape, stride: Shape, pads: Pads, dilation: Shape | None = None, fill: float = 0.0
-) -> Array:
-    """Every window of `x`: shape (N, *counts, *window, C)."""
-    spatial = len(window)
-    dilation = dilation or (1,) * spatial
-    reach = tuple((w - 1) * d + 1 for w, d in zip(window, dilation, strict=True))
-    x = np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=fill)
-    view = np.lib.stride_tricks.sliding_window_view(x, reach, axis=tuple(range(1, spatial + 1)))
-    every: list[Any] = [slice(None), *(slice(None, None, s) for s in stride)]
-    taps: list[Any] = [..., *(slice(None, None, d) for d in dilation)]
-    return np.moveaxis(view[tuple(every)][tuple(taps)], spatial + 1, -1)
+) -> Iterator[tuple[Shape, Array]]:
+    """Each place of a window, row by row, and what all windows see there: shape (N, *counts, C).
+
+    >>> [(place, seen[0, :, 0].tolist()) for place, seen in taps(np.arange(4.0)[None, :, None], (2,), (1,), ((1, 0),))]
+    [((0,), [0.0, 0.0, 1.0, 2.0]), ((1,), [0.0, 1.0, 2.0, 3.0])]
+    """
+    dilation = dilation or (1,) * len(window)
+    counts = window_counts(x.shape[1:-1], window, stride, pads, dilation)
+    x = np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=fill) if any(map(any, pads)) else x
+    for place in np.ndindex(*window):
+        every = (
+            slice(i * d, i * d + (n - 1) * s + 1, s) for i, d, n, s in zip(place, dilation, counts, stride, strict=True)
+        )
+        yield place, x[:, *every]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import reduce
 
 import numpy as np
 
@@ -25,9 +26,55 @@ from harness.ops.base import (
     explicit_pads,
     need,
     need_rank,
+    taps,
     window_counts,
-    windows,
 )
+
+AT_ONCE = 2**18
+"""Numbers that windows see, laid out at once: more would not stay in a processor's cache."""
+
+
+def correlated(x: Array, kernel: Array, groups: int, stride: Shape, pads: Pads, dilation: Shape) -> Array:
+    """The cross-correlation of a batch with a kernel [*window, in / groups, out], few examples at a time.
+
+    `y[n, p, o] = sum over t and c of x[n, p * stride + t * dilation - pads, c] * kernel[t, c, o]`; group g sees the g-th
+    slice of the input channels and makes the g-th slice of the output's.
+    """
+    counts = window_counts(x.shape[1:-1], kernel.shape[:-2], stride, pads, dilation)
+    x = np.pad(x, ((0, 0), *pads, (0, 0)))
+    y = np.empty((len(x), *counts, kernel.shape[-1]))
+    channelwise, kernels = groups > 1 == kernel.shape[-2], np.split(kernel, groups, axis=-1)
+    examples = max(1, AT_ONCE // (x[0].size * (1 if channelwise else kernel.shape[-3])))
+    for first in range(0, len(x), examples):
+        part = x[first : first + examples]
+        if channelwise:
+            own = _channelwise(part, kernel, stride, dilation)
+        else:
+            slices = zip(np.split(part, groups, axis=-1), kernels, strict=True)
+            own = np.concatenate([_multiplied(seen, k, stride, dilation) for seen, k in slices], axis=-1)
+        y[first : first + examples] = own.reshape(-1, *counts, kernel.shape[-1])
+    return y
+
+
+def _multiplied(x: Array, kernel: Array, stride: Shape, dilation: Shape) -> Array:
+    """As products of matrices: what windows see in one row lies side by side, a row of the kernel multiplies all of it."""
+    *rows, width, channels, outputs = kernel.shape
+    flat, none = (1,) * len(rows), ((0, 0),) * (len(rows) + 1)
+    across = taps(x, (*flat, width), (*flat, stride[-1]), none, (*flat, dilation[-1]))
+    wide = np.concatenate([seen for _, seen in across], axis=-1)
+    down = taps(wide, (*rows, 1), (*stride[:-1], 1), none, (*dilation[:-1], 1))
+    matrices = ((seen.reshape(len(x), -1, width * channels), kernel[place[:-1]]) for place, seen in down)
+    return reduce(np.add, (seen @ row.reshape(width * channels, outputs) for seen, row in matrices))
+
+
+def _channelwise(x: Array, kernel: Array, stride: Shape, dilation: Shape) -> Array:
+    """Where each group is one channel: what windows see in one place times the kernel there."""
+    *window, _, outputs = kernel.shape
+    channels = x.shape[-1]
+    places = taps(x, tuple(window), stride, ((0, 0),) * len(window), dilation)
+    return reduce(
+        np.add, (seen[..., None] * kernel[place].reshape(channels, outputs // channels) for place, seen in places)
+    )
 
 
 class Convolution(Op):
@@ -87,17 +134,8 @@ class Convolution(Op):
         return _bias_or_all(parameter, self.output(*inputs))
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
-        view = windows(mode.factor(inputs[0]), self.kernel, self.stride, self.pads, self.dilation)
-        spatial = "hw"[: len(self.kernel)]
-        taps = "ij"[: len(self.kernel)]
-        # Group g sees the g-th slice of the input channels and makes the g-th slice of the output's.
-        parts = zip(
-            np.split(view, self.groups, axis=-1),
-            np.split(mode.factor(parameters["kernel"]), self.groups, axis=-1),
-            strict=True,
-        )
-        rule = f"n{spatial}{taps}c,{taps}co->n{spatial}o"
-        y = mode.result(np.concatenate([np.einsum(rule, x, k, optimize=True) for x, k in parts], axis=-1))
+        x, kernel = mode.factor(inputs[0]), mode.factor(parameters["kernel"])
+        y = mode.result(correlated(x, kernel, self.groups, self.stride, self.pads, self.dilation))
         return y + parameters["bias"] if self.bias else y
 
 
@@ -186,11 +224,9 @@ class ConvTranspose2d(Op):
         (kh, kw), (sh, sw) = self.kernel, self.stride
         n, height, width, _ = x.shape
         full = np.zeros((n, (height - 1) * sh + kh, (width - 1) * sw + kw, self.channels))
-        for i in range(height):
-            for j in range(width):
-                # Every input pixel stamps the kernel, scaled by its value, onto the output.
-                stamp = np.einsum("nc,hwoc->nhwo", x[:, i, j], kernel)
-                full[:, i * sh : i * sh + kh, j * sw : j * sw + kw] += stamp
+        for i, j in np.ndindex(kh, kw):
+            # Every input pixel stamps the kernel, scaled by its value, onto the output: one place of all stamps at once.
+            full[:, i : i + (height - 1) * sh + 1 : sh, j : j + (width - 1) * sw + 1 : sw] += x @ kernel[i, j].T
         (top, bottom), (left, right) = self.crop
         y = mode.result(full)[:, top : full.shape[1] - bottom, left : full.shape[2] - right]
         return y + parameters["bias"] if self.bias else y

@@ -66,13 +66,16 @@ class BatchNorm(Op):
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         (x,) = inputs
         mean, variance = parameters["mean"], parameters["variance"]
-        if mode.training:
-            axes = tuple(range(x.ndim - 1))
-            old, kept = (mean, variance), self.momentum
-            mean, variance = x.mean(axes), x.var(axes)
-            mode.statistics["mean"] = kept * old[0] + (1 - kept) * mean
-            mode.statistics["variance"] = kept * old[1] + (1 - kept) * variance
-        return _affine((x - mean) / np.sqrt(variance + self.epsilon), parameters)
+        if not mode.training:
+            return _affine((x - mean) / np.sqrt(variance + self.epsilon), parameters)
+        axes = tuple(range(x.ndim - 1))
+        old, kept = (mean, variance), self.momentum
+        mean = x.mean(axes)
+        centred = x - mean
+        variance = np.square(centred).mean(axes)
+        mode.statistics["mean"] = kept * old[0] + (1 - kept) * mean
+        mode.statistics["variance"] = kept * old[1] + (1 - kept) * variance
+        return _affine(centred / np.sqrt(variance + self.epsilon), parameters)
 
 
 class LayerNorm(Op):

@@ -1,6 +1,7 @@
 """Pooling over time or over an image, windowed and global."""
 
 from collections.abc import Mapping
+from functools import reduce
 
 import numpy as np
 
@@ -21,8 +22,8 @@ from harness.ops.base import (
     explicit_pads,
     need,
     need_rank,
+    taps,
     window_counts,
-    windows,
 )
 
 
@@ -66,9 +67,8 @@ class MaxPool(Pool):
     """The greatest value of each window; padding never wins. At a tie the first takes the gradient, row by row."""
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
-        view = windows(inputs[0], self.window, self.steps, self.pads, fill=-np.inf)
-        rank = len(self.window)
-        return view.max(axis=tuple(range(rank + 1, 2 * rank + 1)))
+        seen = taps(inputs[0], self.window, self.steps, self.pads, fill=-np.inf)
+        return reduce(np.maximum, (values for _, values in seen))
 
     def passes(self, shifts: tuple[Shift, ...], *inputs: Shape) -> Shift:
         if shifts[0] is None or _alike(shifts[0], inputs[0]):
@@ -82,12 +82,11 @@ class AvgPool(Pool):
     count_padding: Flag = False
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
-        rank = len(self.window)
-        axes = tuple(range(rank + 1, 2 * rank + 1))
-        total = windows(inputs[0], self.window, self.steps, self.pads).sum(axis=axes)
         real = np.ones_like(inputs[0][:1, ..., :1])
-        count = windows(real, self.window, self.steps, self.pads, fill=float(self.count_padding)).sum(axis=axes)
-        return total / count
+        total = reduce(np.add, (values for _, values in taps(inputs[0], self.window, self.steps, self.pads)))
+        seen = taps(real, self.window, self.steps, self.pads, fill=float(self.count_padding))
+        mean: Array = total / reduce(np.add, (values for _, values in seen))
+        return mean
 
     def passes(self, shifts: tuple[Shift, ...], *inputs: Shape) -> Shift:
         if shifts[0] is None:

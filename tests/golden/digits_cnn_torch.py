@@ -149,9 +149,20 @@ def dropout_masks(step: int, batch: int) -> dict:
 
 def load_parameters(model: Classifier, arrays: dict[str, np.ndarray]) -> None:
     """Set every parameter and statistic from its canonical array."""
-    state = model.state_dict()
-    for name, (path, axes) in (PARAMETERS | STATISTICS).items():
-        state[path].copy_(torch.from_numpy(arrays[name].transpose(axes)))
+    table, state = PARAMETERS | STATISTICS, model.state_dict()
+    if arrays.keys() != table.keys():
+        raise ValueError(
+            f"names that only the model or the arrays have: {sorted(arrays.keys() ^ table.keys())}"
+        )
+    for name, (path, axes) in table.items():
+        tensor = state[path].permute(np.argsort(axes).tolist())
+        array = torch.from_numpy(arrays[name])
+        if (array.shape, array.dtype) != (tensor.shape, tensor.dtype):
+            raise ValueError(
+                f"{name}: the model has {tuple(tensor.shape)} of {tensor.dtype}, "
+                f"the array is {tuple(array.shape)} of {array.dtype}"
+            )
+        tensor.copy_(array)
 
 
 def to_tensors(masks: dict) -> dict:

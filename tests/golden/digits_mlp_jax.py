@@ -101,8 +101,8 @@ optimizer = optax.chain(
 )
 
 
-# The model without its arrays: nothing is allocated.
-GRAPHDEF = nnx.graphdef(nnx.eval_shape(lambda: Classifier(nnx.Rngs(0))))
+# The model without its arrays, and their shapes: nothing is allocated.
+GRAPHDEF, SHAPES = nnx.split(nnx.eval_shape(lambda: Classifier(nnx.Rngs(0))))
 
 
 class State(NamedTuple):
@@ -171,11 +171,25 @@ def dropout_masks(step: int, batch: int) -> dict:
 
 def load_parameters(arrays: dict[str, np.ndarray]) -> State:
     """The state before training, from the canonical array of every parameter and statistic."""
+    names = (PARAMETERS | STATISTICS).keys()
+    if arrays.keys() != names:
+        raise ValueError(
+            f"names that only the model or the arrays have: {sorted(arrays.keys() ^ names)}"
+        )
+    shapes = {
+        ".".join(map(str, path)): variable.shape for path, variable in nnx.to_flat_state(SHAPES)
+    }
 
     def load(table: dict) -> dict:
-        found = {
-            path: jnp.array(arrays[name].transpose(axes)) for name, (path, axes) in table.items()
-        }
+        found = {}
+        for name, (path, axes) in table.items():
+            array, shape = arrays[name], tuple(shapes[path][i] for i in np.argsort(axes))
+            if (array.shape, array.dtype) != (shape, "float32"):
+                raise ValueError(
+                    f"{name}: the model has {shape} of float32, "
+                    f"the array is {array.shape} of {array.dtype}"
+                )
+            found[path] = jnp.array(array.transpose(axes), jnp.float32)
         return unflatten_dict(found, sep=".")
 
     parameters = load(PARAMETERS)

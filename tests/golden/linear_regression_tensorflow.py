@@ -81,9 +81,20 @@ def make_model() -> Model:
 
 def load_parameters(model: Model, arrays: dict[str, np.ndarray]) -> None:
     """Set every parameter and statistic from its canonical array."""
-    variables = {v.path: v for v in model.weights}
-    for name, (path, axes) in (PARAMETERS | STATISTICS).items():
-        variables[path].assign(arrays[name].transpose(axes))
+    table, variables = PARAMETERS | STATISTICS, {v.path: v for v in model.weights}
+    if arrays.keys() != table.keys():
+        raise ValueError(
+            f"names that only the model or the arrays have: {sorted(arrays.keys() ^ table.keys())}"
+        )
+    for name, (path, axes) in table.items():
+        variable, array = variables[path], arrays[name]
+        shape = tuple(variable.shape[i] for i in np.argsort(axes))
+        if (array.shape, array.dtype) != (shape, variable.dtype):
+            raise ValueError(
+                f"{name}: the model has {shape} of {variable.dtype}, "
+                f"the array is {array.shape} of {array.dtype}"
+            )
+        variable.assign(array.transpose(axes))
 
 
 def load_batch(inputs: dict[str, np.ndarray], step: int) -> dict:

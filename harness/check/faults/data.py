@@ -28,7 +28,7 @@ def _dropout(**values: object) -> Change:
         mask = node.op.mask(*node.input_shapes)
         return None if mask is None or same else node.op.model_copy(update=values)
 
-    return changes.first_op(Dropout)(change)
+    return changes.ops(Dropout)(change)
 
 
 def _denser_dropout(node: Node) -> Op | None:
@@ -129,12 +129,12 @@ MUTANTS = (
         edits=same(Edit(">= round(rate * 2**16)", "< round(rate * 2**16)")),
         where=has_masks,
     ),
-    Mutant("a tenth more dropout", "a dropout rate a tenth higher", "data", changes.first_op(Dropout)(_denser_dropout)),
+    Mutant("a tenth more dropout", "a dropout rate a tenth higher", "data", changes.ops(Dropout)(_denser_dropout)),
     Mutant(
         "dropout value by value",
         "dropout of single values where whole channels should drop",
         "data",
-        changes.first_op(Dropout)(_per_value),
+        changes.ops(Dropout)(_per_value),
     ),
     Mutant(
         "dropout left out",

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from harness.check import changes, written
 from harness.check.changes import Change
-from harness.check.edits import Edit, Helper, Plan, Plans, plans
+from harness.check.edits import Edit, Helper, Needs, Plan, Plans, alone, plans
 from harness.check.mutant import Mutant, has, scheduled
+from harness.check.places import EVERY, FIRST, Place
 from harness.graph import Program
 from harness.ops.linear import Embedding, Unembed
 from harness.optimizers import Adam, AdamW, ClipValue, Cosine, GlobalNorm, Optimizer, Schedule, Sgd, Step
@@ -27,10 +28,11 @@ def _other_rate(change: Change) -> Callable[[Program], int]:
     """The first step at which a changed schedule has another rate."""
 
     def step(program: Program) -> int:
-        changed = change(program) or program
-        pairs = [(a.schedule, b.schedule) for a, b in zip(program.updates, changed.updates, strict=True)]
-        found = (t for t in range(program.steps) if any(a.factor(t) != b.factor(t) for a, b in pairs))
-        return next(found, program.steps) + 1
+        # Of several updates' schedules the one that shows it last: any one of them may have it alone.
+        changed = change(program, EVERY) or program
+        pairs = [(a.schedule, b.schedule) for a, b in zip(program.updates, changed.updates, strict=True) if a != b]
+        found = [(t for t in range(program.steps) if a.factor(t) != b.factor(t)) for a, b in pairs]
+        return max((next(steps, program.steps) for steps in found), default=program.steps) + 1
 
     return step
 
@@ -58,14 +60,14 @@ def _after_plain_momentum(program: Program) -> int:
     return 1 if any(isinstance(rule, Sgd) and rule.nesterov for rule in rules) else 2
 
 
-def _reversed_updates(program: Program) -> Program | None:
+def _reversed_updates(program: Program, _place: Place = FIRST) -> Program | None:
     return replace(program, updates=program.updates[::-1]) if len(program.updates) > 1 else None
 
 
 def _moves_all(index: int) -> Change:
     """An update whose optimizer holds the parameters of every network."""
 
-    def change(program: Program) -> Program | None:
+    def change(program: Program, _place: Place = FIRST) -> Program | None:
         if len(program.updates) < 2 or len(program.networks) < 2:  # noqa: PLR2004 - of players
             return None
         update = program.updates[index]
@@ -156,9 +158,13 @@ MUTANTS = (
         "gradients accumulated",
         "gradients that are never set back to zero",
         "backward",
-        edits={"torch": plans(Edit("$optimizer.zero_grad()", "pass"))},
+        edits=alone(
+            "torch",
+            Edit("$optimizer.zero_grad()", "pass"),
+            why="only PyTorch keeps gradients from one step to the next",
+        ),
         shows_at=2,
-        note="The first gradient is added to nothing; a fault of PyTorch, where gradients are kept.",
+        note="The first gradient is added to nothing.",
     ),
     Mutant(
         "epsilon inside the root",
@@ -262,7 +268,7 @@ MUTANTS = (
                         "def update_step(",
                         "def _apply_weight_decay(self, variables: list) -> None:\n        pass\n\n    def update_step(",
                     ),
-                    Edit("class AdamW(", "class AdamW("),  # there is one
+                    Needs("class AdamW("),
                 )
             ),
             "jax": plans(
@@ -288,7 +294,7 @@ MUTANTS = (
                     "            variable.assign_sub(variable * tf.cast(self.weight_decay, variable.dtype))\n\n"
                     "    def update_step(",
                 ),
-                Edit("class AdamW(", "class AdamW("),  # there is one
+                Needs("class AdamW("),
             ),
             (
                 Edit(
@@ -460,7 +466,20 @@ MUTANTS = (
                 Edit(
                     "limit / nn.utils.get_total_norm(gradients)", "limit / (nn.utils.get_total_norm(gradients) + 1e-6)"
                 )
-            )
+            ),
+            "tensorflow": plans(
+                Edit(
+                    "gradients, _ = tf.clip_by_global_norm(gradients, $limit)",
+                    "norm = tf.linalg.global_norm(gradients)\n"
+                    "    gradients = [g * tf.minimum(1, $limit / (norm + 1e-6)) for g in gradients]",
+                )
+            ),
+            "jax": plans(
+                Edit(
+                    "optax.clip_by_global_norm($limit)",
+                    "optax.stateless(lambda gradients, _: jax.tree.map(lambda g: g * jnp.minimum(1.0, $limit / (optax.global_norm(gradients) + 1e-6)), gradients))",
+                )
+            ),
         },
         note="A relative 1e-6 or less of the gradient, most of which Adam divides out again: below float32's rounding.",
         precisions=("float64",),
@@ -469,9 +488,13 @@ MUTANTS = (
         "rows of an embedding not summed",
         "the norm of an embedding's gradient taken before its repeated rows are summed",
         "optimizer",
-        edits={"tensorflow": plans(Edit("gradients = [tf.convert_to_tensor(g) for g in gradients]", "pass"))},
+        edits=alone(
+            "tensorflow",
+            Edit("gradients = [tf.convert_to_tensor(g) for g in gradients]", "pass"),
+            why="only TensorFlow gives an embedding's gradient as rows",
+        ),
         where=lambda program: has(Embedding)(program) and not has(Unembed)(program),
-        note="TensorFlow alone gives such a gradient as rows; where an output shares the embedding, they are summed on the way.",
+        note="Where an output shares the embedding, the rows are summed on the way.",
     ),
     Mutant(
         "momentum half as forgetful",
@@ -493,7 +516,7 @@ MUTANTS = (
                         "optimizer.step()",
                         "for p in model.parameters():\n        p.grad.mul_(learning_rate(step))\n    optimizer.step()",
                     ),
-                    Edit("momentum=$m", "momentum=$m"),
+                    Needs("torch.optim.SGD($$parameters, momentum=$m$$more)"),
                 )
             ),
             # Not Keras' own rule, which has the fault and rounds the rate to float32 besides.
@@ -528,19 +551,19 @@ MUTANTS = (
         "two biases learning",
         "a second bias that learns beside the first",
         "forward",
-        edits={
-            "torch": plans(
-                (
-                    Edit("[p for p in model.parameters() if p.requires_grad]", "list(model.parameters())"),
-                    Edit(
-                        "state = model.state_dict()",
-                        "state = model.state_dict()\n    model.<recurrent>.bias_hh_l0.requires_grad_()",
-                    ),
-                )
-            )
-        },
+        edits=alone(
+            "torch",
+            (
+                Edit("[p for p in model.parameters() if p.requires_grad]", "list(model.parameters())"),
+                Edit(
+                    "state = model.state_dict()",
+                    "state = model.state_dict()\n    model.<recurrent>.bias_hh_l0.requires_grad_()",
+                ),
+            ),
+            why="only PyTorch's recurrent layers have two biases that are added",
+        ),
         shows_at=2,
-        note="PyTorch alone has a second bias; it starts at zero and is no parameter of the spec: the layer's next output shows it.",
+        note="It starts at zero and is no parameter of the spec: the layer's next output shows it.",
     ),
     Mutant("updates in the wrong order", "the second update made before the first", "optimizer", _reversed_updates),
     Mutant(

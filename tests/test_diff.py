@@ -181,7 +181,7 @@ def test_an_honest_run_has_nothing_to_find(honest: Path, borrowed: None) -> None
     said = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert set(said) == {
         "schema", "harness", "spec", "verdict", "exit", "runs", "backends", "precision", "steps", "finding", "sentences",
-        "notes", "failures", "seconds",
+        "notes", "failures", "seconds", "changes",
     }  # fmt: skip
 
 

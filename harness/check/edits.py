@@ -94,12 +94,16 @@ class Needs:
     """Code without which a plan does not apply; it stays as it is."""
 
     code: str
-    names: ClassVar[set[str]] = set()
+
+    @property
+    def names(self) -> set[str]:
+        """The names of the program that it needs."""
+        return set(re.findall(NAMED, self.code))
 
     def applied(self, text: str, known: Mapping[str, str], chosen: Collection[int] = ()) -> str | None:
         """The text as it is, where the code occurs."""
-        del known, chosen
-        return text if re.search(expression(self.code), text) else None
+        del chosen
+        return text if re.search(expression(_filled(self.code, known)), text) else None
 
 
 def _filled(code: str, known: Mapping[str, str]) -> str:
@@ -127,7 +131,7 @@ def plans(*alternatives: Part | Plan) -> tuple[Plan, ...]:
     return tuple(plan if isinstance(plan, tuple) else (plan,) for plan in alternatives)
 
 
-def same(*alternatives: Part | Plan) -> Plans:
+def same(*alternatives: Part | Plan) -> dict[str, tuple[Plan, ...]]:
     """The same changes in every backend: their programs say it in the same words."""
     return dict.fromkeys(BACKENDS, plans(*alternatives))
 
@@ -137,7 +141,7 @@ def alone(backend: str, *alternatives: Part | Plan, why: str) -> Plans:
     return {name: plans(*alternatives) if name == backend else Inapplicable(why) for name in BACKENDS}
 
 
-def each(torch: Edit, tensorflow: Edit, jax: Edit) -> Plans:
+def each(torch: Edit, tensorflow: Edit, jax: Edit) -> dict[str, tuple[Plan, ...]]:
     """One change a backend."""
     return {"torch": plans(torch), "tensorflow": plans(tensorflow), "jax": plans(jax)}
 

@@ -9,7 +9,7 @@ from harness.graph import BlockOp, Graph, Node, Program
 from harness.initializers import Zeros
 from harness.ops.attention import Attention
 from harness.ops.base import Op
-from harness.ops.convolution import Convolution
+from harness.ops.convolution import Convolution, ConvTranspose2d
 from harness.ops.linear import Dense, Embedding, Positions, Reshape
 from harness.ops.normalisation import BatchNorm, Dropout
 from harness.ops.recurrent import Recurrent
@@ -102,6 +102,8 @@ def groups(program: Program) -> list[dict[str, str]]:
         for site in update.calls:
             fields = [ref.name for ref in site.arguments if ref.kind == "field"]
             found += [_field(program, name) for name in fields]
+        if momentum := getattr(update.optimizer, "momentum", 0):
+            found.append({"momentum": repr(momentum)})
         found += [{"target": term.targets.name} for term in update.terms if term.targets.kind == "field"]
         scopes = [site.scope for site in update.calls if program.networks[site.network].masks]
         if len(scopes) > 1:
@@ -130,6 +132,8 @@ def _named(graph: Graph, node: Node) -> dict[str, str]:
             found["plain_conv"] = node.name
         if given and len(set(node.input_shapes[0][:-1])) == 1:
             found |= {"image": first, "image_conv": node.name}
+    elif isinstance(op, ConvTranspose2d) and all(before == after for before, after in op.crop):
+        found["plain_deconv"] = node.name
     elif isinstance(op, Reshape) and given and len(op.shape) > 1 and len(set(op.shape)) == 1:
         found["sequence"] = first
     elif isinstance(op, Recurrent):

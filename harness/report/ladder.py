@@ -16,8 +16,10 @@ from harness.check.power import PowerResult, Untried, matrix
 from harness.check.proof import ProofResult
 from harness.check.record import RUNGS, CheckResult, Rung
 from harness.errors import CallError
+from harness.meaning import unified
 
 STYLES = {"passed": "green", "failed": "bold red", "void": "bold yellow", "skipped": "yellow"}
+SIGNS = {"-": "red", "+": "green", "@": "cyan"}
 WORST = 3  # comparisons shown of a rung that failed
 
 
@@ -76,6 +78,9 @@ def print_diff(result: DiffResult, console: Console) -> None:
             console.print(Text(sentence))
     for note in result.notes:
         console.print(Text(note, style="dim"))
+    for name, own in result.changes.items():
+        for line in unified(own, f"{name}, as emitted", f"{name}'s program"):
+            console.print(Text(line, style=SIGNS.get(line[0], "")))
     for backend, why in result.failures.items():
         console.print(Text(f"{backend} failed: {why}", style="red"))
 

@@ -99,6 +99,30 @@ MUTANTS = (
         where=has(Embedding),
     ),
     Mutant(
+        "embedding's first row never learns",
+        "an embedding whose row 0 gets no gradient where it is looked up, as with padding_idx=0",
+        "backward",
+        edits={
+            "torch": plans(
+                Edit(
+                    "self.<embedding> = nn.Embedding($$given)", "self.<embedding> = nn.Embedding($given, padding_idx=0)"
+                )
+            ),
+            "tensorflow": plans(
+                Edit(
+                    "self.<embedding>(<tokens>)",
+                    "tf.where((<tokens> == 0)[..., None], tf.stop_gradient(self.<embedding>(<tokens>)), self.<embedding>(<tokens>))",
+                )
+            ),
+            "jax": plans(
+                Edit(
+                    "self.<embedding>(<tokens>)",
+                    "jnp.where((<tokens> == 0)[..., None], jax.lax.stop_gradient(self.<embedding>(<tokens>)), self.<embedding>(<tokens>))",
+                )
+            ),
+        },
+    ),
+    Mutant(
         "tied embedding untied",
         "an output that uses the embedding without teaching it",
         "backward",

@@ -95,7 +95,16 @@ MUTANTS = (
         _weighted(lambda program, term: float(changes.elements(program, term))),
     ),
     Mutant(
-        "positions summed", "a loss averaged over examples but summed over positions", "loss", _weighted(_positions)
+        "positions summed",
+        "a loss averaged over examples but summed over positions, as reduction='batchmean' does",
+        "loss",
+        _weighted(_positions),
+    ),
+    Mutant(
+        "averaged over the classes too",
+        "a cross-entropy averaged over the classes too, as reduction='mean' of terms by class does",
+        "loss",
+        _weighted(lambda _program, term: 1 / term.outputs_shape[-1] if term.loss.integer_targets else 1.0),
     ),
     Mutant("half the loss", "a loss with a factor of a half", "loss", _weighted(lambda _program, _term: 0.5)),
     Mutant(

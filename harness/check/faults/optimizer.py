@@ -144,7 +144,13 @@ WARM_UP_DROPPED = _warmup(warmup=lambda _rule: 0)
 WARM_UP_ONE_UPDATE_LONGER = _warmup(warmup=lambda rule: rule.warmup + 1)
 
 
+WARM_UP_FROM_A_THIRD = _warmup(warmup_start=lambda _rule: round(1 / 3, 9))
+
+
 ANOTHER_FINAL_RATE = _cosine(lambda rule: {"final": 0.0 if rule.final else 0.1})
+
+
+A_SHORTER_DESCENT = _cosine(lambda rule: {"steps": max((rule.steps or 2) - 1, 1)})
 
 
 A_LONGER_DESCENT = _cosine(lambda rule: {"steps": (rule.steps or 0) + (rule.warmup or 1)})
@@ -314,6 +320,12 @@ MUTANTS = (
         shows_at=_after_biases_move,
         note="Biases start at zero, where decay does nothing.",
     ),
+    Mutant(
+        "decay on scales",
+        "weight decay on the scales of normalisations",
+        "optimizer",
+        _rule(AdamW, lambda rule: {"no_decay": tuple(n for n in rule.no_decay if n != "scale")}),  # type: ignore[attr-defined]
+    ),
     Mutant("no weight decay", "weight decay left out", "optimizer", _set(AdamW, weight_decay=0.0)),
     Mutant(
         "ten times the weight decay",
@@ -381,6 +393,13 @@ MUTANTS = (
         shows_at=_other_rate(WARM_UP_FROM_ZERO),
     ),
     Mutant(
+        "warm-up from a third",
+        "a warm-up from a third of the learning rate, as LinearLR has it by default",
+        "optimizer",
+        WARM_UP_FROM_A_THIRD,
+        shows_at=_other_rate(WARM_UP_FROM_A_THIRD),
+    ),
+    Mutant(
         "warm-up dropped",
         "no warm-up",
         "optimizer",
@@ -401,6 +420,14 @@ MUTANTS = (
         "optimizer",
         A_LONGER_DESCENT,
         shows_at=_other_rate(A_LONGER_DESCENT),
+        note="The descent starts from the same rate: in float32 it shows after some updates, behind a warm-up after that.",
+    ),
+    Mutant(
+        "a shorter descent",
+        "a cosine descent that is at its end with the last update, one before it should be",
+        "optimizer",
+        A_SHORTER_DESCENT,
+        shows_at=_other_rate(A_SHORTER_DESCENT),
         note="The descent starts from the same rate: in float32 it shows after some updates, behind a warm-up after that.",
     ),
     Mutant(
@@ -502,6 +529,49 @@ MUTANTS = (
         "optimizer",
         _rule(Sgd, _momentum),
         shows_at=_after_plain_momentum,
+    ),
+    Mutant(
+        "velocity as a running mean",
+        "a velocity that is a running mean, momentum · v + (1 - momentum) · g, as a dampened momentum is",
+        "optimizer",
+        edits={
+            "torch": plans(
+                (
+                    Edit(
+                        "optimizer.step()",
+                        "for p in model.parameters():\n        p.grad.mul_(1 - <momentum>)\n    optimizer.step()",
+                    ),
+                    Needs("torch.optim.SGD($$parameters, momentum=<momentum>$$more)"),
+                )
+            ),
+            "tensorflow": plans(
+                Edit(
+                    "self.momentum * velocity + gradient)", "self.momentum * velocity + (1 - self.momentum) * gradient)"
+                )
+            ),
+            "jax": plans(
+                Edit(
+                    "optax.sgd($$rate, momentum=<momentum>$$more)",
+                    "optax.chain(optax.scale(1 - <momentum>), optax.sgd($rate, momentum=<momentum>$more))",
+                )
+            ),
+        },
+    ),
+    Mutant(
+        "dampened momentum",
+        "PyTorch's dampening, which spares the first update",
+        "optimizer",
+        edits=alone(
+            "torch",
+            Edit(
+                "torch.optim.SGD($$parameters, momentum=<momentum>$$more)",
+                "torch.optim.SGD($parameters, momentum=<momentum>, dampening=<momentum>$more)",
+            ),
+            why="only PyTorch has a dampening that spares the first update",
+        ),
+        where=lambda program: all(isinstance(u.optimizer, Sgd) and not u.optimizer.nesterov for u in program.updates),
+        shows_at=2,
+        note="The first velocity is the gradient.",
     ),
     Mutant("Nesterov left out", "plain momentum in place of Nesterov's", "optimizer", _rule(Sgd, _without_nesterov)),
     Mutant(

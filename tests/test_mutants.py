@@ -161,6 +161,14 @@ def test_planted_programs_are_laid_out_as_emitted_ones(programs: dict[str, Progr
             assert "[:2])" in text or "threads(2)" in text
 
 
+def test_deep_programs_are_told_by_their_ops(programs: dict[str, Program]) -> None:
+    depths = {name: power.depth(program) for name, program in programs.items()}
+    # Nodes outside of blocks, and each block's as often as it is used.
+    assert depths["char_transformer"] == 2 + 2 * 10 + 2
+    assert depths["resnet18"] == 3 + 5 * 7 + 3 * 9 + 2
+    assert {name for name, count in depths.items() if count >= power.DEEP} == {"small_vit", "resnet18"}
+
+
 def test_a_fault_that_has_nothing_to_change_is_not_planted(programs: dict[str, Program]) -> None:
     program = programs["linear_regression"]
     names = {mutant.name for mutant in applicable(program, "torch")}

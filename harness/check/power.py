@@ -19,12 +19,15 @@ from harness.check.subject import Subject, each, open_program, part
 from harness.check.trajectory import Drift, Training
 from harness.compare import TOLERANCES, Derived, compare_losses
 from harness.errors import WorkerFailed
-from harness.graph import Program
+from harness.graph import BlockOp, Graph, Program
 
 RUNGS = ("forward", "gradients", "optimizer", "trajectory", "twins")
 """The rungs that a planted fault meets; a relay would say no more than a trajectory."""
 LEAST, AFTER = 12, 24
 """Steps of the training with a fault in it: at least so many, and so many after it can first show."""
+DEEP = 30
+"""Ops, blocks counted as often as they are used, from which on a fault meets no whole training once a first step shows it:
+to compile one takes a deep network longer than all else."""
 SCHEMA = 1
 
 
@@ -38,7 +41,7 @@ class Cell:
     backend: str
     precision: str
     outcomes: dict[str, str]
-    """By rung: `killed` or `survived`."""
+    """By rung that it met: `killed` or `survived`."""
     error: str = ""
     """The program did not run to the end: a fault that nobody could overlook."""
     note: str = ""
@@ -194,7 +197,11 @@ def length(program: Program, mutants: Sequence[Mutant]) -> int:
 
 def try_source(subject: Subject, live: LiveWorker, source: str, steps: int) -> Faulty:
     """Ask a faulty program what the honest ones were asked. Raises WorkerFailed where it does not run."""
-    evidence = gather(subject, live, source, support=False)
+    return Faulty(gather(subject, live, source, support=False), try_training(subject, live, source, steps))
+
+
+def try_training(subject: Subject, live: LiveWorker, source: str, steps: int) -> Training:
+    """Train a faulty program. Raises WorkerFailed where it does not run."""
     name = "faulty"
     open_program(subject, live, name, source, observe=True)
     path = live.fresh()
@@ -204,21 +211,26 @@ def try_source(subject: Subject, live: LiveWorker, source: str, steps: int) -> F
     finally:
         path.unlink(missing_ok=True)
         live.ask("close", name=name)
-    return Faulty(evidence, Training(said["losses"], part(arrays, "states/"), {}))
+    return Training(said["losses"], part(arrays, "states/"), {})
+
+
+def judge_evidence(base: Honest, backend: str, own: Evidence) -> dict[str, Rung]:
+    """What the first three rungs say of a faulty program among honest others."""
+    subject = base.subject
+    evidence = base.evidence | {backend: own}
+    return {
+        "forward": rungs.forward(subject, evidence, base.allowed, backend),
+        "gradients": rungs.gradients(subject, evidence, base.allowed, {}, backend),
+        "optimizer": rungs.optimizer(subject, evidence, backend),
+    }
 
 
 def judge(base: Honest, backend: str, faulty: Faulty, steps: int) -> dict[str, Rung]:
     """What each rung says of a faulty program among honest others."""
     subject = base.subject
-    evidence = base.evidence | {backend: faulty.evidence}
     others = {name: _first(own, steps) for name, own in base.trainings.items() if name != backend}
     trainings = others | {backend: _first(faulty.training, steps)}
-    found = {
-        "forward": rungs.forward(subject, evidence, base.allowed, backend),
-        "gradients": rungs.gradients(subject, evidence, base.allowed, {}, backend),
-        "optimizer": rungs.optimizer(subject, evidence, backend),
-        "trajectory": _trajectory(subject, trainings, backend),
-    }
+    found = judge_evidence(base, backend, faulty.evidence) | {"trajectory": _trajectory(subject, trainings, backend)}
     if len(trainings) > 1:
         twins = {
             name: [{n: gaps[:steps] for n, gaps in own.items()} for own in all_twins]
@@ -283,13 +295,25 @@ def _cell(base: Honest, live: LiveWorker, planting: Planting) -> Cell:
         where=planting.where,
     )  # fmt: skip
     try:
-        faulty = try_source(subject, live, planting.source, steps)
+        evidence = gather(subject, live, planting.source, support=False)
+        said = judge_evidence(base, live.backend, evidence) if depth(subject.program) >= DEEP else {}
+        if not any(rung.status == "failed" for rung in said.values()):
+            training = try_training(subject, live, planting.source, steps)
+            said = judge(base, live.backend, Faulty(evidence, training), steps)
     except WorkerFailed as error:
         if live.process.poll() is not None:
             raise
         return replace(empty, error=str(error).splitlines()[0])
-    said = judge(base, live.backend, faulty, steps)
     return replace(empty, outcomes={name: "killed" if said[name].status == "failed" else "survived" for name in said})
+
+
+def depth(program: Program) -> int:
+    """The ops of a program, those of a block as often as it is used."""
+
+    def count(graph: Graph) -> int:
+        return sum(count(node.op.graph) if isinstance(node.op, BlockOp) else 1 for node in graph.nodes)
+
+    return sum(map(count, program.networks.values()))
 
 
 # How small -------------------------------------------------------------------------------------------------
@@ -370,7 +394,8 @@ def matrix(result: PowerResult) -> list[tuple[str, str, dict[str, dict[str, str]
         for precision in dict.fromkeys(cell.precision for cell in own):
             cells = [cell for cell in own if cell.precision == precision]
             counts[precision] = {
-                rung: f"{sum(c.outcomes.get(rung) == 'killed' for c in cells)}/{len(cells)}" for rung in RUNGS
+                rung: f"{sum(c.outcomes.get(rung) == 'killed' for c in cells)}/{sum(bool(c.error) or rung in c.outcomes for c in cells)}"
+                for rung in RUNGS
             } | {
                 "any": f"{sum(c.killed for c in cells)}/{len(cells)}",
                 "not tried": str(
@@ -411,7 +436,8 @@ def markdown(result: PowerResult, command: str) -> str:
         "backend of one spec, and held against the reference and the honest programs of the others. Where a program has several",
         "places for it, it is planted three times: in the first place, in another one, and in every one. A cell says in how many",
         "of its plantings (specs × backends × places) a rung found it; *any* is the ladder as a whole. *Not tried*: the programs",
-        "of those specs into which it was not planted, because their backend cannot have it or no plan fits; they count nowhere else.", "",
+        "of those specs into which it was not planted, because their backend cannot have it or no plan fits; they count nowhere else.",
+        f"A program of {DEEP} ops or more meets the last two rungs only with faults that the first three did not find.", "",
     ]  # fmt: skip
     for precision in precisions:
         cells = [cell for cell in result.cells if cell.precision == precision]

@@ -8,7 +8,6 @@ loads, runs and trains.
 import importlib
 from functools import partial
 
-from harness.backend import BACKENDS
 from harness.check.edits import Inapplicable, planned
 from harness.check.faults import backward, data, forward, loss, optimizer, state
 from harness.check.mutant import PHASES, Mutant, bindings
@@ -73,13 +72,19 @@ def places(mutant: Mutant, program: Program) -> tuple[Place, ...]:
 
 
 def plantings(
-    mutant: Mutant, program: Program, backend: str, precision: str = "float64", *, observe: bool = False
+    mutant: Mutant,
+    program: Program,
+    backend: str,
+    precision: str = "float64",
+    *,
+    observe: bool = False,
+    honest: str | None = None,
 ) -> dict[str, str]:
     """The programs with a fault, by where it was planted; those alone that differ from one another."""
     found: dict[str, str] = {}
     if precision not in mutant.precisions or not mutant.where(program):
         return found
-    honest = _emit(program, backend, precision, 1, observe=observe)
+    honest = honest or _emit(program, backend, precision, 1, observe=observe)
     for place in places(mutant, program):
         text = plant(mutant, program, backend, precision, place=place, honest=honest, observe=observe)
         if text is not None and text not in found.values():
@@ -87,13 +92,8 @@ def plantings(
     return found
 
 
-def untried(mutant: Mutant, program: Program, backend: str, precision: str = "float64") -> str | None:
-    """Why a fault that another backend can have in this program is not planted in this one; None where it is, or nobody has it."""
-    if plant(mutant, program, backend, precision) is not None:
-        return None
-    others = (name for name in BACKENDS if name != backend)
-    if all(plant(mutant, program, name, precision) is None for name in others):
-        return None
+def untried(mutant: Mutant, backend: str) -> str:
+    """Why a fault that another backend can have in a program was not planted into this one's."""
     plans = mutant.edits.get(backend)
     return plans.why if isinstance(plans, Inapplicable) else NO_PLAN
 

@@ -9,17 +9,19 @@ from typing import Any
 from safetensors.numpy import load_file
 
 import harness
+from harness.backend import BACKENDS
 from harness.check import rungs
 from harness.check import trajectory as long
 from harness.check.evidence import Evidence, allowances, gather
 from harness.check.live import LiveWorker
-from harness.check.mutants import MUTANTS, Mutant, first_step, plantings, untried
+from harness.check.mutants import MUTANTS, Mutant, first_step, plant, plantings, untried
 from harness.check.record import Rung, judged
 from harness.check.subject import Subject, each, open_program, part
 from harness.check.trajectory import Drift, Training
 from harness.compare import TOLERANCES, Derived, compare_losses
 from harness.errors import WorkerFailed
 from harness.graph import BlockOp, Graph, Program
+from harness.programs import emitted
 
 RUNGS = ("forward", "gradients", "optimizer", "trajectory", "twins")
 """The rungs that a planted fault meets; a relay would say no more than a trajectory."""
@@ -168,10 +170,11 @@ def plan(
     program: Program, backend: str, precision: str, only: Callable[[Mutant], bool], *, observe: bool = False
 ) -> list[Planting]:
     """The faults that apply, at each of the places where they are planted."""
+    honest = emitted(program, backend, precision, observe=observe)
     return [
         Planting(mutant, where, source)
         for mutant in filter(only, MUTANTS)
-        for where, source in plantings(mutant, program, backend, precision, observe=observe).items()
+        for where, source in plantings(mutant, program, backend, precision, observe=observe, honest=honest).items()
     ]
 
 
@@ -181,12 +184,18 @@ def not_tried(
 ) -> list[Untried]:  # fmt: skip
     """The faults that some backend can have here and that were not planted into a program. `backends`: of each program."""
     planted = {name: {one.mutant.name for one in own} for name, own in plans.items()}
-    return [
-        Untried(mutant.name, mutant.phase, program.name, name, precision, why)
-        for mutant in filter(only, MUTANTS)
-        for name, backend in backends.items()
-        if mutant.name not in planted[name] and (why := untried(mutant, program, backend, precision)) is not None
-    ]
+    absent = [backend for backend in BACKENDS if backend not in backends.values()]
+    found = []
+    for mutant in filter(only, MUTANTS):
+        left = [name for name in backends if mutant.name not in planted[name]]
+        if left and (
+            len(left) < len(backends) or any(plant(mutant, program, b, precision) is not None for b in absent)
+        ):
+            found += [
+                Untried(mutant.name, mutant.phase, program.name, name, precision, untried(mutant, backends[name]))
+                for name in left
+            ]
+    return found
 
 
 def length(program: Program, mutants: Sequence[Mutant]) -> int:

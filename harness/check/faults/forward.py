@@ -398,7 +398,7 @@ MUTANTS = (
                 "tensorflow": {
                     "tf.reduce_mean(x, -1, ": "tf.reduce_mean(x, list(range(1, len(x.shape))), ",
                     "tf.square(centred), -1, ": "tf.square(centred), list(range(1, len(x.shape))), ",
-                    "/ x.shape[-1]": "/ math.prod(x.shape[1:])",
+                    "/ x.shape[-1]": "/ float(np.prod(x.shape[1:]))",
                 },
                 "jax": {
                     "x.mean(-1, ": "x.mean(tuple(range(1, x.ndim)), ",

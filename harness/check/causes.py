@@ -25,7 +25,7 @@ ENOUGH = 0.9
 """The share of the difference from which on a cause is named."""
 TIED = 1e-3
 """Causes that explain as much as the best, less than this, are named beside it."""
-FEW = 8
+FEW = 24
 """Of a fault's places, those that are tried one by one where nothing says which it is."""
 KIN = {
     "data": ("data",), "forward": ("forward", "state"), "loss": ("loss", "forward"), "backward": ("backward", "loss", "forward"),

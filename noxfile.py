@@ -81,14 +81,14 @@ def check(session: nox.Session) -> None:
 
 @nox.session
 def power(session: nox.Session) -> None:
-    """Plant every fault and write the matrix of faults and rungs to backends/POWER.md. Takes an hour or more."""
+    """Plant every fault, in one place and in every place, and write the matrix to backends/POWER.md. Takes some hours."""
     install(session, "all")
     session.run("harness", "check", "--power", "--table", "backends/POWER.md", *session.posargs)
 
 
 @nox.session
 def proof(session: nox.Session) -> None:
-    """Plant every fault of the catalogue into a program that `harness diff` is then handed; an hour, and backends/DIFF.md."""
+    """Plant every fault of the catalogue into a program that `harness diff` is then handed; hours, and backends/DIFF.md."""
     install(session, "all")
     session.run("harness", "check", "--power", "--diff", "--precision", "float64", "--table", "backends/DIFF.md", *session.posargs)  # fmt: skip
 

@@ -15,6 +15,7 @@ from harness.emit import container, formatted
 from harness.errors import CallError
 from harness.graph import Program
 from harness.lanes import PLAIN
+from harness.meaning import Hunk, hunks
 from harness.precision import NAMES
 from harness.syntax import parse
 
@@ -49,6 +50,11 @@ class Written:
                     (line, "(left out before this line)")
                 ]
         return found
+
+    @property
+    def hunks(self) -> list[Hunk]:
+        """Where it differs in meaning from the emitted program."""
+        return hunks(self.base, self.text)
 
     def adapted(self, program: Program, precision: str, threads: int = 1, *, observe: bool = False) -> str:
         """The same change made to what is emitted for a program: in another precision, or returning every value.

@@ -142,6 +142,78 @@ def test_planted_faults_are_found_where_they_are_and_named(tmp_path: Path, borro
     assert "| loss | half the loss |" in text
 
 
+def with_layers(*layers: object, name: str = "parted") -> str:
+    text = json.loads(text_of(name=name))
+    text["networks"]["net"]["layers"] = [*layers, {"dense": {"units": 1, "name": "head"}}]
+    return json.dumps(text)
+
+
+SEVERAL = {
+    "normed": (
+        with_layers({"dense": 5}, "batch_norm", "tanh", {"dense": 4}, "batch_norm", "tanh", {"dense": 3}, "batch_norm", name="normed"),
+        ["momentum convention swapped"],
+    ),
+    "read_twice": (
+        with_layers(
+            {"reshape": [3, 2]}, {"lstm": {"units": 3, "returns": "sequence"}}, {"gru": {"units": 3, "returns": "sequence"}},
+            {"lstm": 4}, name="read_twice",
+        ),
+        ["recurrence along the batch"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.frameworks
+@several
+@pytest.mark.parametrize("name", SEVERAL)
+def test_a_fault_is_named_wherever_it_is_and_where_it_is_everywhere(name: str, tmp_path: Path, borrowed: None) -> None:
+    text, faults = SEVERAL[name]
+    (tmp_path / f"{name}.yaml").write_text(text)
+    options = climb.CheckOptions(backends=INSTALLED, precisions=("float64",))
+    found = climb.proved([tmp_path / f"{name}.yaml"], options, mutants=faults)
+    assert not found.failures
+    for cell in found.cells:
+        assert cell.located, (cell, proof.spelled(cell))
+        assert cell.explained, cell
+    planted = {(cell.mutant, cell.backend, cell.where) for cell in found.cells}
+    assert planted == {(f, b, w) for f in faults for b in INSTALLED for w in ("first", "another", "every")}
+    assert found.untried == ()
+    text = proof.markdown(found, "a command")
+    count = len(faults) * len(INSTALLED)
+    assert f"Causes right, by where it was planted: first {count} of {count}, another {count} of {count}, every {count} of {count}." in text  # fmt: skip
+
+
+@pytest.mark.frameworks
+def test_a_program_without_batch_first_is_shown_and_its_cause_is_named(tmp_path: Path, borrowed: None) -> None:
+    if "torch" not in INSTALLED:
+        pytest.skip("it is PyTorch's argument")
+    text = with_layers({"reshape": [3, 2]}, {"lstm": 4})
+    program = compile_spec(*loads(text))
+    honest = emitted(program, "torch", "float64")
+    (tmp_path / "mine.py").write_text(honest.replace(", batch_first=True", "") + "# mine\n")
+    run = trained(tmp_path, text=text, plant=None, programs=(f"torch={tmp_path / 'mine.py'}",))
+    found = diff([run])
+    assert (found.verdict, found.exit) == ("differs", 1)
+    assert found.diagnosis is not None
+    assert found.diagnosis.finding.backend == "torch"
+    assert found.diagnosis.causes[0].name == "recurrence along the batch"
+    assert any("without batch_first=True" in sentence for sentence in found.diagnosis.sentences())
+    ((hunk,),) = found.changes.values()
+    assert [line for _, line in hunk.after] == ["        self.lstm1 = nn.LSTM(2, 4)"]
+
+
+@pytest.mark.frameworks
+def test_a_program_in_another_layout_has_nothing_to_show(tmp_path: Path, borrowed: None) -> None:
+    backend = INSTALLED[0]
+    honest = emitted(compile_spec(*loads(text_of())), backend, "float64")
+    own = "# mine\n" + honest.replace("import math\nimport sys\n", "import sys\nimport math\n").replace("\n\n\ndef ", "\n\n\n\n# next\ndef ")  # fmt: skip
+    (tmp_path / "mine.py").write_text(own)
+    run = trained(tmp_path, plant=None, programs=(f"{backend}={tmp_path / 'mine.py'}",))
+    found = diff([run])
+    assert (found.verdict, found.changes) == ("same", {})
+    assert not any("not as this version" in note for note in found.notes)
+
+
 @pytest.mark.frameworks
 def test_a_proof_is_not_passed_by_saying_nothing(
     tmp_path: Path, borrowed: None, monkeypatch: pytest.MonkeyPatch
@@ -181,7 +253,7 @@ def test_an_honest_run_has_nothing_to_find(honest: Path, borrowed: None) -> None
     said = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert set(said) == {
         "schema", "harness", "spec", "verdict", "exit", "runs", "backends", "precision", "steps", "finding", "sentences",
-        "notes", "failures", "seconds",
+        "notes", "failures", "seconds", "changes",
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from build import INSTALLED, Arrays
+from build import INSTALLED, Arrays, program_of
 from cases import CASES, spec_of
 from safetensors.numpy import load_file, save_file
 from test_cli import call
@@ -26,8 +27,9 @@ from harness.check import trajectory as long
 from harness.check.climb import CheckOptions, rung_names
 from harness.check.evidence import Slope, _slope, differentiable, gradient_of
 from harness.check.live import LiveWorker
-from harness.check.mutants import MUTANTS
+from harness.check.mutants import MUTANTS, plant
 from harness.check.power import PowerResult
+from harness.check.probes import PROBES
 from harness.check.record import RUNGS, USUAL, CheckResult, Rung, judged
 from harness.check.subject import Subject, moved_input, moved_parameters, prepare, twin, workers
 from harness.check.trajectory import Training, compare_series, dead, drift, relay, trajectory, twins_rung
@@ -880,17 +882,36 @@ def test_a_canary_is_killed_by_the_rung_it_belongs_to(name: str, borrowed: None)
 
 @pytest.mark.frameworks
 @several
+@pytest.mark.parametrize("name", ["untied_embedding", "smaller_last_batch"])
+def test_a_seeded_sample_of_the_catalogue_is_found(name: str, tmp_path: Path, borrowed: None) -> None:
+    """The whole of it takes hours: `nox -s power`."""
+    program = program_of(PROBES[name])
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(PROBES[name])
+    known = [m.name for m in MUTANTS if any(plant(m, program, b) is not None for b in PAIR)]
+    faults = random.Random(17).sample(known, 6)  # noqa: S311 - no secret
+    found = planted(str(path), faults)
+    assert not found.failures
+    assert {cell.mutant for cell in found.cells} == set(faults)
+    assert [(c.mutant, c.backend, c.where) for c in found.cells if not c.killed] == []
+    tried = {(c.mutant, c.backend) for c in found.cells} | {(u.mutant, u.backend) for u in found.untried}
+    assert tried == {(fault, backend) for fault in faults for backend in PAIR}, "found, or not tried, and said"
+    assert all(one.why for one in found.untried)
+
+
+@pytest.mark.frameworks
+@several
 def test_an_honest_program_survives_where_faults_are_planted(monkeypatch: pytest.MonkeyPatch, borrowed: None) -> None:
     from harness.check import power  # noqa: PLC0415
     from harness.check.mutants import Mutant  # noqa: PLC0415
 
     def plan(
-        program: Program, backend: str, precision: str, only: Callable[[Mutant], bool]
-    ) -> list[tuple[Mutant, str]]:
+        program: Program, backend: str, precision: str, only: Callable[[Mutant], bool], *, observe: bool
+    ) -> list[power.Planting]:
         import importlib  # noqa: PLC0415
 
         emitter = importlib.import_module(f"backends.{backend}.emit")
-        return [(MUTANTS[0], emitter.emit(program, precision, 1, observe=True))]
+        return [power.Planting(MUTANTS[0], "first", emitter.emit(program, precision, 1, observe=observe))]
 
     monkeypatch.setattr(power, "plan", plan)
     found = planted("linear_regression", [MUTANTS[0].name])

@@ -6,19 +6,18 @@ It is planted into another backend than the odd one wherever it can be: then the
 explanation says what the odd program means, not how it is written.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from harness.backend import Arrays
-from harness.check.changes import at
-from harness.check.dissect import Finding, Taken, position_before
+from harness.check.dissect import Finding, Taken, node_of, position_before
 from harness.check.live import LiveWorker
 from harness.check.memory import digest
 from harness.check.mutants import MUTANTS, Mutant, plant
+from harness.check.places import EVERY, FIRST, Place, at, number
 from harness.check.subject import ROWS, Subject, open_program
 from harness.errors import WorkerFailed
 
@@ -26,6 +25,8 @@ ENOUGH = 0.9
 """The share of the difference from which on a cause is named."""
 TIED = 1e-3
 """Causes that explain as much as the best, less than this, are named beside it."""
+FEW = 24
+"""Of a fault's places, those that are tried one by one where nothing says which it is."""
 KIN = {
     "data": ("data",), "forward": ("forward", "state"), "loss": ("loss", "forward"), "backward": ("backward", "loss", "forward"),
     "optimizer": ("optimizer", "state"), "state": ("state", "forward"),
@@ -90,6 +91,8 @@ def _explains(
             made = _made(subject, backend, source, taken, found)
             if made is not None:
                 tried.append(1 - _size(_change(made, change)) / _size(change))
+                if tried[-1] > 1 - TIED:
+                    break
         if tried:
             return Cause(mutant.name, mutant.about, float(max(tried)), backend)
     return None
@@ -99,17 +102,51 @@ def _emitted(subject: Subject, backend: str, taken: Taken, found: Finding) -> Ar
     return _step(subject, subject.workers[backend], subject.honest[backend, True], taken, found)
 
 
-def _planted(subject: Subject, backend: str, mutant: Mutant, found: Finding) -> list[str]:
-    """Programs with a fault in it: at the first place where it can be, and at the node that was found."""
-    plant_it = partial(
-        plant, mutant, subject.program, subject.workers[backend].backend, subject.precision, observe=True
-    )
-    sources = [plant_it()]
-    if found.phase in ("forward", "state"):
-        node = found.tensor.rpartition(".")[2] if found.phase == "forward" else found.tensor.split(".")[-2]
-        with at(node):
-            sources.append(plant_it())
-    return list(dict.fromkeys(source for source in sources if source is not None))
+def _planted(subject: Subject, backend: str, mutant: Mutant, found: Finding) -> Iterator[str]:
+    """Programs with a fault in it: in every place where it can be, in the first, and where the difference was found.
+
+    Where no node was found that a fault could be told by, in each of its places, as long as they are few.
+    """
+    honest = subject.honest[backend, True]
+
+    def planted(place: Place) -> str | None:
+        return subject.known(
+            f"planted in {backend}: {mutant.name}: {place.name}",
+            lambda: plant(
+                mutant, subject.program, subject.workers[backend].backend, subject.precision,
+                place=place, honest=honest, tidy=False, observe=True,
+            ),
+        )  # fmt: skip
+
+    seen: set[str | None] = {None}
+
+    def tried(places: Iterable[Place]) -> Iterator[str]:
+        for place in places:
+            source = planted(place)
+            if source is None:
+                return
+            if source not in seen:
+                seen.add(source)
+                yield source
+
+    yield from tried([EVERY, FIRST])
+    node = _node(subject, found)
+    if node is not None:
+        yield from tried([at(*node)])
+    elif mutant.phase == found.phase:
+        yield from tried(number(n) for n in range(1, FEW))
+
+
+def _node(subject: Subject, found: Finding) -> tuple[str, str] | None:
+    """The class and the node whose value or statistics were found to differ; None in the other phases."""
+    tensor = found.tensor
+    if found.phase == "state":
+        name = tensor.rpartition("/")[2]
+        name = name.partition(".")[2] if len(subject.program.networks) > 1 else name
+        tensor = f"x.{name.rpartition('.')[0]}"
+    elif found.phase != "forward":
+        return None
+    return node_of(subject.program.networks, tensor)
 
 
 def _made(subject: Subject, backend: str, source: str, taken: Taken, found: Finding) -> Arrays | None:

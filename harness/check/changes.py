@@ -1,139 +1,158 @@
 """Changes to a resolved program, before one backend emits it: a fault that every backend can have.
 
-Each returns the program changed in one place (a block that occurs several times is one place), or None where there
-is nothing to change.
+Each returns the program changed at the places that were chosen (a block that occurs several times is one place), or
+None where there is nothing to change.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
+from harness.check.places import FIRST, Place, Site
 from harness.graph import BlockOp, CallSite, Graph, Node, Program, Term, Update
 from harness.ops.base import Op
 from harness.optimizers import Clip, Optimizer, Schedule
 
-Change = Callable[[Program], Program | None]
-SITE: ContextVar[str | None] = ContextVar("SITE", default=None)
-"""The name of the one node that `first_node` may change; None: whichever comes first."""
+
+class Change(Protocol):
+    """A program with a fault at a place, or None."""
+
+    def __call__(self, program: Program, place: Place = FIRST, /) -> Program | None:
+        """The program changed; its parameters and their shapes stay."""
 
 
-@contextmanager
-def at(node: str) -> Iterator[None]:
-    """Plant faults of nodes into the node of this name."""
-    token = SITE.set(node)
-    try:
-        yield
-    finally:
-        SITE.reset(token)
+def nodes(change: Callable[[Node], Node | None]) -> Change:
+    """Nodes that `change` has an answer for, exchanged. Their users and their shapes stay."""
+
+    def changed(program: Program, place: Place = FIRST) -> Program | None:
+        found: dict[Site, Node] = {}
+        seen: set[str] = set()
+
+        def visit(graph: Graph) -> None:
+            # Every use of a block's class is the same class.
+            if graph.class_name in seen:
+                return
+            seen.add(graph.class_name)
+            for node in graph.nodes:
+                if isinstance(node.op, BlockOp):
+                    visit(node.op.graph)
+                elif (new := change(node)) is not None:
+                    found[graph.class_name, node.name] = new
+
+        def rebuilt(graph: Graph) -> Graph:
+            return replace(
+                graph,
+                nodes=tuple(
+                    replace(node, op=BlockOp(graph=rebuilt(node.op.graph)))
+                    if isinstance(node.op, BlockOp)
+                    else chosen.get((graph.class_name, node.name), node)
+                    for node in graph.nodes
+                ),
+            )
+
+        for graph in program.networks.values():
+            visit(graph)
+        sites = list(found)
+        chosen = {sites[i]: found[sites[i]] for i in place.of(sites)}
+        if not chosen:
+            return None
+        return replace(program, networks={name: rebuilt(graph) for name, graph in program.networks.items()})
+
+    return changed
 
 
-def first_node(program: Program, change: Callable[[Node], Node | None]) -> Program | None:
-    """The first node that `change` has an answer for, exchanged. Its users and its shape stay."""
-    done: dict[str, Graph] = {}
-
-    def visit(graph: Graph) -> Graph:
-        if graph.class_name in done:
-            return done[graph.class_name]
-        if done:
-            return graph
-        for i, node in enumerate(graph.nodes):
-            if isinstance(node.op, BlockOp):
-                inner = visit(node.op.graph)
-                if done:
-                    # Every use of the block's class is the same class.
-                    nodes = tuple(
-                        replace(n, op=BlockOp(graph=visit(n.op.graph))) if isinstance(n.op, BlockOp) else n
-                        for n in graph.nodes
-                    )
-                    return replace(graph, nodes=nodes)
-                del inner
-            elif SITE.get() in (None, node.name) and (changed := change(node)) is not None:
-                done[graph.class_name] = replace(graph, nodes=(*graph.nodes[:i], changed, *graph.nodes[i + 1 :]))
-                return done[graph.class_name]
-        return graph
-
-    networks = {name: visit(graph) for name, graph in program.networks.items()}
-    return replace(program, networks=networks) if done else None
-
-
-def first_op(*kinds: type[Op]) -> Callable[[Callable[[Node], Op | None]], Change]:
-    """Changes the op of the first node of these kinds for which there is an answer."""
+def ops(*kinds: type[Op]) -> Callable[[Callable[[Node], Op | None]], Change]:
+    """Changes the op of nodes of these kinds for which there is an answer."""
 
     def of(change: Callable[[Node], Op | None]) -> Change:
         def changed(node: Node) -> Node | None:
             op = change(node) if isinstance(node.op, kinds) else None
-            return None if op is None else replace(node, op=op)
+            return None if op is None or op == node.op else replace(node, op=op)
 
-        return lambda program: first_node(program, changed)
+        return nodes(changed)
 
     return of
 
 
-def fields(kind: type[Op], **values: object) -> Change:
-    """The first node of a kind, some of its fields set; None where they have these values already."""
+def fields(*kinds: type[Op], **values: object) -> Change:
+    """Nodes of these kinds that have fields of these names, whose values are others."""
 
     def change(node: Node) -> Op | None:
+        if any(not hasattr(node.op, name) for name in values):
+            return None
         same = all(getattr(node.op, name) == value for name, value in values.items())
         return None if same else node.op.model_copy(update=values)
 
-    return first_op(kind)(change)
+    return ops(*(kinds or (Op,)))(change)
 
 
-def first_update(program: Program, change: Callable[[Update], Update | None]) -> Program | None:
-    """The first update that `change` has an answer for, exchanged."""
-    for i, update in enumerate(program.updates):
-        if (changed := change(update)) is not None:
-            return replace(program, updates=(*program.updates[:i], changed, *program.updates[i + 1 :]))
-    return None
+def updates(change: Callable[[Update], Update | None]) -> Change:
+    """Updates that `change` has an answer for, exchanged."""
 
-
-def first_term(change: Callable[[Program, Term], Term | None]) -> Change:
-    """The first term of a loss that `change` has an answer for, exchanged."""
-
-    def changed(program: Program) -> Program | None:
-        def of(update: Update) -> Update | None:
-            for i, term in enumerate(update.terms):
-                if (new := change(program, term)) is not None:
-                    return replace(update, terms=(*update.terms[:i], new, *update.terms[i + 1 :]))
+    def changed(program: Program, place: Place = FIRST) -> Program | None:
+        found = {i: new for i, update in enumerate(program.updates) if (new := change(update)) is not None}
+        numbers = list(found)
+        chosen = {numbers[i] for i in place.of([("", program.updates[i].name) for i in numbers])}
+        if not chosen:
             return None
+        return replace(program, updates=tuple(found[i] if i in chosen else u for i, u in enumerate(program.updates)))
 
-        return first_update(program, of)
+    return changed
+
+
+def terms(change: Callable[[Program, Term], Term | None]) -> Change:
+    """Terms of losses that `change` has an answer for, exchanged."""
+
+    def changed(program: Program, place: Place = FIRST) -> Program | None:
+        found = {
+            (i, j): new
+            for i, update in enumerate(program.updates)
+            for j, term in enumerate(update.terms)
+            if (new := change(program, term)) is not None
+        }
+        keys = list(found)
+        chosen = {keys[n] for n in place.of([("", program.updates[i].name) for i, _ in keys])}
+        if not chosen:
+            return None
+        return replace(
+            program,
+            updates=tuple(
+                replace(u, terms=tuple(found[i, j] if (i, j) in chosen else t for j, t in enumerate(u.terms)))
+                for i, u in enumerate(program.updates)
+            ),
+        )
 
     return changed
 
 
 def optimizers(change: Callable[[Optimizer], Optimizer | None]) -> Change:
-    """Every update's optimizer that `change` has an answer for, exchanged."""
+    """Updates' optimizers that `change` has an answer for, exchanged."""
 
-    def changed(program: Program) -> Program | None:
-        rules = [change(update.optimizer) for update in program.updates]
-        if not any(rules):
-            return None
-        pairs = zip(program.updates, rules, strict=True)
-        return replace(program, updates=tuple(replace(u, optimizer=rule) if rule else u for u, rule in pairs))
+    def of(update: Update) -> Update | None:
+        rule = change(update.optimizer)
+        return None if rule is None else replace(update, optimizer=rule)
 
-    return changed
+    return updates(of)
 
 
 def schedule(change: Callable[[Schedule], Schedule | None]) -> Change:
-    """The first schedule that `change` has an answer for, exchanged."""
+    """Schedules that `change` has an answer for, exchanged."""
 
     def of(update: Update) -> Update | None:
         rule = change(update.schedule)
         return None if rule is None else replace(update, schedule=rule)
 
-    return lambda program: first_update(program, of)
+    return updates(of)
 
 
 def clip(change: Callable[[Clip], Clip | None]) -> Change:
-    """The first clipping rule, exchanged, or dropped where `change` says None."""
+    """Clipping rules, exchanged, or dropped where `change` says None."""
 
     def of(update: Update) -> Update | None:
         return None if update.clip is None else replace(update, clip=change(update.clip))
 
-    return lambda program: first_update(program, of)
+    return updates(of)
 
 
 def call(site: CallSite, **values: object) -> CallSite:

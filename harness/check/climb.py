@@ -17,7 +17,7 @@ from harness.check.diagnose import Diagnosis, diagnose
 from harness.check.evidence import Evidence, allowances, gather, slopes
 from harness.check.live import LiveWorker
 from harness.check.mutants import MUTANTS, Mutant
-from harness.check.power import Cell, PowerResult, Sensitivity, power
+from harness.check.power import Cell, PowerResult, Sensitivity, Untried, power
 from harness.check.probes import PROBES
 from harness.check.proof import Located, ProofResult, proof
 from harness.check.record import RUNGS, SCHEMA, USUAL, CheckResult, Rung
@@ -107,14 +107,16 @@ def planted(
     """
     cells: list[Cell] = []
     smallest: list[Sensitivity] = []
+    left: list[Untried] = []
 
     def work(subject: Subject, wanted: Callable[[Mutant], bool], said: Listener) -> None:
-        found, small = power(subject, wanted, said, bisect=bisect)
+        found, small, untried = power(subject, wanted, said, bisect=bisect)
         cells.extend(found)
         smallest.extend(small)
+        left.extend(untried)
 
     failed, seconds = _planted(paths, options, listen, mutants, work)
-    return PowerResult(tuple(cells), tuple(smallest), failed, seconds)
+    return PowerResult(tuple(cells), tuple(smallest), failed, seconds, tuple(left))
 
 
 def proved(
@@ -123,12 +125,15 @@ def proved(
 ) -> ProofResult:  # fmt: skip
     """Plant every fault that applies and have `diff` find it. As `planted`."""
     cells: list[Located] = []
+    left: list[Untried] = []
 
     def work(subject: Subject, wanted: Callable[[Mutant], bool], said: Listener) -> None:
-        cells.extend(proof(subject, wanted, said))
+        found, untried = proof(subject, wanted, said)
+        cells.extend(found)
+        left.extend(untried)
 
     failed, seconds = _planted(paths, options, listen, mutants, work)
-    return ProofResult(tuple(cells), failed, seconds)
+    return ProofResult(tuple(cells), failed, seconds, tuple(left))
 
 
 def _planted(

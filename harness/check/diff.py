@@ -20,6 +20,7 @@ from harness.data.inputs import cast
 from harness.environment import Interpreter, interpreters
 from harness.errors import CallError, WorkerFailed
 from harness.files import new_folder, write_arrays
+from harness.meaning import Hunk
 from harness.programs import Written, emitted, written
 from harness.results import clean
 
@@ -55,6 +56,8 @@ class DiffResult:
     notes: tuple[str, ...] = ()
     failures: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    changes: dict[str, tuple[Hunk, ...]] = field(default_factory=dict)
+    """By program: where it differs in meaning from the one that this version emits."""
 
     @property
     def verdict(self) -> str:
@@ -74,6 +77,7 @@ class DiffResult:
             "exit": self.exit, "runs": [str(run) for run in self.runs], "backends": list(self.backends),
             "precision": self.precision, "steps": self.steps, "finding": found,
             "sentences": [] if self.diagnosis is None else self.diagnosis.sentences(), "notes": list(self.notes),
+            "changes": {name: [hunk.to_json() for hunk in own] for name, own in self.changes.items()},
             "failures": self.failures, "seconds": self.seconds,
         }  # fmt: skip
 
@@ -126,6 +130,7 @@ def diff(runs: Sequence[Path], options: DiffOptions | None = None, listen: Liste
     return DiffResult(
         first.program.name, tuple(s.directory for s in stored), tuple(given), precision, steps, found, tuple(notes),
         failures, time.perf_counter() - began,
+        {name: tuple(hunks) for name, own in given.items() if (hunks := own.hunks)},
     )  # fmt: skip
 
 
@@ -205,16 +210,25 @@ def _programs(
             else:
                 name = backend
             found[name] = own
-            if own.changed:
-                line, first = own.changed[0]
-                lines = f"{len(own.changed)} line{'s' if len(own.changed) > 1 else ''}"
-                notes.append(f"{name}: {lines} not as this version emits them, first line {line}: {first}")
+            if own.hunks:
+                notes.append(_changed(name, own.hunks))
         for backend, result in run.result.backends.items():
             if result.status == "failed" and backend in backends:
                 failed[backend] = (
                     f"in the run itself: {result.error.splitlines()[0] if result.error else 'no reason is known'}"
                 )
     return found, notes, failed
+
+
+def _changed(name: str, found: Sequence[Hunk]) -> str:
+    """How much of a program is not as it is emitted, and where that begins."""
+    lines = [line for hunk in found for line in hunk.after]
+    if not lines:
+        number, text = found[0].before[0]
+        return f"{name}: lacks lines that this version emits, first its line {number}: {text.strip()}"
+    number, text = lines[0]
+    count = f"{len(lines)} line{'s' if len(lines) > 1 else ''}"
+    return f"{name}: {count} not as this version emits them, first line {number}: {text.strip()}"
 
 
 def _of_one_spec(stored: Sequence[Stored]) -> None:

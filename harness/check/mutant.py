@@ -9,7 +9,7 @@ from harness.graph import BlockOp, Graph, Node, Program
 from harness.initializers import Zeros
 from harness.ops.attention import Attention
 from harness.ops.base import Op
-from harness.ops.convolution import Convolution
+from harness.ops.convolution import Convolution, ConvTranspose2d
 from harness.ops.linear import Dense, Embedding, Positions, Reshape
 from harness.ops.normalisation import BatchNorm, Dropout
 from harness.ops.recurrent import Recurrent
@@ -72,34 +72,52 @@ def keeps_last_batch(program: Program) -> bool:
     return program.spec.data.last_batch == "keep"
 
 
-def head_bias_is_zero(program: Program) -> bool:
-    """Whether a network ends in a dense layer whose bias starts at zero."""
-    last = [graph.nodes[-1].op for graph in program.networks.values()]
-    return any(isinstance(op, Dense) and op.bias and isinstance(op.bias_init, Zeros) for op in last)
-
-
 def names(program: Program) -> dict[str, str]:
     """What faults call the parts of a program: the first of each sort."""
     found = {"batch_size": str(program.batch)}
-    for graph in graphs(program):
-        for node in graph.nodes:
-            for name, value in _named(graph, node).items():
-                found.setdefault(name, value)
-        for name, value in _twins(graph).items():
+    for group in groups(program):
+        for name, value in group.items():
             found.setdefault(name, value)
+    return found
+
+
+def bindings(program: Program, wanted: set[str]) -> list[dict[str, str]]:
+    """What these names may stand for: the first of each sort, and then every other node, pair or field of theirs."""
+    first = names(program)
+    if not wanted <= set(first):
+        return []
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    for known in (first, *(first | group for group in groups(program) if wanted & set(group))):
+        found.setdefault(tuple(known[name] for name in sorted(wanted)), known)
+    return list(found.values())
+
+
+def groups(program: Program) -> list[dict[str, str]]:
+    """Names that belong together, by node, pair of nodes, or field of the data."""
+    found = []
+    for graph in graphs(program):
+        found += [_named(graph, node) for node in graph.nodes if not isinstance(node.op, BlockOp)]
+        found.append(_twins(graph))
     for update in program.updates:
         for site in update.calls:
             fields = [ref.name for ref in site.arguments if ref.kind == "field"]
-            for name in fields:
-                sort = "noise" if name in program.spec.data.noise else program.columns[name].dtype
-                found.setdefault({"float": "input", "int": "ids"}.get(sort, sort), name)
-        for term in update.terms:
-            if term.targets.kind == "field":
-                found.setdefault("target", term.targets.name)
+            found += [_field(program, name) for name in fields]
+        if momentum := getattr(update.optimizer, "momentum", 0):
+            found.append({"momentum": repr(momentum)})
+        found += [{"target": term.targets.name} for term in update.terms if term.targets.kind == "field"]
         scopes = [site.scope for site in update.calls if program.networks[site.network].masks]
         if len(scopes) > 1:
-            found.setdefault("scope", scopes[0])
-            found.setdefault("other_scope", scopes[1])
+            found.append({"scope": scopes[0], "other_scope": scopes[1]})
+    return [group for group in found if group]
+
+
+def _field(program: Program, name: str) -> dict[str, str]:
+    if name in program.spec.data.noise:
+        return {"noise": name}
+    column = program.columns[name]
+    found = {"float": {"input": name}, "int": {"ids": name}}[column.dtype]
+    if column.dtype == "float" and len(column.shape) == 3 and column.shape[-1] == 3:  # noqa: PLR2004 - H W C, red green blue
+        found["coloured"] = name
     return found
 
 
@@ -114,6 +132,8 @@ def _named(graph: Graph, node: Node) -> dict[str, str]:
             found["plain_conv"] = node.name
         if given and len(set(node.input_shapes[0][:-1])) == 1:
             found |= {"image": first, "image_conv": node.name}
+    elif isinstance(op, ConvTranspose2d) and all(before == after for before, after in op.crop):
+        found["plain_deconv"] = node.name
     elif isinstance(op, Reshape) and given and len(op.shape) > 1 and len(set(op.shape)) == 1:
         found["sequence"] = first
     elif isinstance(op, Recurrent):
@@ -128,8 +148,15 @@ def _named(graph: Graph, node: Node) -> dict[str, str]:
         found["attention"] = node.name
     elif isinstance(op, Dropout) and op.rate:
         found["dropout"] = node.name
-    elif isinstance(op, Dense) and node.name == graph.output:
-        found["head"] = node.name
+    elif isinstance(op, Dense):
+        if node.input_shapes[0][-1] == op.units:
+            found["square"] = node.name
+        if node.name == graph.output:
+            found["head"] = node.name
+            # The data itself may hold numbers that no rounding changes.
+            found |= {} if given else {"fed_head": node.name}
+            if op.bias:
+                found["zero_head" if isinstance(op.bias_init, Zeros) else "offset_head"] = node.name
     return found
 
 

@@ -3,28 +3,33 @@
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from safetensors.numpy import load_file
 
 import harness
+from harness.backend import BACKENDS
 from harness.check import rungs
 from harness.check import trajectory as long
 from harness.check.evidence import Evidence, allowances, gather
 from harness.check.live import LiveWorker
-from harness.check.mutants import MUTANTS, Mutant, first_step, plant
+from harness.check.mutants import MUTANTS, Mutant, first_step, plant, plantings, untried
 from harness.check.record import Rung, judged
 from harness.check.subject import Subject, each, open_program, part
 from harness.check.trajectory import Drift, Training
 from harness.compare import TOLERANCES, Derived, compare_losses
 from harness.errors import WorkerFailed
-from harness.graph import Program
+from harness.graph import BlockOp, Graph, Program
+from harness.programs import emitted
 
 RUNGS = ("forward", "gradients", "optimizer", "trajectory", "twins")
 """The rungs that a planted fault meets; a relay would say no more than a trajectory."""
 LEAST, AFTER = 12, 24
 """Steps of the training with a fault in it: at least so many, and so many after it can first show."""
+DEEP = 30
+"""Ops, blocks counted as often as they are used, from which on a fault meets no whole training once a first step shows it:
+to compile one takes a deep network longer than all else."""
 SCHEMA = 1
 
 
@@ -38,10 +43,12 @@ class Cell:
     backend: str
     precision: str
     outcomes: dict[str, str]
-    """By rung: `killed` or `survived`."""
+    """By rung that it met: `killed` or `survived`."""
     error: str = ""
     """The program did not run to the end: a fault that nobody could overlook."""
     note: str = ""
+    where: str = "first"
+    """In which of its places: the first, another one, or every one."""
 
     @property
     def killed(self) -> bool:
@@ -50,8 +57,24 @@ class Cell:
 
     def to_json(self) -> dict[str, Any]:
         """The documented JSON object of a cell."""
-        names = ("mutant", "phase", "spec", "backend", "precision", "outcomes", "killed", "error", "note")
+        names = ("mutant", "phase", "spec", "backend", "precision", "where", "outcomes", "killed", "error", "note")
         return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Untried:
+    """A fault that a spec's programs can have, and that was not planted into one backend's: neither found nor missed."""
+
+    mutant: str
+    phase: str
+    spec: str
+    backend: str
+    precision: str
+    why: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented JSON object."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -73,6 +96,7 @@ class PowerResult:
     sensitivity: tuple[Sensitivity, ...]
     failures: dict[str, str]
     seconds: float = 0.0
+    untried: tuple[Untried, ...] = ()
 
     @property
     def survivors(self) -> list[Cell]:
@@ -93,7 +117,8 @@ class PowerResult:
         """The documented JSON object."""
         return {
             "schema": SCHEMA, "harness": harness.__version__, "exit": self.exit,
-            "cells": [cell.to_json() for cell in self.cells], "failures": self.failures, "seconds": self.seconds,
+            "cells": [cell.to_json() for cell in self.cells], "untried": [one.to_json() for one in self.untried],
+            "failures": self.failures, "seconds": self.seconds,
             "sensitivity": [
                 {"spec": s.spec, "precision": s.precision, "constant": s.constant, "smallest": s.smallest}
                 for s in self.sensitivity
@@ -132,13 +157,44 @@ class Faulty:
     training: Training
 
 
-def plan(program: Program, backend: str, precision: str, only: Callable[[Mutant], bool]) -> list[tuple[Mutant, str]]:
-    """The faults that apply, with their observed programs."""
+@dataclass(frozen=True)
+class Planting:
+    """A program with a fault in it."""
+
+    mutant: Mutant
+    where: str
+    source: str
+
+
+def plan(
+    program: Program, backend: str, precision: str, only: Callable[[Mutant], bool], *, observe: bool = False
+) -> list[Planting]:
+    """The faults that apply, at each of the places where they are planted."""
+    honest = emitted(program, backend, precision, observe=observe)
+    return [
+        Planting(mutant, where, source)
+        for mutant in filter(only, MUTANTS)
+        for where, source in plantings(mutant, program, backend, precision, observe=observe, honest=honest).items()
+    ]
+
+
+def not_tried(
+    program: Program, backends: Mapping[str, str], precision: str, plans: Mapping[str, Sequence[Planting]],
+    only: Callable[[Mutant], bool],
+) -> list[Untried]:  # fmt: skip
+    """The faults that some backend can have here and that were not planted into a program. `backends`: of each program."""
+    planted = {name: {one.mutant.name for one in own} for name, own in plans.items()}
+    absent = [backend for backend in BACKENDS if backend not in backends.values()]
     found = []
     for mutant in filter(only, MUTANTS):
-        source = plant(mutant, program, backend, precision, observe=True)
-        if source is not None:
-            found.append((mutant, source))
+        left = [name for name in backends if mutant.name not in planted[name]]
+        if left and (
+            len(left) < len(backends) or any(plant(mutant, program, b, precision) is not None for b in absent)
+        ):
+            found += [
+                Untried(mutant.name, mutant.phase, program.name, name, precision, untried(mutant, backends[name]))
+                for name in left
+            ]
     return found
 
 
@@ -150,7 +206,11 @@ def length(program: Program, mutants: Sequence[Mutant]) -> int:
 
 def try_source(subject: Subject, live: LiveWorker, source: str, steps: int) -> Faulty:
     """Ask a faulty program what the honest ones were asked. Raises WorkerFailed where it does not run."""
-    evidence = gather(subject, live, source, support=False)
+    return Faulty(gather(subject, live, source, support=False), try_training(subject, live, source, steps))
+
+
+def try_training(subject: Subject, live: LiveWorker, source: str, steps: int) -> Training:
+    """Train a faulty program. Raises WorkerFailed where it does not run."""
     name = "faulty"
     open_program(subject, live, name, source, observe=True)
     path = live.fresh()
@@ -160,21 +220,26 @@ def try_source(subject: Subject, live: LiveWorker, source: str, steps: int) -> F
     finally:
         path.unlink(missing_ok=True)
         live.ask("close", name=name)
-    return Faulty(evidence, Training(said["losses"], part(arrays, "states/"), {}))
+    return Training(said["losses"], part(arrays, "states/"), {})
+
+
+def judge_evidence(base: Honest, backend: str, own: Evidence) -> dict[str, Rung]:
+    """What the first three rungs say of a faulty program among honest others."""
+    subject = base.subject
+    evidence = base.evidence | {backend: own}
+    return {
+        "forward": rungs.forward(subject, evidence, base.allowed, backend),
+        "gradients": rungs.gradients(subject, evidence, base.allowed, {}, backend),
+        "optimizer": rungs.optimizer(subject, evidence, backend),
+    }
 
 
 def judge(base: Honest, backend: str, faulty: Faulty, steps: int) -> dict[str, Rung]:
     """What each rung says of a faulty program among honest others."""
     subject = base.subject
-    evidence = base.evidence | {backend: faulty.evidence}
     others = {name: _first(own, steps) for name, own in base.trainings.items() if name != backend}
     trainings = others | {backend: _first(faulty.training, steps)}
-    found = {
-        "forward": rungs.forward(subject, evidence, base.allowed, backend),
-        "gradients": rungs.gradients(subject, evidence, base.allowed, {}, backend),
-        "optimizer": rungs.optimizer(subject, evidence, backend),
-        "trajectory": _trajectory(subject, trainings, backend),
-    }
+    found = judge_evidence(base, backend, faulty.evidence) | {"trajectory": _trajectory(subject, trainings, backend)}
     if len(trainings) > 1:
         twins = {
             name: [{n: gaps[:steps] for n, gaps in own.items()} for own in all_twins]
@@ -208,10 +273,11 @@ def _trajectory(subject: Subject, trainings: Mapping[str, Training], backend: st
 
 def power(
     subject: Subject, only: Callable[[Mutant], bool], listen: Callable[[str, Mapping[str, Any]], None], *, bisect: bool
-) -> tuple[list[Cell], list[Sensitivity]]:
-    """Every fault that applies to a subject, in every backend; and how small one can be."""
-    plans = {name: plan(subject.program, name, subject.precision, only) for name in subject.backends}
-    steps = length(subject.program, [mutant for own in plans.values() for mutant, _ in own])
+) -> tuple[list[Cell], list[Sensitivity], list[Untried]]:
+    """Every fault that applies to a subject, in every backend; how small one can be; and what was not tried."""
+    plans = {name: plan(subject.program, name, subject.precision, only, observe=True) for name in subject.backends}
+    left = not_tried(subject.program, {name: name for name in plans}, subject.precision, plans, only)
+    steps = length(subject.program, [one.mutant for own in plans.values() for one in own])
     base = honest(subject, steps)
     total = sum(len(own) for own in plans.values())
     done = [0]
@@ -219,29 +285,44 @@ def power(
 
     def work(live: LiveWorker) -> list[Cell]:
         cells = []
-        for mutant, source in plans[live.name]:
-            cells.append(_cell(base, live, mutant, source))
+        for planting in plans[live.name]:
+            cells.append(_cell(base, live, planting))
             done[0] += 1
             listen(subject.program.name, {"step": done[0], "losses": {}})
         return cells
 
     found = each(subject, work)
     smallest = _sensitivity(base) if bisect and subject.backends else []
-    return [cell for own in found.values() for cell in own], smallest
+    return [cell for own in found.values() for cell in own], smallest, left
 
 
-def _cell(base: Honest, live: LiveWorker, mutant: Mutant, source: str) -> Cell:
-    subject = base.subject
+def _cell(base: Honest, live: LiveWorker, planting: Planting) -> Cell:
+    subject, mutant = base.subject, planting.mutant
     steps = length(subject.program, [mutant])
-    empty = Cell(mutant.name, mutant.phase, subject.program.name, live.backend, subject.precision, {}, note=mutant.note)
+    empty = Cell(
+        mutant.name, mutant.phase, subject.program.name, live.backend, subject.precision, {}, note=mutant.note,
+        where=planting.where,
+    )  # fmt: skip
     try:
-        faulty = try_source(subject, live, source, steps)
+        evidence = gather(subject, live, planting.source, support=False)
+        said = judge_evidence(base, live.backend, evidence) if depth(subject.program) >= DEEP else {}
+        if not any(rung.status == "failed" for rung in said.values()):
+            training = try_training(subject, live, planting.source, steps)
+            said = judge(base, live.backend, Faulty(evidence, training), steps)
     except WorkerFailed as error:
         if live.process.poll() is not None:
             raise
         return replace(empty, error=str(error).splitlines()[0])
-    said = judge(base, live.backend, faulty, steps)
     return replace(empty, outcomes={name: "killed" if said[name].status == "failed" else "survived" for name in said})
+
+
+def depth(program: Program) -> int:
+    """The ops of a program, those of a block as often as it is used."""
+
+    def count(graph: Graph) -> int:
+        return sum(count(node.op.graph) if isinstance(node.op, BlockOp) else 1 for node in graph.nodes)
+
+    return sum(map(count, program.networks.values()))
 
 
 # How small -------------------------------------------------------------------------------------------------
@@ -311,7 +392,10 @@ def _seen(base: Honest, live: LiveWorker, program: Program, steps: int) -> dict[
 
 
 def matrix(result: PowerResult) -> list[tuple[str, str, dict[str, dict[str, str]]]]:
-    """A row a fault: phase, name, and by precision and rung how many of its places it was found in (`3/9`)."""
+    """A row a fault: phase, name, and by precision and rung in how many of its plantings it was found (`3/9`).
+
+    `not tried`: in how many programs, of those of specs to which the fault applies, it was not planted.
+    """
     rows = []
     for mutant in MUTANTS:
         own = [cell for cell in result.cells if cell.mutant == mutant.name]
@@ -319,11 +403,37 @@ def matrix(result: PowerResult) -> list[tuple[str, str, dict[str, dict[str, str]
         for precision in dict.fromkeys(cell.precision for cell in own):
             cells = [cell for cell in own if cell.precision == precision]
             counts[precision] = {
-                rung: f"{sum(c.outcomes.get(rung) == 'killed' for c in cells)}/{len(cells)}" for rung in RUNGS
-            } | {"any": f"{sum(c.killed for c in cells)}/{len(cells)}"}
+                rung: f"{sum(c.outcomes.get(rung) == 'killed' for c in cells)}/{sum(bool(c.error) or rung in c.outcomes for c in cells)}"
+                for rung in RUNGS
+            } | {
+                "any": f"{sum(c.killed for c in cells)}/{len(cells)}",
+                "not tried": str(
+                    sum((one.mutant, one.precision) == (mutant.name, precision) for one in result.untried)
+                ),
+            }
         if counts:
             rows.append((mutant.phase, mutant.name, counts))
     return rows
+
+
+def by_place(cells: Sequence[Any], right: Callable[[Any], bool]) -> str:
+    """`first 9 of 9, every 3 of 3`: of plantings by where they are, how many are right."""
+    return ", ".join(
+        f"{where} {sum(right(cell) for cell in own)} of {len(own)}"
+        for where in dict.fromkeys(cell.where for cell in cells)
+        if (own := [cell for cell in cells if cell.where == where])
+    )
+
+
+def untried_lines(untried: Sequence[Untried]) -> list[str]:
+    """What was not tried and why, as Markdown; nothing where all was."""
+    if not untried:
+        return []
+    lines = ["Not tried, neither found nor missed:", "", "| fault | backend | specs | why |", "|---|---|---|---|"]
+    for mutant, backend, why in dict.fromkeys((one.mutant, one.backend, one.why) for one in untried):
+        own = (one for one in untried if (one.mutant, one.backend, one.why) == (mutant, backend, why))
+        lines.append(f"| {mutant} | {backend} | {', '.join(dict.fromkeys(one.spec for one in own))} | {why} |")
+    return [*lines, ""]
 
 
 def markdown(result: PowerResult, command: str) -> str:
@@ -332,26 +442,31 @@ def markdown(result: PowerResult, command: str) -> str:
     lines = [
         "# What the checks can see", "",
         f"Written by `{command}`. Each row is a fault of `harness/check/faults/`, planted alone into the program of one",
-        "backend of one spec, and held against the reference and the honest programs of the others. A cell says in how many",
-        "of the places where the fault applies (specs × backends) a rung found it; *any* is the ladder as a whole.", "",
+        "backend of one spec, and held against the reference and the honest programs of the others. Where a program has several",
+        "places for it, it is planted three times: in the first place, in another one, and in every one. A cell says in how many",
+        "of its plantings (specs × backends × places) a rung found it; *any* is the ladder as a whole. *Not tried*: the programs",
+        "of those specs into which it was not planted, because their backend cannot have it or no plan fits; they count nowhere else.",
+        f"A program of {DEEP} ops or more meets the last two rungs only with faults that the first three did not find.", "",
     ]  # fmt: skip
     for precision in precisions:
         cells = [cell for cell in result.cells if cell.precision == precision]
         killed = sum(cell.killed for cell in cells)
         lines += [
             f"## {precision}: {killed} of {len(cells)} found", "",
-            f"| phase | fault | {' | '.join(RUNGS)} | any |", f"|---|---|{'---|' * (len(RUNGS) + 1)}",
+            f"By place: {by_place(cells, lambda cell: cell.killed)}.", "",
+            f"| phase | fault | {' | '.join(RUNGS)} | any | not tried |", f"|---|---|{'---|' * (len(RUNGS) + 2)}",
         ]  # fmt: skip
         for phase, name, counts in matrix(result):
             if precision in counts:
                 own = counts[precision]
-                lines.append(f"| {phase} | {name} | {' | '.join(own[r] for r in (*RUNGS, 'any'))} |")
+                lines.append(f"| {phase} | {name} | {' | '.join(own[r] for r in (*RUNGS, 'any', 'not tried'))} |")
         lines.append("")
         lost = [cell for cell in cells if not cell.killed]
         if lost:
-            lines += ["Not found:", "", "| fault | spec | backend | why |", "|---|---|---|---|"]
-            lines += [f"| {c.mutant} | {c.spec} | {c.backend} | {c.note or 'unexplained'} |" for c in lost]
+            lines += ["Not found:", "", "| fault | spec | backend | place | why |", "|---|---|---|---|---|"]
+            lines += [f"| {c.mutant} | {c.spec} | {c.backend} | {c.where} | {c.note or 'unexplained'} |" for c in lost]
             lines.append("")
+    lines += untried_lines(result.untried)
     if result.sensitivity:
         lines += [
             "## The smallest fault", "",

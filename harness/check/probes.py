@@ -87,4 +87,125 @@ training:
       optimizer: {sgd: {learning_rate: 0.05}}
       clip: {global_norm: 0.5}
 """,
+    "upsampler": """
+name: upsampler
+about: An image made smaller and larger again, by transposed convolutions, a softmax over channels and a pool that counts its padding.
+data: {dataset: digits, test: 0.2, batch: 32}
+networks:
+  painter:
+    inputs: [image]
+    layers:
+      - conv2d: {channels: 6, kernel: 3, stride: 2, padding: same}
+      - softmax
+      - conv_transpose2d: {channels: 4, kernel: 3, stride: 2, padding: same}
+      - leaky_relu: 0.2
+      - avg_pool2d: {window: 3, stride: 1, padding: 1, count_padding: true}
+      - conv_transpose2d: {channels: 4, kernel: 3, padding: 1}
+      - leaky_relu: 0.2
+      - conv_transpose2d: {channels: 1, kernel: 3, padding: 1}
+training:
+  steps: 12
+  updates:
+    - loss: {mse: {predictions: painter(image), targets: image}}
+      optimizer: {sgd: {learning_rate: 0.5, momentum: 0.9}}
+      schedule: {cosine: {}}
+""",
+    "small_vit": """
+name: small_vit
+about: A transformer encoder of four pre-norm blocks over 8 x 8 patches of a coloured image of 32 x 32, as small as it can be.
+data:
+  dataset: random
+  examples: 64
+  fields: {image: {shape: [32, 32, 3]}, label: {classes: 10}}
+  batch: 8
+blocks:
+  encoder_block:
+    layers:
+      - residual:
+          - layer_norm
+          - attention: 4
+      - residual:
+          - layer_norm
+          - dense: 64
+          - gelu
+          - dense: 32
+networks:
+  encoder:
+    inputs: [image]
+    layers:
+      - conv2d: {channels: 32, kernel: 8, stride: 8}
+      - reshape: [16, 32]
+      - positions
+      - encoder_block
+      - encoder_block
+      - encoder_block
+      - encoder_block
+      - layer_norm
+      - flatten
+      - dense: {units: 10, name: logits}
+training:
+  steps: 12
+  updates:
+    - loss: {softmax_cross_entropy: {logits: encoder(image), labels: label}}
+      optimizer: {adamw: {learning_rate: 0.001, weight_decay: 0.05}}
+      schedule: {cosine: {warmup: 4}}
+      clip: {global_norm: 1.0}
+""",
+    "resnet18": """
+name: resnet18
+about: A ResNet of 18 layers for images of 32 x 32, a quarter as wide as the usual one, on drawn images.
+data:
+  dataset: random
+  examples: 64
+  fields: {image: {shape: [32, 32, 3]}, label: {classes: 10}}
+  batch: 8
+blocks:
+  basic:
+    parameters: {channels: ~}
+    layers:
+      - residual:
+          - conv2d: {channels: $channels, kernel: 3, padding: 1, bias: false, kernel_init: he_normal}
+          - batch_norm
+          - relu
+          - conv2d: {channels: $channels, kernel: 3, padding: 1, bias: false, kernel_init: he_normal}
+          - batch_norm
+      - relu
+  down:
+    parameters: {channels: ~}
+    layers:
+      - residual:
+          layers:
+            - conv2d: {channels: $channels, kernel: 3, stride: 2, padding: 1, bias: false, kernel_init: he_normal}
+            - batch_norm
+            - relu
+            - conv2d: {channels: $channels, kernel: 3, padding: 1, bias: false, kernel_init: he_normal}
+            - batch_norm
+          shortcut:
+            - conv2d: {channels: $channels, kernel: 1, stride: 2, bias: false, kernel_init: he_normal}
+            - batch_norm
+      - relu
+networks:
+  classifier:
+    inputs: [image]
+    layers:
+      - conv2d: {channels: 16, kernel: 3, padding: 1, bias: false, kernel_init: he_normal}
+      - batch_norm
+      - relu
+      - basic: {channels: 16}
+      - basic: {channels: 16}
+      - down: {channels: 32}
+      - basic: {channels: 32}
+      - down: {channels: 64}
+      - basic: {channels: 64}
+      - down: {channels: 128}
+      - basic: {channels: 128}
+      - global_avg_pool
+      - dense: {units: 10, name: logits}
+training:
+  steps: 12
+  updates:
+    - loss: {softmax_cross_entropy: {logits: classifier(image), labels: label}}
+      optimizer: {sgd: {learning_rate: 0.05, momentum: 0.9, nesterov: true}}
+      schedule: {cosine: {}}
+""",
 }

@@ -15,8 +15,8 @@ from harness.backend import Arrays
 from harness.check import dissect
 from harness.check.diagnose import Diagnosis, diagnose
 from harness.check.evidence import evaluated
-from harness.check.mutants import MUTANTS, Mutant, plant
-from harness.check.power import length
+from harness.check.mutants import MUTANTS, Mutant
+from harness.check.power import Planting, Untried, by_place, length, not_tried, plan, untried_lines
 from harness.check.subject import Subject
 from harness.errors import CallError, WorkerFailed
 from harness.programs import Written
@@ -48,6 +48,8 @@ class Located:
     causes: tuple[str, ...] = ()
     error: str = ""
     """The program did not run: then there is nothing to take apart."""
+    where: str = "first"
+    """In which of its places it was planted: the first, another one, or every one."""
 
     @property
     def located(self) -> bool:
@@ -64,7 +66,9 @@ class Located:
 
     def to_json(self) -> dict[str, Any]:
         """The documented JSON object."""
-        names = ("mutant", "phase", "spec", "backend", "precision", "found", "step", "tensor", "error", "located")
+        names = (
+            "mutant", "phase", "spec", "backend", "precision", "where", "found", "step", "tensor", "error", "located",
+        )  # fmt: skip
         return {name: getattr(self, name) for name in names} | {
             "causes": list(self.causes),
             "explained": self.explained,
@@ -78,6 +82,7 @@ class ProofResult:
     cells: tuple[Located, ...]
     failures: dict[str, str]
     seconds: float = 0.0
+    untried: tuple[Untried, ...] = ()
 
     @property
     def located(self) -> float:
@@ -99,7 +104,7 @@ class ProofResult:
         return {
             "schema": SCHEMA, "harness": harness.__version__, "exit": self.exit, "located": self.located,
             "explained": self.explained, "cells": [cell.to_json() for cell in self.cells], "failures": self.failures,
-            "seconds": self.seconds,
+            "untried": [one.to_json() for one in self.untried], "seconds": self.seconds,
         }  # fmt: skip
 
 
@@ -108,26 +113,25 @@ PLACES, CAUSES = 0.95, 0.8
 
 def proof(
     subject: Subject, only: Callable[[Mutant], bool], listen: Callable[[str, Mapping[str, Any]], None]
-) -> list[Located]:
-    """Every fault that applies to a subject, in every backend, handed to `diff`."""
-    plans = [
-        (mutant, name, text)
-        for name, live in subject.workers.items()
-        for mutant in filter(only, MUTANTS)
-        if (text := plant(mutant, subject.program, live.backend, subject.precision)) is not None
-    ]
-    listen(subject.program.name, {"phase": subject.precision, "total": len(plans)})
+) -> tuple[list[Located], list[Untried]]:
+    """Every fault that applies to a subject, in every backend, handed to `diff`; and what was not tried."""
+    backends = {name: live.backend for name, live in subject.workers.items()}
+    plans = {name: plan(subject.program, backend, subject.precision, only) for name, backend in backends.items()}
+    left = not_tried(subject.program, backends, subject.precision, plans, only)
+    listen(subject.program.name, {"phase": subject.precision, "total": sum(map(len, plans.values()))})
     found = []
-    for number, (mutant, name, text) in enumerate(plans, start=1):
+    every = [(name, planting) for name, own in plans.items() for planting in own]
+    for number, (name, planting) in enumerate(every, start=1):
         if name in subject.backends:
-            found.append(_located(subject, mutant, name, text))
+            found.append(_located(subject, name, planting))
         listen(subject.program.name, {"step": number, "losses": {}})
-    return found
+    return found, left
 
 
-def _located(subject: Subject, mutant: Mutant, name: str, text: str) -> Located:
+def _located(subject: Subject, name: str, planting: Planting) -> Located:
+    mutant, text = planting.mutant, planting.source
     backend = subject.workers[name].backend
-    empty = Located(mutant.name, mutant.phase, subject.program.name, name, subject.precision)
+    empty = Located(mutant.name, mutant.phase, subject.program.name, name, subject.precision, where=planting.where)
     own = Written(backend, text, f"{backend}'s program", subject.honest[name, False], subject.program)
     try:
         observed = own.adapted(subject.program, subject.precision, observe=True)
@@ -228,32 +232,40 @@ def markdown(result: ProofResult, command: str) -> str:
         "right; *cause*: the fault is among the causes that it names. What is right it is not told: the phase is the",
         "catalogue's, step and tensor are where the faulty program leaves the honest one of the same backend. Of several",
         "tensors that a fault changes at once each counts as right; of values and losses only the first does. Causes come",
-        "from the same catalogue as the faults: what is not in it, has no known cause.", "",
+        "from the same catalogue as the faults: what is not in it, has no known cause. Where a program has several places for a",
+        "fault, it is planted three times: in the first place, in another one, and in every one.", "",
         f"Places right: {sum(c.located for c in cells)} of {len(cells)} ({100 * result.located:.1f} %).",
         f"Causes right: {sum(c.explained for c in cells)} of {len(cells)} ({100 * result.explained:.1f} %).", "",
+        f"Places right, by where it was planted: {by_place(cells, lambda c: c.located)}.",
+        f"Causes right, by where it was planted: {by_place(cells, lambda c: c.explained)}.", "",
         "| spec | backend | precision | faults | place | cause |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for spec, backend, precision in dict.fromkeys((c.spec, c.backend, c.precision) for c in cells):
         own = [c for c in cells if (c.spec, c.backend, c.precision) == (spec, backend, precision)]
         places, causes = sum(c.located for c in own), sum(c.explained for c in own)
         lines.append(f"| {spec} | {backend} | {precision} | {len(own)} | {places} | {causes} |")
-    lines += ["", "| phase | fault | planted | place | cause |", "|---|---|---|---|---|"]
+    lines += ["", "| phase | fault | planted | place | cause | not tried |", "|---|---|---|---|---|---|"]
     lines += [f"| {' | '.join(map(str, row))} |" for row in rows(result)]
     wrong = [c for c in cells if not c.located]
     if wrong:
-        lines += ["", "Places that were wrong, or not found:", "", "| fault | spec | backend | phase | what was said |", "|---|---|---|---|---|"]  # fmt: skip
-        lines += [f"| {c.mutant} | {c.spec} | {c.backend} | {c.phase} | {spelled(c)} |" for c in wrong]
-    return "\n".join([*lines, ""])
+        lines += ["", "Places that were wrong, or not found:", "", "| fault | spec | backend | planted in | phase | what was said |", "|---|---|---|---|---|---|"]  # fmt: skip
+        lines += [f"| {c.mutant} | {c.spec} | {c.backend} | {c.where} | {c.phase} | {spelled(c)} |" for c in wrong]
+    unnamed = [c for c in cells if c.located and not c.explained]
+    if unnamed:
+        lines += ["", "Causes that were not named:", "", "| fault | spec | backend | planted in | what was named |", "|---|---|---|---|---|"]  # fmt: skip
+        lines += [f"| {c.mutant} | {c.spec} | {c.backend} | {c.where} | {', '.join(c.causes) or 'nothing'} |" for c in unnamed]  # fmt: skip
+    return "\n".join([*lines, "", *untried_lines(result.untried)])
 
 
-def rows(result: ProofResult) -> list[tuple[str, str, int, int, int]]:
-    """A row a fault: phase, name, how often it was planted, its place found, and the fault named."""
+def rows(result: ProofResult) -> list[tuple[str, str, int, int, int, int]]:
+    """A row a fault: phase, name, how often it was planted, its place found, the fault named; programs not tried."""
     found = []
     for mutant in MUTANTS:
         own = [c for c in result.cells if c.mutant == mutant.name]
         if own:
             places, causes = sum(c.located for c in own), sum(c.explained for c in own)
-            found.append((mutant.phase, mutant.name, len(own), places, causes))
+            left = sum(one.mutant == mutant.name for one in result.untried)
+            found.append((mutant.phase, mutant.name, len(own), places, causes, left))
     return found
 
 

@@ -183,8 +183,17 @@ def changed(text: str, lines: Mapping[str, str]) -> str:
 
 
 def exchanged(texts: Mapping[str, str], lines: Mapping[str, Mapping[str, str]], uses: Mapping[str, Edit]) -> Plans:
-    """A class that is written out with some of its lines changed, and used in place of the framework's."""
-    return {b: ((Helper(changed(texts[b], lines[b])), uses[b]),) for b in texts}
+    """A class that is written out with some of its lines changed, and used in place of the framework's.
+
+    Where a program has the same rule written out already, its own lines are changed.
+    """
+    return {
+        b: (
+            (Helper(changed(texts[b], lines[b])), uses[b]),
+            *((tuple(Edit(old, new) for old, new in lines[b].items()),) if lines[b] else ()),
+        )
+        for b in texts
+    }
 
 
 def alike(texts: Mapping[str, str], lines: Mapping[str, str]) -> dict[str, Mapping[str, str]]:

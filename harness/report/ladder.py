@@ -12,12 +12,14 @@ from harness.check import power, proof
 from harness.check.diagnose import Diagnosis
 from harness.check.diff import DiffResult
 from harness.check.power import RUNGS as MET
-from harness.check.power import PowerResult, matrix
+from harness.check.power import PowerResult, Untried, matrix
 from harness.check.proof import ProofResult
 from harness.check.record import RUNGS, CheckResult, Rung
 from harness.files import write_named
+from harness.meaning import unified
 
 STYLES = {"passed": "green", "failed": "bold red", "void": "bold yellow", "skipped": "yellow"}
+SIGNS = {"-": "red", "+": "green", "@": "cyan"}
 WORST = 3  # comparisons shown of a rung that failed
 
 
@@ -76,6 +78,9 @@ def print_diff(result: DiffResult, console: Console) -> None:
             console.print(Text(sentence))
     for note in result.notes:
         console.print(Text(note, style="dim"))
+    for name, own in result.changes.items():
+        for line in unified(own, f"{name}, as emitted", f"{name}'s program"):
+            console.print(Text(line, style=SIGNS.get(line[0], "")))
     for backend, why in result.failures.items():
         console.print(Text(f"{backend} failed: {why}", style="red"))
 
@@ -107,18 +112,25 @@ def write_table(result: PowerResult | ProofResult, path: Path, command: str) -> 
 def print_proof(result: ProofResult, console: Console) -> None:
     """Where `diff` was right."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("phase", "fault", "planted", "place right", "cause right"):
+    for name in ("phase", "fault", "planted", "place right", "cause right", "not tried"):
         grid.add_column(name, overflow="fold")
-    for phase, fault, planted, places, causes in proof.rows(result):
-        grid.add_row(phase, fault, *map(str, (planted, places, causes)))
+    for phase, fault, *counts in proof.rows(result):
+        grid.add_row(phase, fault, *map(str, counts))
     console.print(grid)
     for c in result.cells:
         if not c.located:
-            console.print(Text(f"{c.mutant}: {c.spec}, {c.backend}: {proof.spelled(c)}", style="dim"))
+            console.print(Text(f"{c.mutant}: {c.spec}, {c.backend}, {c.where}: {proof.spelled(c)}", style="dim"))
+    print_untried(result.untried, console)
     for backend, why in result.failures.items():
         console.print(Text(f"{backend} failed: {why}", style="red"))
     shares = f"places right {100 * result.located:.1f} %, causes right {100 * result.explained:.1f} %"
     console.print(Text(f"{len(result.cells)} planted faults: {shares}, in {result.seconds:.0f} s"))
+
+
+def print_untried(untried: Sequence[Untried], console: Console) -> None:
+    """The faults that a program was not given, and why: neither found nor missed."""
+    for mutant, backend, why in dict.fromkeys((one.mutant, one.backend, one.why) for one in untried):
+        console.print(Text.assemble(("not tried  ", "yellow"), f"{mutant}: {backend}: {why}"))
 
 
 def print_power(result: PowerResult, console: Console) -> None:
@@ -127,18 +139,19 @@ def print_power(result: PowerResult, console: Console) -> None:
     precisions = list(dict.fromkeys(cell.precision for cell in result.cells))
     for precision in precisions:
         grid = Table(box=None, pad_edge=False, header_style="bold", title=precision, title_justify="left")
-        for name in ("phase", "fault", *MET, "any"):
+        for name in ("phase", "fault", *MET, "any", "not tried"):
             grid.add_column(name, overflow="fold")
         for phase, name, counts in rows:
             if precision in counts:
-                grid.add_row(phase, name, *(counts[precision][rung] for rung in (*MET, "any")))
+                grid.add_row(phase, name, *(counts[precision][rung] for rung in (*MET, "any", "not tried")))
         console.print(grid)
         console.print()
     for cell in result.survivors:
         why = cell.note or "unexplained"
         style = "bold red" if cell in result.unexplained else "yellow"
-        place = f"{cell.mutant}: {cell.spec}, {cell.backend}, {cell.precision}"
+        place = f"{cell.mutant}: {cell.spec}, {cell.backend}, {cell.where}, {cell.precision}"
         console.print(Text.assemble(("survived  ", style), f"{place}: {why}"))
+    print_untried(result.untried, console)
     for s in result.sensitivity:
         small = ", ".join(f"{rung} {v:.0e}" for rung, v in s.smallest.items() if v is not None)
         console.print(

@@ -1,7 +1,7 @@
 """Faults of the backward pass: every value is right, and some gradient is not."""
 
-from harness.check.edits import Edit, each, head, plans
-from harness.check.mutant import Mutant, graphs, has, has_masks, head_bias_is_zero
+from harness.check.edits import Edit, alone, each, head, plans
+from harness.check.mutant import Mutant, graphs, has, has_masks
 from harness.graph import Program
 from harness.ops.base import Op
 from harness.ops.linear import Add, Embedding, Reshape
@@ -91,9 +91,36 @@ MUTANTS = (
         "embedding's gradient averaged",
         "an embedding's gradient divided by how often a row is looked up",
         "backward",
-        edits={"torch": plans(Edit("nn.Embedding($$given)", "nn.Embedding($given, scale_grad_by_freq=True)"))},
+        edits=alone(
+            "torch",
+            Edit("nn.Embedding($$given)", "nn.Embedding($given, scale_grad_by_freq=True)"),
+            why="scale_grad_by_freq is a switch that PyTorch alone has",
+        ),
         where=has(Embedding),
-        note="A switch that PyTorch alone has.",
+    ),
+    Mutant(
+        "embedding's first row never learns",
+        "an embedding whose row 0 gets no gradient where it is looked up, as with padding_idx=0",
+        "backward",
+        edits={
+            "torch": plans(
+                Edit(
+                    "self.<embedding> = nn.Embedding($$given)", "self.<embedding> = nn.Embedding($given, padding_idx=0)"
+                )
+            ),
+            "tensorflow": plans(
+                Edit(
+                    "self.<embedding>(<tokens>)",
+                    "tf.where((<tokens> == 0)[..., None], tf.stop_gradient(self.<embedding>(<tokens>)), self.<embedding>(<tokens>))",
+                )
+            ),
+            "jax": plans(
+                Edit(
+                    "self.<embedding>(<tokens>)",
+                    "jnp.where((<tokens> == 0)[..., None], jax.lax.stop_gradient(self.<embedding>(<tokens>)), self.<embedding>(<tokens>))",
+                )
+            ),
+        },
     ),
     Mutant(
         "tied embedding untied",
@@ -119,11 +146,11 @@ MUTANTS = (
         "the last layer's bias left out",
         "backward",
         edits=head(
+            "zero_head",
             "self.<head>($x) - self.<head>.bias",
             "self.<head>($x) - self.<head>.bias",
             "self.<head>($x) - self.<head>.bias[...]",
         ),
-        where=head_bias_is_zero,
         note="The bias starts at zero, so that the first forward pass is right and its gradient, which vanishes, is not.",
     ),
 )

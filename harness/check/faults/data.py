@@ -28,12 +28,17 @@ def _dropout(**values: object) -> Change:
         mask = node.op.mask(*node.input_shapes)
         return None if mask is None or same else node.op.model_copy(update=values)
 
-    return changes.first_op(Dropout)(change)
+    return changes.ops(Dropout)(change)
 
 
 def _denser_dropout(node: Node) -> Op | None:
     rate = node.op.rate  # type: ignore[attr-defined]
     return node.op.model_copy(update={"rate": round(1.1 * rate, 6)}) if rate else None
+
+
+def _complement(node: Node) -> Op | None:
+    rate = node.op.rate  # type: ignore[attr-defined]
+    return node.op.model_copy(update={"rate": round(1 - rate, 9)}) if rate else None
 
 
 def _per_value(node: Node) -> Op | None:
@@ -87,6 +92,12 @@ MUTANTS = (
         edits=_rows("input", '(inputs["train.<input>"][rows] + inputs["train.<input>"].dtype.type(0.1))'),
     ),
     Mutant(
+        "colours reversed",
+        "the colours of an image in reverse order, blue first, as OpenCV reads them",
+        "data",
+        edits=_rows("coloured", 'inputs["train.<coloured>"][rows][..., ::-1].copy()'),
+    ),
+    Mutant(
         "targets not shifted",
         "the sequence itself as its own target, not the next character",
         "data",
@@ -129,12 +140,18 @@ MUTANTS = (
         edits=same(Edit(">= round(rate * 2**16)", "< round(rate * 2**16)")),
         where=has_masks,
     ),
-    Mutant("a tenth more dropout", "a dropout rate a tenth higher", "data", changes.first_op(Dropout)(_denser_dropout)),
+    Mutant("a tenth more dropout", "a dropout rate a tenth higher", "data", changes.ops(Dropout)(_denser_dropout)),
+    Mutant(
+        "share kept for share dropped",
+        "a dropout rate taken for the share that is kept, as TensorFlow 1's keep_prob",
+        "data",
+        changes.ops(Dropout)(_complement),
+    ),
     Mutant(
         "dropout value by value",
         "dropout of single values where whole channels should drop",
         "data",
-        changes.first_op(Dropout)(_per_value),
+        changes.ops(Dropout)(_per_value),
     ),
     Mutant(
         "dropout left out",

@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from harness.check import changes, written
-from harness.check.edits import Edit, Helper, Plans, each, head, plans, same
-from harness.check.mutant import Mutant, has, head_bias_is_zero, nodes
+from harness.check.edits import Edit, Helper, Needs, Plan, Plans, each, head, plans, same
+from harness.check.mutant import Mutant, has, nodes
 from harness.check.written import alike, exchanged
 from harness.graph import Node, Program
-from harness.ops.activation import Elu, Gelu, LeakyRelu, Relu, Selu, Sigmoid, Silu, Softplus, Tanh
+from harness.ops.activation import Elu, Gelu, LeakyRelu, Relu, Selu, Sigmoid, Silu, Softmax, Softplus, Tanh
 from harness.ops.attention import Attention
 from harness.ops.base import Op
-from harness.ops.convolution import Conv2d, Convolution
+from harness.ops.convolution import Conv2d, Convolution, ConvTranspose2d
 from harness.ops.linear import Add, Flatten, Reshape
 from harness.ops.normalisation import BatchNorm, LayerNorm
 from harness.ops.pooling import AvgPool, AvgPool2d, MaxPool, MaxPool2d
@@ -20,11 +20,6 @@ from harness.ops.pooling import AvgPool, AvgPool2d, MaxPool, MaxPool2d
 def _flattens_images(program: Program) -> bool:
     shapes = [node.input_shapes[0] for node in nodes(program) if isinstance(node.op, Flatten)]
     return any(len(shape) == 3 and shape[-1] > 1 and max(shape[:-1]) > 1 for shape in shapes)  # noqa: PLR2004 - H W C
-
-
-def _head_reads_a_value(program: Program) -> bool:
-    """Whether what the last layer reads was computed: the data itself may hold numbers that no rounding changes."""
-    return any(graph.nodes[-1].inputs[0] not in graph.inputs for graph in program.networks.values())
 
 
 def _padding_on_the_wrong_side(node: Node) -> Op | None:
@@ -59,7 +54,7 @@ def _without_shortcut(node: Node) -> Node | None:
     return replace(node, op=_identity(node), inputs=node.inputs[1:], input_shapes=node.input_shapes[1:])
 
 
-def _pairs(torch: tuple[str, str], tensorflow: tuple[str, str], jax: tuple[str, str]) -> Plans:
+def _pairs(torch: tuple[str, str], tensorflow: tuple[str, str], jax: tuple[str, str]) -> dict[str, tuple[Plan, ...]]:
     return each(Edit(*torch), Edit(*tensorflow), Edit(*jax))
 
 
@@ -100,18 +95,59 @@ def _lstm(lines: Mapping[str, str]) -> Plans:
     return exchanged(written.LSTM, spelled, LSTMS)
 
 
+SDPA = "F.scaled_dot_product_attention(q, k, v, is_causal=self.causal"
+SQUARE = "torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device)"
+
+
+def _sdpa(old: str, new: str, given: str) -> tuple[Plan, ...]:
+    """PyTorch's attention: a line of the rule where it is written out, an argument where it is fused."""
+    own = SDPA.rpartition(",")[0] if "is_causal" in given else SDPA
+    return plans(Edit(old, new), Edit(f"{SDPA})", f"{own}, {given})"))
+
+
+def _causal(program: Program) -> bool:
+    """Whether any attention has a causal mask."""
+    return any(isinstance(node.op, Attention) and node.op.causal for node in nodes(program))
+
+
 MUTANTS = (
     Mutant(
         "padding on the wrong side",
-        "the zeros of an uneven padding before the image where they belong after it",
+        "the zeros of an uneven padding before the image, as padding=1 with a stride has them, where they belong after it",
         "forward",
-        changes.first_op(Convolution)(_padding_on_the_wrong_side),
+        changes.ops(Convolution)(_padding_on_the_wrong_side),
+    ),
+    Mutant(
+        "transposed convolution one pixel off",
+        "a transposed convolution's odd row cropped before the image, as with padding=1 and output_padding=1, where it belongs "
+        "after it",
+        "forward",
+        changes.ops(ConvTranspose2d)(_padding_on_the_wrong_side),
+    ),
+    Mutant(
+        "transposed kernel flipped",
+        "a transposed convolution whose kernel is flipped, as nnx.ConvTranspose has it without transpose_kernel=True",
+        "forward",
+        # With an even crop that is the image flipped before and after.
+        edits={
+            "torch": plans(
+                Edit("self.<plain_deconv>(x)", "self.<plain_deconv>(x.flip(2, 3)).flip(2, 3)"),
+                Edit(
+                    "self.<plain_deconv>($x.permute(0, 3, 1, 2))",
+                    "self.<plain_deconv>($x.permute(0, 3, 1, 2).flip(2, 3)).flip(2, 3)",
+                ),
+            ),
+            "tensorflow": plans(
+                Edit("self.<plain_deconv>($x)", "self.<plain_deconv>($x[:, ::-1, ::-1])[:, ::-1, ::-1]")
+            ),
+            "jax": plans(Edit("self.<plain_deconv>($x)", "self.<plain_deconv>($x[:, ::-1, ::-1])[:, ::-1, ::-1]")),
+        },
     ),
     Mutant(
         "pool padding on the wrong side",
         "a pool's uneven padding after the image where it belongs before it",
         "forward",
-        changes.first_op(MaxPool, AvgPool)(_padding_on_the_wrong_side),
+        changes.ops(MaxPool, AvgPool)(_padding_on_the_wrong_side),
     ),
     Mutant(
         "image turned on its side",
@@ -157,28 +193,37 @@ MUTANTS = (
         "a square kernel loaded without the transpose that its framework needs",
         "forward",
         edits={
-            "torch": plans(Edit('query.weight", (1, 0)', 'query.weight", (0, 1)')),
-            "tensorflow": plans(Edit('query/kernel", (0, 1)', 'query/kernel", (1, 0)')),
-            "jax": plans(Edit('query.kernel", (0, 1)', 'query.kernel", (1, 0)')),
+            "torch": plans(
+                Edit('query.weight", (1, 0)', 'query.weight", (0, 1)'),
+                Edit('<square>.weight", (1, 0)', '<square>.weight", (0, 1)'),
+            ),
+            "tensorflow": plans(
+                Edit('query/kernel", (0, 1)', 'query/kernel", (1, 0)'),
+                Edit('<square>/kernel", (0, 1)', '<square>/kernel", (1, 0)'),
+            ),
+            "jax": plans(
+                Edit('query.kernel", (0, 1)', 'query.kernel", (1, 0)'),
+                Edit('<square>.kernel", (0, 1)', '<square>.kernel", (1, 0)'),
+            ),
         },
     ),
     Mutant(
         "dilated convolution",
         "a convolution whose taps are two pixels apart",
         "forward",
-        changes.first_op(Conv2d)(_dilated),
+        changes.ops(Conv2d)(_dilated),
     ),
     Mutant(
         "dropped activation",
         "an activation left out",
         "forward",
-        changes.first_op(Relu, LeakyRelu, Elu, Selu, Gelu, Silu, Sigmoid, Tanh, Softplus)(_identity),
+        changes.ops(Relu, LeakyRelu, Elu, Selu, Gelu, Silu, Sigmoid, Tanh, Softplus)(_identity),
     ),
     Mutant(
         "leaking activation",
         "a leak of 0.01 in a ReLU that has none",
         "forward",
-        changes.first_op(Relu)(lambda _node: LeakyRelu(slope=0.01)),
+        changes.ops(Relu)(lambda _node: LeakyRelu(slope=0.01)),
     ),
     Mutant(
         "slope of another framework",
@@ -187,39 +232,57 @@ MUTANTS = (
         changes.fields(LeakyRelu, slope=0.3),
     ),
     Mutant(
+        "slope of PyTorch",
+        "a leaky ReLU with the default slope of PyTorch and JAX, 0.01",
+        "forward",
+        changes.fields(LeakyRelu, slope=0.01),
+    ),
+    Mutant(
         "GELU by tanh",
         "GELU's approximation by tanh in place of the error function",
         "forward",
         changes.fields(Gelu, form="tanh"),
     ),
-    Mutant("SiLU for GELU", "SiLU where GELU belongs", "forward", changes.first_op(Gelu)(lambda _node: Silu())),
+    Mutant("SiLU for GELU", "SiLU where GELU belongs", "forward", changes.ops(Gelu)(lambda _node: Silu())),
     Mutant(
         "tanh for sigmoid",
         "a network that ends in tanh in place of a sigmoid",
         "forward",
-        changes.first_op(Sigmoid)(lambda _node: Tanh()),
+        changes.ops(Sigmoid)(lambda _node: Tanh()),
     ),
     Mutant(
         "average for maximum",
         "average pooling in place of max pooling",
         "forward",
-        changes.first_op(MaxPool2d)(_pool(AvgPool2d)),
+        changes.ops(MaxPool2d)(_pool(AvgPool2d)),
     ),
     Mutant(
         "maximum for average",
         "max pooling in place of average pooling",
         "forward",
-        changes.first_op(AvgPool2d)(_pool(MaxPool2d)),
+        changes.ops(AvgPool2d)(_pool(MaxPool2d)),
         where=lambda program: any(isinstance(n.op, AvgPool2d) and not any(map(any, n.op.pads)) for n in nodes(program)),
     ),
     Mutant(
         "padding counted",
         "an average pool that counts the zeros of its padding",
         "forward",
-        changes.first_op(AvgPool2d)(
+        changes.ops(AvgPool2d)(
             lambda node: (
                 node.op.model_copy(update={"count_padding": True})
                 if any(map(any, node.op.pads)) and not node.op.count_padding  # type: ignore[attr-defined]
+                else None
+            )
+        ),
+    ),
+    Mutant(
+        "padding left out of the mean",
+        "an average pool that leaves the zeros of its padding out of the mean, as Keras does",
+        "forward",
+        changes.ops(AvgPool2d)(
+            lambda node: (
+                node.op.model_copy(update={"count_padding": False})
+                if any(map(any, node.op.pads)) and node.op.count_padding  # type: ignore[attr-defined]
                 else None
             )
         ),
@@ -289,13 +352,13 @@ MUTANTS = (
         "normalisation epsilon of Keras",
         "Keras' default of 1e-3 as the epsilon of a normalisation",
         "forward",
-        changes.first_op(BatchNorm, LayerNorm)(lambda node: node.op.model_copy(update={"epsilon": 1e-3})),
+        changes.fields(epsilon=1e-3),
     ),
     Mutant(
         "normalisation epsilon of Flax",
         "Flax's default of 1e-6 as the epsilon of a normalisation",
         "forward",
-        changes.first_op(BatchNorm, LayerNorm)(lambda node: node.op.model_copy(update={"epsilon": 1e-6})),
+        changes.fields(epsilon=1e-6),
         note="A difference of 9e-6 against a variance near 1: a few units in float32's last places.",
     ),
     Mutant(
@@ -319,6 +382,33 @@ MUTANTS = (
         edits=exchanged(
             written.LAYER_NORM, alike(written.LAYER_NORM, {"/ x.shape[-1]": "/ (x.shape[-1] - 1)"}), LAYER_NORMS
         ),
+    ),
+    Mutant(
+        "layer normalisation over all axes",
+        "layer normalisation over the positions too, not over the channels alone",
+        "forward",
+        edits=exchanged(
+            written.LAYER_NORM,
+            {
+                "torch": {
+                    "x.mean(-1, ": "x.mean(tuple(range(1, x.ndim)), ",
+                    ".sum(-1, ": ".sum(tuple(range(1, x.ndim)), ",
+                    "/ x.shape[-1]": "/ x[0].numel()",
+                },
+                "tensorflow": {
+                    "tf.reduce_mean(x, -1, ": "tf.reduce_mean(x, list(range(1, len(x.shape))), ",
+                    "tf.square(centred), -1, ": "tf.square(centred), list(range(1, len(x.shape))), ",
+                    "/ x.shape[-1]": "/ float(np.prod(x.shape[1:]))",
+                },
+                "jax": {
+                    "x.mean(-1, ": "x.mean(tuple(range(1, x.ndim)), ",
+                    ".sum(-1, ": ".sum(tuple(range(1, x.ndim)), ",
+                    "/ x.shape[-1]": "/ x[0].size",
+                },
+            },
+            LAYER_NORMS,
+        ),
+        where=lambda program: any(isinstance(n.op, LayerNorm) and len(n.shape) > 1 for n in nodes(program)),
     ),
     Mutant(
         "running statistics in training",
@@ -357,15 +447,71 @@ MUTANTS = (
     ),
     Mutant(
         "LSTM gates swapped",
-        "an LSTM's input and forget gates swapped",
+        "an LSTM's input and forget gates swapped, f i g o for i f g o",
         "forward",
         edits=_lstm({"i, f, g, o = ": "f, i, g, o = "}),
     ),
     Mutant(
         "LSTM gates in another order",
-        "an LSTM's cell and output gates swapped",
+        "an LSTM's cell and output gates swapped, i f o g for i f g o",
         "forward",
         edits=_lstm({"i, f, g, o = ": "i, f, o, g = "}),
+    ),
+    Mutant(
+        "LSTM gates of TensorFlow 1",
+        "an LSTM's gates in the order of TensorFlow 1's BasicLSTMCell, i g f o for i f g o",
+        "forward",
+        edits=_lstm({"i, f, g, o = ": "i, g, f, o = "}),
+    ),
+    Mutant(
+        "LSTM gates of ONNX",
+        "an LSTM's gates in the order of ONNX, i o f g for i f g o",
+        "forward",
+        edits=_lstm({"i, f, g, o = ": "i, o, f, g = "}),
+    ),
+    Mutant(
+        "GRU gates in Keras' order",
+        "a GRU's gates in the order of Keras, z r n for PyTorch's r z n",
+        "forward",
+        edits={
+            **exchanged(
+                written.GRU,
+                alike(written.GRU, {"xr, xz, xn = ": "xz, xr, xn = ", "hr, hz, hn = ": "hz, hr, hn = "}),
+                GRUS,
+            ),
+            "tensorflow": plans((Edit("xr, xz, xn = ", "xz, xr, xn = "), Edit("hr, hz, hn = ", "hz, hr, hn = "))),
+        },
+    ),
+    Mutant(
+        "recurrence along the batch",
+        "a recurrent layer that runs along the batch, as nn.LSTM and nn.GRU do without batch_first=True",
+        "forward",
+        edits={
+            "torch": plans(
+                Edit("self.<recurrent> = nn.$kind($$given, batch_first=True)", "self.<recurrent> = nn.$kind($given)")
+            ),
+            "tensorflow": plans(
+                (
+                    Edit(
+                        "self.<recurrent>($x)",
+                        "tf.transpose(self.<recurrent>(tf.transpose($x, (1, 0, 2))), (1, 0, 2))[:, -1]",
+                    ),
+                    Edit('return_sequences=False, name="<recurrent>"', 'return_sequences=True, name="<recurrent>"'),
+                ),
+                (
+                    Edit(
+                        "self.<recurrent>($x)", "tf.transpose(self.<recurrent>(tf.transpose($x, (1, 0, 2))), (1, 0, 2))"
+                    ),
+                    Needs('return_sequences=True, name="<recurrent>"'),
+                ),
+            ),
+            "jax": plans(
+                Edit(
+                    "self.<recurrent> = nnx.RNN($$given, rngs=False)",
+                    "self.<recurrent> = nnx.RNN($given, rngs=False, time_major=True)",
+                )
+            ),
+        },
     ),
     Mutant(
         "forget bias added again",
@@ -406,7 +552,7 @@ MUTANTS = (
     ),
     Mutant(
         "reset before the product",
-        "a GRU whose reset gate acts before the product with the state",
+        "a GRU whose reset gate acts before the product with the state, as in Keras' reset_after=False",
         "forward",
         edits={
             **exchanged(
@@ -433,8 +579,8 @@ MUTANTS = (
             "torch": plans(Edit("self.<recurrent>($x)[0][:, -1]", "self.<recurrent>($x)[0].mean(1)")),
             "tensorflow": plans(
                 (
-                    Edit("return_sequences=False", "return_sequences=True"),
                     Edit("self.<recurrent>($x)", "tf.reduce_mean(self.<recurrent>($x), axis=1)"),
+                    Edit('return_sequences=False, name="<recurrent>"', 'return_sequences=True, name="<recurrent>"'),
                 )
             ),
             "jax": plans(Edit("self.<recurrent>($$given)[:, -1]", "self.<recurrent>($given).mean(axis=1)")),
@@ -454,13 +600,21 @@ MUTANTS = (
         "attention scale missing",
         "attention scores that are not divided by the root of the head's size",
         "forward",
-        edits=same(Edit(" / math.sqrt(q.shape[-1])", "")),
+        edits=same(Edit(" / math.sqrt(q.shape[-1])", ""))
+        | {"torch": _sdpa(" / math.sqrt(q.shape[-1])", "", "scale=1.0")},
     ),
     Mutant(
         "attention scaled by all channels",
         "attention scores divided by the root of all channels, not of one head's",
         "forward",
-        edits=same(Edit("math.sqrt(q.shape[-1])", "math.sqrt(q.shape[-1] * self.heads)")),
+        edits=same(Edit("math.sqrt(q.shape[-1])", "math.sqrt(q.shape[-1] * self.heads)"))
+        | {
+            "torch": _sdpa(
+                "math.sqrt(q.shape[-1])",
+                "math.sqrt(q.shape[-1] * self.heads)",
+                "scale=(q.shape[-1] * self.heads) ** -0.5",
+            )
+        },
     ),
     Mutant(
         "attention mask inverted",
@@ -470,7 +624,9 @@ MUTANTS = (
             (".triu(1)", ".tril(-1)"),
             ("tf.linalg.band_part($$ones, -1, 0)", "tf.linalg.band_part($ones, 0, -1)"),
             ("jnp.tri(scores.shape[-1], dtype=bool)", "jnp.tri(scores.shape[-1], dtype=bool).T"),
-        ),
+        )
+        | {"torch": _sdpa(".triu(1)", ".tril(-1)", f"attn_mask={SQUARE}.triu(), is_causal=False")},
+        where=_causal,
     ),
     Mutant(
         "attention one step ahead",
@@ -480,13 +636,15 @@ MUTANTS = (
             (".triu(1)", ".triu(2)"),
             ("tf.linalg.band_part($$ones, -1, 0)", "tf.linalg.band_part($ones, -1, 1)"),
             ("jnp.tri(scores.shape[-1], dtype=bool)", "jnp.tri(scores.shape[-1], k=1, dtype=bool)"),
-        ),
+        )
+        | {"torch": _sdpa(".triu(1)", ".triu(2)", f"attn_mask={SQUARE}.tril(1), is_causal=False")},
+        where=_causal,
     ),
     Mutant(
         "causal mask dropped",
         "attention without its causal mask",
         "forward",
-        changes.first_op(Attention)(
+        changes.ops(Attention)(
             lambda node: node.op.model_copy(update={"causal": False}) if node.op.causal else None  # type: ignore[attr-defined]
         ),
     ),
@@ -495,10 +653,30 @@ MUTANTS = (
         "attention weights that sum to 1 over the queries, not the keys",
         "forward",
         edits={
-            "torch": plans(Edit("scores.softmax(dim=-1)", "scores.softmax(dim=-2)")),
+            "torch": plans(
+                Edit("scores.softmax(dim=-1)", "scores.softmax(dim=-2)"),
+                Edit(
+                    f"{SDPA})",
+                    "(q @ k.mT / q.shape[-1] ** 0.5).masked_fill("
+                    f"~{SQUARE.replace('q.shape[-2], q.shape[-2]', 'q.shape[-2], k.shape[-2]')}.tril() & self.causal,"
+                    ' float("-inf")).softmax(dim=-2) @ v',
+                ),
+            ),
             "tensorflow": plans(Edit("tf.nn.softmax(scores, axis=-1)", "tf.nn.softmax(scores, axis=-2)")),
             "jax": plans(Edit("nnx.softmax(scores, axis=-1)", "nnx.softmax(scores, axis=-2)")),
         },
+    ),
+    Mutant(
+        "softmax over the batch",
+        "a softmax over the batch, dim=0, where it belongs over the channels",
+        "forward",
+        edits={
+            "torch": plans(Edit("F.softmax($$x, dim=-1)", "F.softmax($x, dim=0)")),
+            "tensorflow": plans(Edit("tf.nn.softmax($$x, axis=-1)", "tf.nn.softmax($x, axis=0)")),
+            "jax": plans(Edit("nnx.softmax($$x, axis=-1)", "nnx.softmax($x, axis=0)")),
+        },
+        # Attention has a softmax of its own.
+        where=lambda program: has(Softmax)(program) and not has(Attention)(program),
     ),
     Mutant(
         "queries for keys",
@@ -508,7 +686,8 @@ MUTANTS = (
             ("q @ k.mT", "k @ q.mT"),
             ("tf.matmul(q, k, transpose_b=True)", "tf.matmul(k, q, transpose_b=True)"),
             ('jnp.einsum("nqhd,nkhd->nhqk", q, k)', 'jnp.einsum("nqhd,nkhd->nhqk", k, q)'),
-        ),
+        )
+        | {"torch": plans(Edit("q @ k.mT", "k @ q.mT"), Edit(f"{SDPA})", f"{SDPA.replace('q, k, v', 'k, q, v')})"))},
     ),
     Mutant(
         "heads interleaved",
@@ -538,8 +717,9 @@ MUTANTS = (
         "forward",
         edits=same(
             (
-                Edit('masks["<other_twin>"]', 'masks["<twin>"]'),
-                Edit('y * masks["<twin>"]', 'y * masks["<other_twin>"]'),
+                Edit('$x * masks["<twin>"]', '$x * masks["_"]'),
+                Edit('$x * masks["<other_twin>"]', '$x * masks["<twin>"]'),
+                Edit('masks["_"]', 'masks["<other_twin>"]'),
             ),
             Edit('["masks"]["<other_scope>"]', '["masks"]["<scope>"]'),
         ),
@@ -572,29 +752,29 @@ MUTANTS = (
         "shortcut dropped",
         "a residual connection left out",
         "forward",
-        lambda program: changes.first_node(program, _without_shortcut),
+        changes.nodes(_without_shortcut),
     ),
     Mutant(
         "bias counted twice",
         "the last layer's bias added twice",
         "forward",
         edits=head(
+            "offset_head",
             "self.<head>($x) + self.<head>.bias",
             "self.<head>($x) + self.<head>.bias",
             "self.<head>($x) + self.<head>.bias[...]",
         ),
-        where=lambda program: not head_bias_is_zero(program),
     ),
     Mutant(
         "rounded to bfloat16",
         "the input of a matrix product rounded to bfloat16",
         "forward",
         edits=head(
+            "fed_head",
             "self.<head>($x.bfloat16().to($x.dtype))",
             "self.<head>(tf.cast(tf.cast($x, tf.bfloat16), $x.dtype))",
             "self.<head>($x.astype(jnp.bfloat16).astype($x.dtype))",
         ),
-        where=_head_reads_a_value,
     ),
     Mutant(
         "rounded as in TF32",
@@ -602,11 +782,11 @@ MUTANTS = (
         "forward",
         # Veltkamp's splitting: in float32 what is left has 24 - 13 bits.
         edits=head(
+            "fed_head",
             "self.<head>(8193 * $x - (8193 * $x - $x))",
             "self.<head>(8193 * $x - (8193 * $x - $x))",
             "self.<head>(8193 * $x - (8193 * $x - $x))",
         ),
-        where=_head_reads_a_value,
         precisions=("float32",),
         note="In float64 the same arithmetic keeps 40 bits, which is no TF32.",
     ),
@@ -615,11 +795,11 @@ MUTANTS = (
         "a value rounded to float32 in the middle of a float64 program",
         "forward",
         edits=head(
+            "fed_head",
             "self.<head>($x.float().double())",
             "self.<head>(tf.cast(tf.cast($x, tf.float32), tf.float64))",
             "self.<head>($x.astype(jnp.float32).astype(jnp.float64))",
         ),
-        where=_head_reads_a_value,
         precisions=("float64",),
         note="In a float32 program every value is rounded to float32.",
     ),

@@ -7,6 +7,7 @@ from harness.check import changes
 from harness.check.changes import Change
 from harness.check.edits import Edit, plans
 from harness.check.mutant import Mutant, keeps_last_batch
+from harness.check.places import FIRST, Place
 from harness.graph import Program, Term, Update
 from harness.losses import MeanAbsoluteError, MeanSquaredError, SigmoidCrossEntropy, SoftmaxCrossEntropy
 
@@ -20,7 +21,7 @@ def _smoothing(rule: Callable[[float, int], float]) -> Change:
         smoothing = rule(loss.label_smoothing, classes)
         return replace(term, loss=loss.model_copy(update={"label_smoothing": smoothing}))
 
-    return changes.first_term(change)
+    return changes.terms(change)
 
 
 def _weighted(factor: Callable[[Program, Term], float]) -> Change:
@@ -30,7 +31,7 @@ def _weighted(factor: Callable[[Program, Term], float]) -> Change:
             return None
         return replace(term, loss=term.loss.model_copy(update={"weight": term.loss.weight * times}))
 
-    return changes.first_term(change)
+    return changes.terms(change)
 
 
 def _positions(program: Program, term: Term) -> float:
@@ -45,30 +46,23 @@ def _absolute_error(_program: Program, term: Term) -> Term | None:
     return replace(term, loss=other)
 
 
-def _second_term_lighter(program: Program) -> Program | None:
-    def of(update: Update) -> Update | None:
-        if len(update.terms) < 2:  # noqa: PLR2004 - a second one
-            return None
-        first, second, *rest = update.terms
-        lighter = second.loss.model_copy(update={"weight": second.loss.weight / 2})
-        return replace(update, terms=(first, replace(second, loss=lighter), *rest))
-
-    return changes.first_update(program, of)
+def _second_term_lighter(update: Update) -> Update | None:
+    if len(update.terms) < 2:  # noqa: PLR2004 - a second one
+        return None
+    first, second, *rest = update.terms
+    lighter = second.loss.model_copy(update={"weight": second.loss.weight / 2})
+    return replace(update, terms=(first, replace(second, loss=lighter), *rest))
 
 
-def _other_labels(program: Program) -> Program | None:
+def _other_labels(update: Update) -> Update | None:
     """The numbers that an update's terms aim at, turned around."""
-
-    def of(update: Update) -> Update | None:
-        if len(update.terms) < 2 or any(t.targets.kind != "number" for t in update.terms):  # noqa: PLR2004
-            return None
-        terms = [replace(t, targets=replace(t.targets, number=1 - t.targets.number)) for t in update.terms]
-        return replace(update, terms=tuple(terms))
-
-    return changes.first_update(program, of)
+    if len(update.terms) < 2 or any(t.targets.kind != "number" for t in update.terms):  # noqa: PLR2004
+        return None
+    terms = [replace(t, targets=replace(t.targets, number=1 - t.targets.number)) for t in update.terms]
+    return replace(update, terms=tuple(terms))
 
 
-def _opposed(program: Program) -> Program | None:
+def _opposed(program: Program, _place: Place = FIRST) -> Program | None:
     """The single number that the last update's loss aims at, turned around: its players help each other."""
     (*before, update) = program.updates
     if not before or len(update.terms) != 1 or update.terms[0].targets.kind != "number":
@@ -92,7 +86,7 @@ MUTANTS = (
         "absolute error",
         "the mean absolute error in place of the squared one",
         "loss",
-        changes.first_term(_absolute_error),
+        changes.terms(_absolute_error),
     ),
     Mutant(
         "sum for mean",
@@ -101,10 +95,24 @@ MUTANTS = (
         _weighted(lambda program, term: float(changes.elements(program, term))),
     ),
     Mutant(
-        "positions summed", "a loss averaged over examples but summed over positions", "loss", _weighted(_positions)
+        "positions summed",
+        "a loss averaged over examples but summed over positions, as reduction='batchmean' does",
+        "loss",
+        _weighted(_positions),
+    ),
+    Mutant(
+        "averaged over the classes too",
+        "a cross-entropy averaged over the classes too, as reduction='mean' of terms by class does",
+        "loss",
+        _weighted(lambda _program, term: 1 / term.outputs_shape[-1] if term.loss.integer_targets else 1.0),
     ),
     Mutant("half the loss", "a loss with a factor of a half", "loss", _weighted(lambda _program, _term: 0.5)),
-    Mutant("second term at half weight", "the second term of a loss at half its weight", "loss", _second_term_lighter),
+    Mutant(
+        "second term at half weight",
+        "the second term of a loss at half its weight",
+        "loss",
+        changes.updates(_second_term_lighter),
+    ),
     Mutant(
         "softmax twice",
         "probabilities given to a loss that wants logits",
@@ -146,7 +154,10 @@ MUTANTS = (
         },
     ),
     Mutant(
-        "real and fake swapped", "a discriminator told that the real images are the made ones", "loss", _other_labels
+        "real and fake swapped",
+        "a discriminator told that the real images are the made ones",
+        "loss",
+        changes.updates(_other_labels),
     ),
     Mutant("generator's label of the other side", "a generator rewarded for being found out", "loss", _opposed),
     Mutant(

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from harness.check import changes, written
 from harness.check.changes import Change
-from harness.check.edits import Edit, Helper, Plan, Plans, plans
+from harness.check.edits import Edit, Helper, Needs, Plan, Plans, alone, plans
 from harness.check.mutant import Mutant, has, scheduled
+from harness.check.places import EVERY, FIRST, Place
 from harness.graph import Program
 from harness.ops.linear import Embedding, Unembed
 from harness.optimizers import Adam, AdamW, ClipValue, Cosine, GlobalNorm, Optimizer, Schedule, Sgd, Step
@@ -27,10 +28,11 @@ def _other_rate(change: Change) -> Callable[[Program], int]:
     """The first step at which a changed schedule has another rate."""
 
     def step(program: Program) -> int:
-        changed = change(program) or program
-        pairs = [(a.schedule, b.schedule) for a, b in zip(program.updates, changed.updates, strict=True)]
-        found = (t for t in range(program.steps) if any(a.factor(t) != b.factor(t) for a, b in pairs))
-        return next(found, program.steps) + 1
+        # Of several updates' schedules the one that shows it last: any one of them may have it alone.
+        changed = change(program, EVERY) or program
+        pairs = [(a.schedule, b.schedule) for a, b in zip(program.updates, changed.updates, strict=True) if a != b]
+        found = [(t for t in range(program.steps) if a.factor(t) != b.factor(t)) for a, b in pairs]
+        return max((next(steps, program.steps) for steps in found), default=program.steps) + 1
 
     return step
 
@@ -58,14 +60,14 @@ def _after_plain_momentum(program: Program) -> int:
     return 1 if any(isinstance(rule, Sgd) and rule.nesterov for rule in rules) else 2
 
 
-def _reversed_updates(program: Program) -> Program | None:
+def _reversed_updates(program: Program, _place: Place = FIRST) -> Program | None:
     return replace(program, updates=program.updates[::-1]) if len(program.updates) > 1 else None
 
 
 def _moves_all(index: int) -> Change:
     """An update whose optimizer holds the parameters of every network."""
 
-    def change(program: Program) -> Program | None:
+    def change(program: Program, _place: Place = FIRST) -> Program | None:
         if len(program.updates) < 2 or len(program.networks) < 2:  # noqa: PLR2004 - of players
             return None
         update = program.updates[index]
@@ -142,7 +144,13 @@ WARM_UP_DROPPED = _warmup(warmup=lambda _rule: 0)
 WARM_UP_ONE_UPDATE_LONGER = _warmup(warmup=lambda rule: rule.warmup + 1)
 
 
+WARM_UP_FROM_A_THIRD = _warmup(warmup_start=lambda _rule: round(1 / 3, 9))
+
+
 ANOTHER_FINAL_RATE = _cosine(lambda rule: {"final": 0.0 if rule.final else 0.1})
+
+
+A_SHORTER_DESCENT = _cosine(lambda rule: {"steps": max((rule.steps or 2) - 1, 1)})
 
 
 A_LONGER_DESCENT = _cosine(lambda rule: {"steps": (rule.steps or 0) + (rule.warmup or 1)})
@@ -156,9 +164,13 @@ MUTANTS = (
         "gradients accumulated",
         "gradients that are never set back to zero",
         "backward",
-        edits={"torch": plans(Edit("$optimizer.zero_grad()", "pass"))},
+        edits=alone(
+            "torch",
+            Edit("$optimizer.zero_grad()", "pass"),
+            why="only PyTorch keeps gradients from one step to the next",
+        ),
         shows_at=2,
-        note="The first gradient is added to nothing; a fault of PyTorch, where gradients are kept.",
+        note="The first gradient is added to nothing.",
     ),
     Mutant(
         "epsilon inside the root",
@@ -262,7 +274,7 @@ MUTANTS = (
                         "def update_step(",
                         "def _apply_weight_decay(self, variables: list) -> None:\n        pass\n\n    def update_step(",
                     ),
-                    Edit("class AdamW(", "class AdamW("),  # there is one
+                    Needs("class AdamW("),
                 )
             ),
             "jax": plans(
@@ -288,7 +300,7 @@ MUTANTS = (
                     "            variable.assign_sub(variable * tf.cast(self.weight_decay, variable.dtype))\n\n"
                     "    def update_step(",
                 ),
-                Edit("class AdamW(", "class AdamW("),  # there is one
+                Needs("class AdamW("),
             ),
             (
                 Edit(
@@ -307,6 +319,12 @@ MUTANTS = (
         _rule(AdamW, lambda rule: {"no_decay": tuple(n for n in rule.no_decay if n != "bias")}),  # type: ignore[attr-defined]
         shows_at=_after_biases_move,
         note="Biases start at zero, where decay does nothing.",
+    ),
+    Mutant(
+        "decay on scales",
+        "weight decay on the scales of normalisations",
+        "optimizer",
+        _rule(AdamW, lambda rule: {"no_decay": tuple(n for n in rule.no_decay if n != "scale")}),  # type: ignore[attr-defined]
     ),
     Mutant("no weight decay", "weight decay left out", "optimizer", _set(AdamW, weight_decay=0.0)),
     Mutant(
@@ -375,6 +393,13 @@ MUTANTS = (
         shows_at=_other_rate(WARM_UP_FROM_ZERO),
     ),
     Mutant(
+        "warm-up from a third",
+        "a warm-up from a third of the learning rate, as LinearLR has it by default",
+        "optimizer",
+        WARM_UP_FROM_A_THIRD,
+        shows_at=_other_rate(WARM_UP_FROM_A_THIRD),
+    ),
+    Mutant(
         "warm-up dropped",
         "no warm-up",
         "optimizer",
@@ -395,6 +420,14 @@ MUTANTS = (
         "optimizer",
         A_LONGER_DESCENT,
         shows_at=_other_rate(A_LONGER_DESCENT),
+        note="The descent starts from the same rate: in float32 it shows after some updates, behind a warm-up after that.",
+    ),
+    Mutant(
+        "a shorter descent",
+        "a cosine descent that is at its end with the last update, one before it should be",
+        "optimizer",
+        A_SHORTER_DESCENT,
+        shows_at=_other_rate(A_SHORTER_DESCENT),
         note="The descent starts from the same rate: in float32 it shows after some updates, behind a warm-up after that.",
     ),
     Mutant(
@@ -460,7 +493,20 @@ MUTANTS = (
                 Edit(
                     "limit / nn.utils.get_total_norm(gradients)", "limit / (nn.utils.get_total_norm(gradients) + 1e-6)"
                 )
-            )
+            ),
+            "tensorflow": plans(
+                Edit(
+                    "gradients, _ = tf.clip_by_global_norm(gradients, $limit)",
+                    "norm = tf.linalg.global_norm(gradients)\n"
+                    "    gradients = [g * tf.minimum(1, $limit / (norm + 1e-6)) for g in gradients]",
+                )
+            ),
+            "jax": plans(
+                Edit(
+                    "optax.clip_by_global_norm($limit)",
+                    "optax.stateless(lambda gradients, _: jax.tree.map(lambda g: g * jnp.minimum(1.0, $limit / (optax.global_norm(gradients) + 1e-6)), gradients))",
+                )
+            ),
         },
         note="A relative 1e-6 or less of the gradient, most of which Adam divides out again: below float32's rounding.",
         precisions=("float64",),
@@ -469,9 +515,13 @@ MUTANTS = (
         "rows of an embedding not summed",
         "the norm of an embedding's gradient taken before its repeated rows are summed",
         "optimizer",
-        edits={"tensorflow": plans(Edit("gradients = [tf.convert_to_tensor(g) for g in gradients]", "pass"))},
+        edits=alone(
+            "tensorflow",
+            Edit("gradients = [tf.convert_to_tensor(g) for g in gradients]", "pass"),
+            why="only TensorFlow gives an embedding's gradient as rows",
+        ),
         where=lambda program: has(Embedding)(program) and not has(Unembed)(program),
-        note="TensorFlow alone gives such a gradient as rows; where an output shares the embedding, they are summed on the way.",
+        note="Where an output shares the embedding, the rows are summed on the way.",
     ),
     Mutant(
         "momentum half as forgetful",
@@ -479,6 +529,49 @@ MUTANTS = (
         "optimizer",
         _rule(Sgd, _momentum),
         shows_at=_after_plain_momentum,
+    ),
+    Mutant(
+        "velocity as a running mean",
+        "a velocity that is a running mean, momentum · v + (1 - momentum) · g, as a dampened momentum is",
+        "optimizer",
+        edits={
+            "torch": plans(
+                (
+                    Edit(
+                        "optimizer.step()",
+                        "for p in model.parameters():\n        p.grad.mul_(1 - <momentum>)\n    optimizer.step()",
+                    ),
+                    Needs("torch.optim.SGD($$parameters, momentum=<momentum>$$more)"),
+                )
+            ),
+            "tensorflow": plans(
+                Edit(
+                    "self.momentum * velocity + gradient)", "self.momentum * velocity + (1 - self.momentum) * gradient)"
+                )
+            ),
+            "jax": plans(
+                Edit(
+                    "optax.sgd($$rate, momentum=<momentum>$$more)",
+                    "optax.chain(optax.scale(1 - <momentum>), optax.sgd($rate, momentum=<momentum>$more))",
+                )
+            ),
+        },
+    ),
+    Mutant(
+        "dampened momentum",
+        "PyTorch's dampening, which spares the first update",
+        "optimizer",
+        edits=alone(
+            "torch",
+            Edit(
+                "torch.optim.SGD($$parameters, momentum=<momentum>$$more)",
+                "torch.optim.SGD($parameters, momentum=<momentum>, dampening=<momentum>$more)",
+            ),
+            why="only PyTorch has a dampening that spares the first update",
+        ),
+        where=lambda program: all(isinstance(u.optimizer, Sgd) and not u.optimizer.nesterov for u in program.updates),
+        shows_at=2,
+        note="The first velocity is the gradient.",
     ),
     Mutant("Nesterov left out", "plain momentum in place of Nesterov's", "optimizer", _rule(Sgd, _without_nesterov)),
     Mutant(
@@ -493,7 +586,7 @@ MUTANTS = (
                         "optimizer.step()",
                         "for p in model.parameters():\n        p.grad.mul_(learning_rate(step))\n    optimizer.step()",
                     ),
-                    Edit("momentum=$m", "momentum=$m"),
+                    Needs("torch.optim.SGD($$parameters, momentum=$m$$more)"),
                 )
             ),
             # Not Keras' own rule, which has the fault and rounds the rate to float32 besides.
@@ -528,19 +621,19 @@ MUTANTS = (
         "two biases learning",
         "a second bias that learns beside the first",
         "forward",
-        edits={
-            "torch": plans(
-                (
-                    Edit("[p for p in model.parameters() if p.requires_grad]", "list(model.parameters())"),
-                    Edit(
-                        "state = model.state_dict()",
-                        "state = model.state_dict()\n    model.<recurrent>.bias_hh_l0.requires_grad_()",
-                    ),
-                )
-            )
-        },
+        edits=alone(
+            "torch",
+            (
+                Edit("[p for p in model.parameters() if p.requires_grad]", "list(model.parameters())"),
+                Edit(
+                    "state = model.state_dict()",
+                    "state = model.state_dict()\n    model.<recurrent>.bias_hh_l0.requires_grad_()",
+                ),
+            ),
+            why="only PyTorch's recurrent layers have two biases that are added",
+        ),
         shows_at=2,
-        note="PyTorch alone has a second bias; it starts at zero and is no parameter of the spec: the layer's next output shows it.",
+        note="It starts at zero and is no parameter of the spec: the layer's next output shows it.",
     ),
     Mutant("updates in the wrong order", "the second update made before the first", "optimizer", _reversed_updates),
     Mutant(

@@ -17,7 +17,7 @@ MUTANTS = (
         "momentum convention swapped",
         "batch normalisation's momentum taken for its complement",
         "state",
-        changes.first_op(BatchNorm)(
+        changes.ops(BatchNorm)(
             lambda node: node.op.model_copy(update={"momentum": round(1 - node.op.momentum, 9)})  # type: ignore[attr-defined]
         ),
     ),
@@ -37,7 +37,7 @@ MUTANTS = (
         "statistics updated twice",
         "running statistics that are updated twice in each step",
         "state",
-        changes.first_op(BatchNorm)(
+        changes.ops(BatchNorm)(
             lambda node: node.op.model_copy(update={"momentum": round(node.op.momentum**2, 9)})  # type: ignore[attr-defined]
         ),
     ),

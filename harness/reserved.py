@@ -52,6 +52,7 @@ PROGRAMS = frozenset(
         "Positions",
         "Recurrence",
         "SGD",
+        "SHAPES",
         "STATISTICS",
         "SelfAttention",
         "State",

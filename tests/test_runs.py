@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -395,28 +395,82 @@ def test_what_meanwhile_raises_loses_no_result(spec_file: Path, tmp_path: Path) 
     assert RunResult.read(tmp_path / "out").backends["torch"].status == "failed"
 
 
-def test_float64_is_asked_for_as_soon_as_two_losses_part(
-    spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def parting(monkeypatch: pytest.MonkeyPatch, times: Iterable[float]) -> None:
+    """Judging that finds two to part, and after each round of twins so many times as far as the worst of them."""
+    far = iter(times)
     monkeypatch.setattr(Judging, "add", lambda self, result: self.results.update({result.backend: result}))
-    monkeypatch.setattr(Judging, "comparisons", lambda _self: [])
+    monkeypatch.setattr(Judging, "parted", lambda _self: True)
+    monkeypatch.setattr(Judging, "times", lambda _self: next(far))
+    monkeypatch.setattr(runs, "write_twins", lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("times", "rounds"),
+    [((2.9,), 1), ((3.1, 3.0), 2), ((9.0, 8.0, 7.0, 6.0, 5.0), 5), ((500.0, 400.0), 2), ((500.0, 2.0), 2)],
+)
+def test_twins_are_asked_round_by_round_until_they_explain_it_or_never_will_and_then_float64(
+    times: tuple[float, ...], rounds: int, spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parting(monkeypatch, times)
     loaded, text = spec.load(spec_file)
 
-    def ended(backend: str, loss: float) -> BackendResult:
-        return BackendResult(backend, "ok", losses={"model": [1.0, loss]})
+    def ended(backend: str) -> BackendResult:
+        return BackendResult(backend, "ok", losses={"model": [1.0, 0.5]}, step_seconds=[1.0, 1.0])
 
     with supervise.waiting(1) as room:
         training = runs.Training.begin(loaded, text, Options(out=tmp_path / "out"), room)
-        asked = [
-            [job.backend for job in training.done(result)]
-            for result in (ended("torch", 0.5), ended("tensorflow", 0.6), BackendResult("jax", "failed"))
-        ]
-        assert asked == [[], ["torch", "tensorflow"], []]
-        training = runs.Training.begin(loaded, text, Options(out=tmp_path / "other"), room)
-        results = [ended("torch", 0.5), ended("jax", 0.5), ended("tensorflow", 0.6)]
-        assert [[job.backend for job in training.done(result)] for result in results] == [
-            [], [], ["torch", "jax", "tensorflow"],
-        ]  # fmt: skip
+        assert not list(training.done(ended("torch")))
+        assert not list(training.done(BackendResult("tensorflow", "failed")))
+        jobs = list(training.done(ended("jax")))
+        for number in range(rounds):
+            assert [job.backend for job in jobs] == ["torch", "jax"], "those that trained to their end"
+            assert [job.done for job in jobs] == [training.measured] * 2
+            assert training.rounds == number
+            assert not list(jobs[1].done(ended("jax"))), "each has its twin first"
+            jobs = list(jobs[0].done(ended("torch")))
+        assert training.exact is not None
+        assert [job.done for job in jobs] == [training.exact.done] * 2
+        assert (training.exact.options.precision, training.exact.options.backends) == ("float64", ("torch", "jax"))
+        assert not training.exact.proves
+
+
+def test_float64_is_its_own_proof(spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parting(monkeypatch, (2.0,))
+    loaded, text = spec.load(spec_file)
+    options = Options(backends=("torch",), precision="float64", out=tmp_path / "out")
+    with supervise.waiting(1) as room:
+        training = runs.Training.begin(loaded, text, options, room)
+        (twin,) = training.done(BackendResult("torch", "ok"))
+        assert not list(twin.done(BackendResult("torch", "ok")))
+        assert training.exact is None
+
+
+@pytest.mark.parametrize(("each", "steps", "proof"), [(1.0, 60, 4), (0.001, 60, 2500), (0.1, 600, 30), (10.0, 8, 4)])
+def test_float64_is_trained_for_some_seconds_or_a_share_of_the_run(
+    each: float, steps: int, proof: int, spec_file: Path, tmp_path: Path
+) -> None:
+    loaded, text = spec.load(spec_file)
+    with supervise.waiting(1) as room:
+        training = runs.Training.begin(loaded, text, Options(steps=steps, out=tmp_path / "out"), room)
+        training.judging.results["torch"] = BackendResult("torch", "ok", step_seconds=[each] * 3)
+        assert training.proof_steps() == proof
+
+
+def test_what_is_kept_of_a_run_is_its_first_and_last_and_some_between(tmp_path: Path) -> None:
+    folder = tmp_path / "torch" / "trajectory"
+    folder.mkdir(parents=True)
+    for step in range(1, 21):
+        (folder / f"state-{step:08}.safetensors").write_bytes(bytes(100))
+    for step in (1, 2, 10):
+        (folder / f"gradients-{step:08}.safetensors").write_bytes(bytes(100))
+    whole = BackendResult("torch", "ok", folder=tmp_path / "torch", recorded=list(range(20)))
+    assert runs.thinned(whole, 2300) is whole, "there is room for all of it"
+    some = runs.thinned(whole, 800)
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 800
+    assert some.gradient_steps == [0]
+    assert {0, 19} <= set(some.recorded) < set(range(20))
+    assert len(some.recorded) > 2
+    assert some.recorded == sorted(int(file.stem[-8:]) - 1 for file in folder.glob("state-*"))
 
 
 def test_an_error_in_a_verdict_ends_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -624,7 +624,7 @@ MUTANTS = (
         edits=alone(
             "torch",
             (
-                Edit("[p for p in model.parameters() if p.requires_grad]", "list(model.parameters())"),
+                Edit("[p for p in model.parameters() if p.requires_grad]", "list(model.parameters())", once=True),
                 Edit(
                     "state = model.state_dict()",
                     "state = model.state_dict()\n    model.<recurrent>.bias_hh_l0.requires_grad_()",

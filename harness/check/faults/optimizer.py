@@ -498,7 +498,7 @@ MUTANTS = (
                 Edit(
                     "gradients, _ = tf.clip_by_global_norm(gradients, $limit)",
                     "norm = tf.linalg.global_norm(gradients)\n"
-                    "    gradients = [g * tf.minimum(1, $limit / (norm + 1e-6)) for g in gradients]",
+                    "    gradients = [g * tf.minimum($limit / (norm + 1e-6), 1) for g in gradients]",
                 )
             ),
             "jax": plans(

@@ -155,8 +155,7 @@ SEVERAL = {
     ),
     "read_twice": (
         with_layers(
-            {"reshape": [3, 2]}, {"lstm": {"units": 3, "returns": "sequence"}}, {"gru": {"units": 3, "returns": "sequence"}},
-            {"lstm": 4}, name="read_twice",
+            {"reshape": [3, 2]}, {"lstm": {"units": 3, "returns": "sequence"}}, {"lstm": 4}, name="read_twice",
         ),
         ["recurrence along the batch"],
     ),
@@ -169,17 +168,19 @@ SEVERAL = {
 def test_a_fault_is_named_wherever_it_is_and_where_it_is_everywhere(name: str, tmp_path: Path, borrowed: None) -> None:
     text, faults = SEVERAL[name]
     (tmp_path / f"{name}.yaml").write_text(text)
-    options = climb.CheckOptions(backends=INSTALLED, precisions=("float64",))
+    # Keras' recurrent layers take the longest to compile.
+    backends = tuple(b for b in INSTALLED if name != "read_twice" or b != "tensorflow")
+    options = climb.CheckOptions(backends=backends, precisions=("float64",))
     found = climb.proved([tmp_path / f"{name}.yaml"], options, mutants=faults)
     assert not found.failures
     for cell in found.cells:
         assert cell.located, (cell, proof.spelled(cell))
         assert cell.explained, cell
     planted = {(cell.mutant, cell.backend, cell.where) for cell in found.cells}
-    assert planted == {(f, b, w) for f in faults for b in INSTALLED for w in ("first", "another", "every")}
+    assert planted == {(f, b, w) for f in faults for b in backends for w in ("first", "another", "every")}
     assert found.untried == ()
     text = proof.markdown(found, "a command")
-    count = len(faults) * len(INSTALLED)
+    count = len(faults) * len(backends)
     assert f"Causes right, by where it was planted: first {count} of {count}, another {count} of {count}, every {count} of {count}." in text  # fmt: skip
 
 

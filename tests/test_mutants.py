@@ -239,13 +239,44 @@ def test_a_plan_is_made_at_the_places_that_are_chosen() -> None:
     found = planned(text, both, unnamed, EVERY)
     assert found is not None
     assert (found.count("k("), found.count("import b"), found.count("def k(x): ...")) == (4, 1, 1)
-    with pytest.raises(ValueError, match=r"has 2 places of 'g\(\$x\)' where its plan has 1"):
-        planned(text.replace(" * g(1)", ""), ((Edit("h($x)", "$x"), Edit("g($x)", "$x")),), unnamed)
+    unequal = ((Edit("h($x)", "$x"), Edit("g($x)", "$x")),)
+    assert planned(text.replace(" * g(1)", ""), unequal, unnamed) is None, "which of the two goes with the one?"
     # Alternatives are places of one fault.
     either = ((Edit("h($x)", "0"),), (Edit("g($x)", "0"),))
     assert planned(text, either, unnamed, EVERY) == "import a\n\n\ndef f(x):\n    y = 0 + 0\n    return 0 * 0\n"
     assert planned(text, either, unnamed, number(1)) == text.replace("g(x)", "0")
     assert planned(text, ((Needs("no such code"), Edit("g($x)", "$x")),), unnamed) is None
+
+
+def test_a_part_that_is_needed_once_is_made_once_for_every_layer() -> None:
+    layers = """      - gru: {units: 16, returns: sequence}
+      - lstm: {units: 8, returns: sequence}
+      - gru: {units: 16, returns: last}
+"""
+    program = program_of(PROBES["digits_gru"].replace("      - gru: {units: 16, returns: last}\n", layers))
+    found = plantings(BY_NAME["two biases learning"], program, "torch")
+    assert {where: re.findall(r"model\.(\w+)\.bias_hh_l0\.requires_grad_\(\)", text) for where, text in found.items()} == {
+        "first": ["gru1"], "another": [found["another"].split("model.state_dict()\n    model.")[1][:4].rstrip(".")],
+        "every": ["gru2", "lstm1", "gru1"],
+    }  # fmt: skip
+    assert all(text.count("list(model.parameters())") == 1 for text in found.values())
+
+
+def test_what_is_planted_in_another_place_is_planted_in_every_one(
+    programs: dict[str, Program], unformatted: None
+) -> None:
+    read_twice = PROBES["digits_gru"].replace(
+        "      - gru: {units: 16, returns: last}\n",
+        "      - gru: {units: 8, returns: sequence}\n      - lstm: {units: 8, returns: sequence}\n      - dense: 8\n"
+        "      - lstm: {units: 4, recurrent_dropout: 0.2, returns: sequence}\n      - layer_norm\n      - gru: 16\n",
+    )
+    for program in (programs["digits_gan"], programs["char_transformer"], program_of(read_twice)):
+        for mutant in MUTANTS:
+            for backend in BACKENDS:
+                found = plantings(mutant, program, backend, mutant.precisions[0])
+                assert list(found) in ([], ["first"], ["first", "another", "every"], ["first", "every"]), (
+                    mutant.name, program.name, backend, list(found),
+                )  # fmt: skip
 
 
 def test_another_place_is_drawn_and_is_not_the_first() -> None:

@@ -48,6 +48,8 @@ class Edit:
     new: str
     everywhere: bool = False
     """A class that is exchanged is exchanged wherever it is used: then a fault inside it is one place."""
+    once: bool = False
+    """It is needed once, however many places of its plan are chosen: what is there already stays."""
 
     @property
     def names(self) -> set[str]:
@@ -64,7 +66,8 @@ class Edit:
         """The text changed at these of its places, or None where the code does not occur."""
         found = self.matches(text, known)
         if not found:
-            return None
+            there = self.once and not self.names - set(known) and _filled(self.new, known) in text
+            return text if there else None
         parts, end = [], 0
         for i, match in enumerate(found):
             if self.everywhere or i in chosen:
@@ -156,7 +159,7 @@ Bindings = Callable[[set[str]], Sequence[Mapping[str, str]]]
 
 
 def planned(text: str, alternatives: tuple[Plan, ...], bindings: Bindings, place: Place = FIRST) -> str | None:
-    """The text changed at the chosen places of all alternatives; None where there is none."""
+    """The text changed at the chosen places of all alternatives; None where there is none, or they exclude one another."""
     found = [
         (plan, known, sites)
         for plan in alternatives
@@ -173,14 +176,14 @@ def planned(text: str, alternatives: tuple[Plan, ...], bindings: Bindings, place
         if own:
             changed = _made(plan, text, known, own, len(sites))
             if changed is None:
-                raise ValueError(f"cannot be made beside the alternatives before it: {plan}")
+                return None
             text = changed
     return text
 
 
 def _sites(plan: Plan, text: str, known: Mapping[str, str]) -> list[Site]:
-    """The places of a plan: none where any part of it has nothing to change."""
-    main = next((part for part in plan if isinstance(part, Edit) and not part.everywhere), None)
+    """The places of a plan: none where any part of it has nothing to change, or other places than its first edit."""
+    main = next((part for part in plan if isinstance(part, Edit) and not part.everywhere and not part.once), None)
     found = [("", "")] if main is None else [_site(text, match) for match in main.matches(text, known)]
     return found if found and _made(plan, text, known, [0], len(found)) is not None else []
 
@@ -194,7 +197,7 @@ def _made(plan: Plan, text: str, known: Mapping[str, str], chosen: Collection[in
         if isinstance(part, Edit) and not part.everywhere:
             places = len(part.matches(changed, known))
             if places not in (0, 1, count):
-                raise ValueError(f"has {places} places of '{part.old}' where its plan has {count}")
+                return None
             own = [0] if places == 1 else chosen
         changed = part.applied(changed, known, own)
     return changed

@@ -498,7 +498,7 @@ MUTANTS = (
                 Edit(
                     "gradients, _ = tf.clip_by_global_norm(gradients, $limit)",
                     "norm = tf.linalg.global_norm(gradients)\n"
-                    "    gradients = [g * tf.minimum(1, $limit / (norm + 1e-6)) for g in gradients]",
+                    "    gradients = [g * tf.minimum($limit / (norm + 1e-6), 1) for g in gradients]",
                 )
             ),
             "jax": plans(
@@ -624,7 +624,7 @@ MUTANTS = (
         edits=alone(
             "torch",
             (
-                Edit("[p for p in model.parameters() if p.requires_grad]", "list(model.parameters())"),
+                Edit("[p for p in model.parameters() if p.requires_grad]", "list(model.parameters())", once=True),
                 Edit(
                     "state = model.state_dict()",
                     "state = model.state_dict()\n    model.<recurrent>.bias_hh_l0.requires_grad_()",

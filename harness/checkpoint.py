@@ -111,7 +111,7 @@ class Checkpoint:
         if "schema" not in metadata:
             raise CallError(f"checkpoint {path}: is a safetensors file, but no checkpoint of a run")
         if metadata["schema"] != str(SCHEMA):
-            have = f"has schema {metadata['schema']} (harness {metadata.get('harness', '?')})"
+            have = f"has schema {metadata['schema']!r:.40} (harness {metadata.get('harness', '?')!r:.40})"
             raise CallError(f"checkpoint {path}: {have}, this version reads {SCHEMA}")
         try:
             if metadata["digest"] != digest(arrays):

@@ -29,8 +29,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-os.environ["HARNESS_MEMORY"] = "200MB"
-
 import numpy as np
 from numpy.lib import format as npy
 
@@ -578,6 +576,7 @@ def run(case: Case, root: Path, number: int) -> Outcome:
     pid = os.fork()
     if pid == 0:
         os.close(reader)
+        os.environ["HARNESS_MEMORY"] = "200MB"
         os.chdir(folder)
         log = os.open("log.txt", os.O_WRONLY | os.O_CREAT)
         os.dup2(log, 1)

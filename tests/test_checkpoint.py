@@ -116,7 +116,7 @@ def damaged(path: Path, how: str) -> None:
         ("other bytes", "is no safetensors file, or was cut short or corrupted"),
         ("a value changed", "is corrupted: its arrays are not those that were written"),
         ("no checkpoint", "is a safetensors file, but no checkpoint of a run"),
-        ("another schema", "has schema 7 (harness 0.1.0), this version reads 1"),
+        ("another schema", "has schema '7' (harness '0.1.0'), this version reads 1"),
         ("metadata missing", "its metadata are not complete: KeyError('seed')"),
     ],
 )

@@ -215,7 +215,7 @@ def beside_twins(result: RunResult) -> str:
     at = "" if found["worst"]["step"] is None else f" at step {found['worst']['step']}"
     return (
         f"{times(result.twins['times'])} times as far as the worst of {counted(result.twins['count'], 'twin')} of one framework "
-        f"({WHAT.get(found['what'], found['what'])}, {found['worst']['name']}{at}; {result.twins['allowed']} allowed)"
+        f"({WHAT.get(found['what'], found['what'])}, {found['worst']['name']}{at}; {times(result.twins['allowed'])} allowed)"
     )
 
 

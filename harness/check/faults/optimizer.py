@@ -626,8 +626,8 @@ MUTANTS = (
             (
                 Edit("[p for p in model.parameters() if p.requires_grad]", "list(model.parameters())", once=True),
                 Edit(
-                    "state = model.state_dict()",
-                    "state = model.state_dict()\n    model.<recurrent>.bias_hh_l0.requires_grad_()",
+                    "table, state = PARAMETERS | STATISTICS, model.state_dict()",
+                    "table, state = PARAMETERS | STATISTICS, model.state_dict()\n    model.<recurrent>.bias_hh_l0.requires_grad_()",
                 ),
             ),
             why="only PyTorch's recurrent layers have two biases that are added",

@@ -132,6 +132,8 @@ class Training:
     """The backends whose twins are training."""
     rounds: int = 0
     """How many twins each backend has been asked for."""
+    unsettled: list[str] = field(default_factory=list)
+    """Why twins or float64 could not be asked: a full disk, say. The verdict stands without them."""
 
     @classmethod
     def begin(cls, loaded: spec.Spec, text: Source, options: Options, room: Waiting) -> "Training":
@@ -187,7 +189,11 @@ class Training:
 
     def twins(self) -> Iterator[Job]:
         """Train another twin of every backend that trained to its end."""
-        write_twins(self.directory, self.program, self.rounds)
+        try:
+            write_twins(self.directory, self.program, self.rounds, self.judging.start)
+        except OSError as error:
+            self.unsettled.append(f"No twins were trained: {error_text(error)}.")
+            return
         self.asked = set(self.judging.ok())
         for backend in self.judging.ok():
             yield Job(backend, partial(self.twin, backend), self.measured)
@@ -218,11 +224,16 @@ class Training:
             self.options, precision="float64", out=self.directory / EVIDENCE, backends=backends, until=until, rows=PROOF_ROWS,
             keep_all=False,
         )  # fmt: skip
+        try:
+            directory = make_directory(self.program, options)
+            link_inputs(self.directory, directory)
+        except (OSError, CallError) as error:
+            why = error_text(error) if isinstance(error, OSError) else str(error)
+            self.unsettled.append(f"Float64 was not trained: {why}.")
+            return
         self.exact = replace(
-            self, options=options, directory=make_directory(self.program, options), exact=None, asked=set(), rounds=0,
-            started=_now(),
-        )  # fmt: skip
-        link_inputs(self.directory, self.exact.directory)
+            self, options=options, directory=directory, exact=None, asked=set(), rounds=0, unsettled=[], started=_now()
+        )
         self.exact.judging = Judging(self.program, self.inputs, self.exact.directory, options, self.judging.start)
         yield from self.exact.jobs(backends)
 
@@ -235,6 +246,7 @@ class Training:
     def result(self) -> RunResult:
         """The verdict, written to the run directory, once every job is done."""
         result = replace(self.judging.verdict(), started=self.started)
+        result = replace(result, notes=[*result.notes, *self.unsettled])
         if self.checkpoint is not None and self.checkpoint.origin.steps != self.program.steps and _spans(self.program):
             note = (
                 f"The checkpoint is of a training of {self.checkpoint.origin.steps} steps, this one has "
@@ -299,14 +311,17 @@ def link_inputs(run: Path, other: Path, *, without: str = "") -> None:
         shutil.copyfile(run / "spec.yaml", other / "spec.yaml")
 
 
-def write_twins(run: Path, program: Program, number: int) -> None:
+def write_twins(run: Path, program: Program, number: int, start: int = 0) -> None:
     """The inputs of a run's twins of this number: the same but for the parameters."""
     folder = run / TWINS / str(number)
     link_inputs(run, folder, without="parameters.safetensors")
     parameters = load_file(run / "inputs" / "parameters.safetensors")
     precision = json.loads(next(run.glob("*/request.json")).read_text(encoding="utf-8"))["precision"]
     wide = cast(parameters, precision)  # a run in float64 may have been given the numbers of one in float32
-    write_arrays(folder / "inputs" / "parameters.safetensors", moved(program, wide, number))
+    # Any backend's will do: only the size of the first step is read off it.
+    first = next(run.glob(f"*/trajectory/state-{start + 1:08}.safetensors"), None)
+    after = None if first is None else load_file(first)
+    write_arrays(folder / "inputs" / "parameters.safetensors", moved(program, wide, number, after))
 
 
 def twin_request(run: Path, folder: Path, backend: str, own: Sequence[int]) -> dict[str, Any]:

@@ -29,13 +29,18 @@ HOPELESS = 100
 """Where two part so many times as far as the worst twin of two rounds, further twins are not asked."""
 
 
-def moved(program: Program, parameters: Mapping[str, Array], number: int) -> Arrays:
+def moved(
+    program: Program, parameters: Mapping[str, Array], number: int, after: Mapping[str, Array] | None = None
+) -> Arrays:
     """The same parameters, every learned one a unit in the last place up or down, by a seeded coin.
 
     Zeros stay: the unit there is 5e-324, which no rounding makes, and it would put a value that is exactly 0 in every
     framework on the other side of a kink. Odd numbers go the way that the even number before them did not.
+
+    Where all of them are 0, that would move nothing: then each is moved by a unit of what it is `after` the first step.
     """
     found = dict(parameters)
+    still = not any(np.any(parameters[name]) for name, parameter in program.parameters.items() if parameter.learned)
     for name, parameter in program.parameters.items():
         if parameter.learned:
             value = parameters[name]
@@ -44,6 +49,8 @@ def moved(program: Program, parameters: Mapping[str, Array], number: int) -> Arr
             far = np.asarray(np.inf, value.dtype)
             near = np.where(up, np.nextafter(value, far), np.nextafter(value, -far))
             found[name] = np.where(value == 0, value, near)
+            if still and after is not None:
+                found[name] = (np.where(up, 1, -1) * np.spacing(np.abs(after[name]))).astype(value.dtype)
     return found
 
 

@@ -434,6 +434,31 @@ def test_twins_are_asked_round_by_round_until_they_explain_it_or_never_will_and_
         assert not training.exact.proves
 
 
+def test_a_disk_without_room_for_twins_or_float64_costs_these_and_not_the_verdict(
+    spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parting(monkeypatch, (2.0,))
+    loaded, text = spec.load(spec_file)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "inputs")
+
+    with supervise.waiting(1) as room:
+        options = Options(backends=("torch",), out=tmp_path / "out")
+        training = runs.Training.begin(loaded, text, options, room)
+        (twin,) = training.done(BackendResult("torch", "ok", step_seconds=[1.0]))
+        monkeypatch.setattr(runs, "link_inputs", full)
+        assert not list(twin.done(BackendResult("torch", "ok", step_seconds=[1.0])))
+        assert training.exact is None
+        monkeypatch.setattr(runs, "write_twins", full)
+        assert not list(training.twins())
+    assert [note.partition(":")[0] for note in training.unsettled] == [
+        "Float64 was not trained",
+        "No twins were trained",
+    ]
+    assert all("No space left" in note for note in training.unsettled)
+
+
 def test_float64_is_its_own_proof(spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parting(monkeypatch, (2.0,))
     loaded, text = spec.load(spec_file)

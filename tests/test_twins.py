@@ -40,6 +40,18 @@ def test_twins_go_both_ways_and_differ() -> None:
     assert {-1.0, 1.0} == set(np.unique(ways[0]))
 
 
+def test_where_every_parameter_is_zero_a_twin_is_a_unit_of_the_first_step_away() -> None:
+    program = program_of_case("dense")
+    zeros = {n: np.zeros_like(a) for n, a in initial.parameters(program).items()}
+    after = {n: np.full_like(a, 0.75) for n, a in zeros.items()}
+    assert all(not np.any(a) for a in moved(program, zeros, 0).values())
+    twin = moved(program, zeros, 0, after)
+    assert all(np.array_equal(np.abs(a), np.full_like(a, np.spacing(0.75))) for a in twin.values())
+    assert {-1.0, 1.0} == {float(s) for a in twin.values() for s in np.sign(a).ravel()}
+    some = zeros | {"dense1.kernel": np.ones_like(zeros["dense1.kernel"])}
+    assert not np.any(moved(program, some, 0, after)["dense1.bias"]), "one that is not 0 is enough to part"
+
+
 def test_statistics_are_no_parameters() -> None:
     program = program_of_case("batch_norm")
     start = initial.parameters(program)

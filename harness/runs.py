@@ -257,7 +257,9 @@ class Training:
             result = result.with_evidence(self.exact.result())
         if not self.options.keep_all:
             for name, own in self.judging.results.items():
-                result.backends[name] = thinned(own, KEPT)
+                result.backends[name] = thinned(own, KEPT if self.options.rows is None else 0)
+            for folder in (self.directory / TWINS).glob("*/inputs"):
+                shutil.rmtree(folder, ignore_errors=True)  # the run's own, but for a unit in the last place
         return written(self.directory, result)
 
 
@@ -283,12 +285,10 @@ def thinned(result: BackendResult, kept: int) -> BackendResult:
         return result
     gradients = [file for file in files if file.name.startswith("gradients-")]
     states = [file for file in files if file.name.startswith("state-")]
-    # The first gradients and the first and last states say most; then states, evenly spread.
-    first = [*gradients[:1], *states[:1], *states[-1:]]
-    room = kept - sum(file.stat().st_size for file in first)
-    count = max(0, room // max(1, states[0].stat().st_size if states else 1))
-    spread = states[:: max(1, -(-len(states) // count))] if count else []
-    wanted = {*first, *spread}
+    # The first gradients and the last and first states say most; then states, evenly spread.
+    count = kept // max(1, max((file.stat().st_size for file in files), default=1))
+    spread = states[:: -(-len(states) // (count - 3))] if count > 3 else []  # noqa: PLR2004 - those named first
+    wanted = set([*dict.fromkeys([*gradients[:1], *states[-1:], *states[:1], *spread])][:count])
     for file in files:
         if file not in wanted:
             file.unlink()

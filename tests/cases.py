@@ -184,6 +184,10 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 
+CORNERS = frozenset(list(CASES)[list(CASES).index("flatten of a number") :])
+"""Cases that meet every backend's plain program; observed ones are of the others, which have every op."""
+
+
 def spec_of(case: Case, name: str = "case") -> dict[str, object]:
     """A spec that trains the case's layers on eight examples drawn from a fixed stream."""
     import numpy as np  # noqa: PLC0415

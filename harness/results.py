@@ -146,7 +146,8 @@ class RunResult:
         def with_note(note: str, verdict: str) -> "RunResult":
             return replace(self, evidence=evidence, notes=[*self.notes, note], verdict=verdict)
 
-        if exact.verdict == "failed":
+        parted = any(not c["same"] for c in exact.comparisons)
+        if exact.verdict == "failed" and not parted:
             why = next(
                 (f"{n}: {r.error}" for n, r in exact.backends.items() if r.status != "ok"), "; ".join(exact.notes)
             )
@@ -162,7 +163,10 @@ class RunResult:
         agree = f"the same programs in float64 agree over the first {steps} (losses within {worst:.1e})"
         if all(c["same"] for c in self.comparisons):
             return with_note(f"In {self.precision} {self._parting()}; {agree}.", self.verdict)
-        note = f"In {self.precision} they part further than rounding explains, though {agree}: look for what only {self.precision} does."
+        if self.twins is None:
+            note = f"In {self.precision} they part, and no twin says whether rounding explains it; {agree}."
+        else:
+            note = f"In {self.precision} they part further than rounding explains, though {agree}: look for what only {self.precision} does."
         return with_note(note, self.verdict)
 
     def _parting(self) -> str:

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from harness import initial, questions, spec, words
 from harness.backend import BACKENDS
 from harness.checkpoint import Checkpoint, Origin, Table
+from harness.compare import TOLERANCES
 from harness.data.datasets import Text
 from harness.data.inputs import Inputs, cast, prepare
 from harness.emit import container, loss_name
@@ -51,6 +53,8 @@ PROOF_SECONDS, PROOF_SHARE, PROOF_LEAST = 5.0, 0.1, 4
 """How long the float64 evidence trains: seconds, or a share of the training's own time where that is more, and steps at least."""
 PROOF_ROWS = 32  # examples on which it is evaluated
 TWINS = "twins"
+REPEATS = 1000
+"""How many times the tight tolerance the first loss of a twin may be from its training's."""
 
 
 @dataclass(frozen=True)
@@ -191,8 +195,11 @@ class Training:
         """Train another twin of every backend that trained to its end."""
         try:
             write_twins(self.directory, self.program, self.rounds, self.judging.start)
-        except OSError as error:
-            self.unsettled.append(f"No twins were trained: {error_text(error)}.")
+        except (OSError, ValueError, SafetensorError) as error:
+            why = error_text(error) if isinstance(error, OSError) else str(error)
+            self.unsettled.append(f"No {'more ' if self.rounds else ''}twins were trained: {why}.")
+            if self.proves:
+                yield from self.again()
             return
         self.asked = set(self.judging.ok())
         for backend in self.judging.ok():
@@ -205,7 +212,15 @@ class Training:
 
     def measured(self, result: BackendResult) -> Iterator[Job]:
         """Take how far a twin parted; with the last one of a round, ask for another where two backends part further."""
-        self.judging.yardstick.read(self.directory / TWINS / str(self.rounds) / result.backend)
+        if self.repeats(result):
+            done = self.judging.yardstick.read(self.directory / TWINS / str(self.rounds) / result.backend)
+            if not done:
+                why = result.error or "it left the numbers"
+                self.unsettled.append(f"A twin of {result.backend} did not come to its end: {why}.")
+        else:
+            self.unsettled.append(
+                f"{result.backend} parts from its own twin at the first step: it does not repeat itself, and its twins excuse nothing."
+            )
         self.asked.discard(result.backend)
         if self.asked:
             return
@@ -216,6 +231,16 @@ class Training:
         elif self.proves:
             yield from self.again()
 
+    def repeats(self, twin: BackendResult) -> bool:
+        """Whether a twin's first losses are near its training's: a program that draws numbers of its own has no such twin."""
+        base = self.judging.results[twin.backend].losses
+        tight = TOLERANCES[self.options.precision]["loss"]
+        return all(
+            abs(own[0] - base[name][0]) <= REPEATS * tight.allowed(np.array(own[0]), np.array(base[name][0]))
+            for name, own in list(twin.losses.items())[:1]
+            if own and base[name]
+        )
+
     def again(self) -> Iterator[Job]:
         """Train in float64 those that trained to their end, for as many steps as the question needs."""
         backends = tuple(self.judging.ok())
@@ -225,6 +250,8 @@ class Training:
             keep_all=False,
         )  # fmt: skip
         try:
+            for own in self.given.values():
+                own.adapted(self.program, "float64", options.threads)
             directory = make_directory(self.program, options)
             link_inputs(self.directory, directory)
         except (OSError, CallError) as error:
@@ -256,8 +283,13 @@ class Training:
         if self.exact is not None:
             result = result.with_evidence(self.exact.result())
         if not self.options.keep_all:
-            for name, own in self.judging.results.items():
-                result.backends[name] = thinned(own, KEPT if self.options.rows is None else 0)
+            try:
+                for name, own in self.judging.results.items():
+                    result.backends[name] = thinned(own, KEPT if self.options.rows is None else 0)
+            except OSError as error:
+                result = replace(
+                    result, notes=[*result.notes, f"What was recorded could not be thinned: {error_text(error)}."]
+                )
             for folder in (self.directory / TWINS).glob("*/inputs"):
                 shutil.rmtree(folder, ignore_errors=True)  # the run's own, but for a unit in the last place
         return written(self.directory, result)

@@ -7,6 +7,8 @@ TIMES the worst twin has. That is asked only where two part by more than the tig
 """
 
 import json
+import math
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,9 +101,6 @@ class Yardstick:
 
     def at(self, kind: str, name: str, step: int | None) -> float:
         """The worst twin's distance at a step, counted from 1, or at the last one before it that is known; 0 without any."""
-        found = 0.0
-        for when, distance in self.worst.get((kind, name), []):
-            if when > (step or 0):
-                break
-            found = distance
-        return found
+        own = self.worst.get((kind, name), [])
+        last = bisect_right(own, (step or 0, math.inf))
+        return own[last - 1][1] if last else 0.0

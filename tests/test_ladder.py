@@ -429,8 +429,17 @@ def test_a_trajectory_is_judged_at_every_step() -> None:
 def test_what_parts_is_excused_by_twins_but_a_dead_run_by_nothing(precision: str) -> None:
     subject = fake({"null": "why"}, precision)
     parted = apart_by(5.0, 3.0, 2.0, 1.0)
-    near, far = (long.Drift(worst, {}, {}, [], exact=False) for worst in (2.9, 3.1))
+    pair = "torch~jax"
+    near, far = (long.Drift(w, {pair: [w]}, {pair: {"conv1.kernel": w}}, [], exact=False) for w in (2.9, 3.1))
     assert trajectory(subject, parted, nobody).status == "failed"
+    alone = replace(near, overall={})
+    assert trajectory(subject, parted, lambda: alone).status == "failed", "a worker died: the pair was not measured"
+    hidden = replace(near, tensors={pair: {"conv1.kernel": 2.9, "conv1.bias": 1e6}})
+    excusing = "failed" if precision == "float64" else "passed"
+    assert trajectory(subject, parted, lambda: hidden).status == excusing, "one tensor among the others"
+    lossy = apart_by(5.0, 3.0, 2.0, 1.0)
+    lossy["jax"].losses["net"] = [3.0, 2.1, 1.0]
+    assert trajectory(subject, lossy, lambda: near).status == excusing, "no twin is held beside losses here"
     excused = trajectory(subject, parted, lambda: near)
     assert (excused.status, excused.details) == ("passed", {"rounding": 2.9})
     assert f"in {precision}: state: torch and jax differ" in excused.notes[-1]

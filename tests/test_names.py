@@ -242,7 +242,7 @@ def test_programs_make_of_an_updates_name_what_is_known() -> None:
 
 SEVERAL = [
     {"input": "values", "layer": "output", "block": "none", "spec": "f", "network": "groups", "layer in the open": "name"},
-    {"input": "f", "layer": "training", "block": "lstm", "layer in the open": "torch", "update": "x", "network": "model", "block's layer": "input"},
+    {"input": "f", "layer": "training", "block": "lstms", "layer in the open": "torch", "update": "x", "network": "model", "block's layer": "input"},
 ]  # fmt: skip
 
 

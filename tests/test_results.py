@@ -48,10 +48,22 @@ def test_rounding_that_grew_is_the_same_and_the_first_step_that_parts_is_named()
     ],
 )
 def test_float64_excuses_nothing_that_twins_do_not(own: str, exact: str, verdict: str, said: str) -> None:
-    parted = result(verdict=own, comparisons=[comparison(same=own == "same")])
+    parted = result(verdict=own, comparisons=[comparison(same=own == "same")], twins={"count": 3, "worst": None})
     settled = parted.with_evidence(result(verdict=exact, precision="float64"))
     assert settled.verdict == verdict
     assert said in settled.notes[0]
+
+
+def test_float64_that_differs_counts_though_another_backend_failed_there() -> None:
+    parted = result(verdict="same", comparisons=[comparison(same=True)], twins={"count": 3, "worst": None})
+    exact = result(verdict="failed", precision="float64", comparisons=[comparison(same=False)])
+    assert parted.with_evidence(exact).verdict == "differs"
+
+
+def test_without_a_twin_nothing_is_said_of_rounding() -> None:
+    parted = result(verdict="differs", comparisons=[comparison(same=False)])
+    (note,) = parted.with_evidence(result(verdict="same", precision="float64")).notes
+    assert "no twin says whether rounding explains it" in note
 
 
 def test_a_result_survives_strict_json() -> None:

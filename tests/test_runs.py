@@ -27,6 +27,7 @@ from harness.errors import CallError
 from harness.judge import Judging
 from harness.results import BackendResult, RunResult
 from harness.runs import Options
+from harness.twins import Yardstick
 
 NAP = f"1000.{os.getpid()}"
 """Seconds, and how this suite's own sleepers are told from another's."""
@@ -452,11 +453,33 @@ def test_a_disk_without_room_for_twins_or_float64_costs_these_and_not_the_verdic
         assert training.exact is None
         monkeypatch.setattr(runs, "write_twins", full)
         assert not list(training.twins())
-    assert [note.partition(":")[0] for note in training.unsettled] == [
-        "Float64 was not trained",
-        "No twins were trained",
-    ]
-    assert all("No space left" in note for note in training.unsettled)
+    said = [note.partition(":")[0] for note in training.unsettled if "No space left" in note]
+    assert said == ["Float64 was not trained", "No more twins were trained", "Float64 was not trained"]
+    assert any("A twin of torch did not come to its end" in note for note in training.unsettled)
+
+
+def test_a_program_that_draws_its_own_numbers_has_no_twin(
+    spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parting(monkeypatch, (2.0, 2.0))
+    loaded, text = spec.load(spec_file)
+
+    def read(_self: Yardstick, folder: Path) -> bool:
+        asked.append(folder.name)
+        return True
+
+    asked: list[str] = []
+    monkeypatch.setattr(Yardstick, "read", read)
+    options = Options(backends=("torch",), precision="float64", out=tmp_path / "out")
+    with supervise.waiting(1) as room:
+        training = runs.Training.begin(loaded, text, options, room)
+        (twin,) = training.done(BackendResult("torch", "ok", losses={"model": [1.0, 0.5]}))
+        list(twin.done(BackendResult("torch", "ok", losses={"model": [1.0 + 1e-6, 0.5]})))
+        assert not asked
+        assert "does not repeat itself" in training.unsettled[0]
+        (twin,) = training.twins()
+        list(twin.done(BackendResult("torch", "ok", losses={"model": [1.0 + 1e-9, 0.9]})))
+        assert asked == ["torch"]
 
 
 def test_float64_is_its_own_proof(spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

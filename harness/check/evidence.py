@@ -118,9 +118,9 @@ def allowances(subject: Subject, evidence: Mapping[str, Evidence]) -> dict[str, 
     for n, size in sizes.items():
         scale = size
         if (gradient_of(n) or "") in subject.apart:
-            # Rounding noise: as large as rounding in its neighbours, whatever its own size.
-            layer = n.rpartition(".")[0]
-            scale = max(s for other, s in sizes.items() if other.rpartition(".")[0] == layer)
+            # Rounding noise: as large as rounding in the others of its update, whatever its own size.
+            update = n.rpartition("/")[0]
+            scale = max(s for other, s in sizes.items() if other.rpartition("/")[0] == update and "@" not in other)
         bound = (FLOOR * subject.unit + subject.rounding(n)) * scale + ROOM * moves.get(n, 0.0)
         found[n] = Derived(0.0, absolute=bound)
     return found

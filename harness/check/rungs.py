@@ -19,7 +19,7 @@ RULE_ROOM = 64
 KINKS, CANCELLED = 5, 3e-8
 """How much of the disagreement between widths a slope may be off, and what the difference of two losses loses."""
 NULL_ROOM = 1000
-"""Units in the last place of its layer's largest gradient that a gradient may be whose true value is zero."""
+"""Units in the last place of its update's largest gradient that a gradient may be whose true value is zero."""
 
 
 def forward(
@@ -238,9 +238,13 @@ def _null(subject: Subject, evidence: Mapping[str, Evidence]) -> list[Comparison
         bounds: dict[str, Derived] = {}
         for full, gradient in own.look.gradients.items():
             if (name := full.partition("/")[2]) in subject.apart:
-                layer = full.rpartition(".")[0]
-                beside = [a for n, a in own.look.gradients.items() if n.rpartition(".")[0] == layer]
-                size = max(float(np.max(np.abs(a), initial=0.0)) for a in beside)
+                update = full.partition("/")[0]
+                beside = [
+                    a
+                    for n, a in own.look.gradients.items()
+                    if n.partition("/")[0] == update and n != full and "@" not in n
+                ]
+                size = max((float(np.max(np.abs(a), initial=0.0)) for a in beside), default=0.0)
                 zero[name], mine[name] = np.zeros_like(gradient), gradient
                 bounds[name] = Derived(0.0, absolute=(NULL_ROOM * subject.unit + subject.rounding("gradients/")) * size)
         found.append(compare("gradients", ("zero", backend), zero, mine, bounds, step=1))

@@ -60,7 +60,12 @@ def trajectory(subject: Subject, trainings: Mapping[str, Training], measured: "C
     if found.status != "failed" or void or any(c.missing for c in comparisons):
         return found
     twins = measured()
-    if twins is None or not twins.worst <= TIMES:
+    pairs = {f"{a}~{b}" for a, b in combinations(trainings, 2)}
+    if twins is None or twins.overall.keys() != pairs or not twins.worst <= TIMES:
+        return found
+    # In float64, the proof, no tensor may hide among the others, and losses are held beside no twin.
+    hidden = any(one["verdict"] == "differs" for one in twins.verdicts.values())
+    if subject.precision == "float64" and (hidden or any(c.what == "loss" and not c.same for c in comparisons)):
         return found
     why = f"within rounding: at most {twins.worst:.2g} times as far apart as twins of one framework"
     notes = (*found.notes, f"in {found.precision}: {found.sentence}")
@@ -179,7 +184,7 @@ def twin_distances(subject: Subject, steps: int, count: int) -> dict[str, list[d
     def work(live: LiveWorker) -> list[dict[str, list[float]]]:
         found = []
         for number in range(count):
-            start = subject.position(f"twin-{number}", twin(subject.program, subject.start, number))
+            start = subject.position(f"twin-{number}", twin(subject.program, subject.start, number, zeros=False))
             live.ask("load", name="plain", arrays=start)
             said = live.ask("train", name="plain", first=0, last=steps, against="plain/base")
             found.append(said["distances"])

@@ -266,6 +266,13 @@ def _agreement(result: RunResult, ok: Sequence[str]) -> str:
         return f"{listed(ok)} train this network identically, up to rounding: in {result.precision} they part {beside_twins(result)}."
     if not wrong and result.verdict != "differs":
         return f"{listed(ok)} train this network identically: {_sizes(result)}."
+    if not wrong and result.evidence is not None and result.evidence["verdict"] != "same":
+        exact = next((c for c in result.evidence["comparisons"] if not c["same"]), None)
+        if exact is not None:
+            return (
+                f"{listed(ok)} do not train this network identically. In {result.precision} rounding could explain what parts; in "
+                f"float64 {listed((exact['a'], exact['b']))} differ: {_clash(exact)}."
+            )
     if not wrong:
         why = result.notes[-1] if result.notes else "see the report."
         return f"{listed(ok)} do not train this network identically, though every value that was compared agrees: {why}"

@@ -2,7 +2,8 @@
 
 Whatever takes long tells a `Listener` of it: a name (a backend, a spec) and an event, any of
 `{"phase": what, "total": steps}` (a phase begins; left out, the total stays), `{"step": n, "losses": {...}}` (n of them are done),
-`{"whole": [done, all]}` (how much of everything, in units of about the same length), `{"exit": status}` (it has ended) and
+`{"whole": [done, all]}` (how much of everything, in units of about the same length), `{"roughly": seconds}` (how long all will
+take, before anything was timed), `{"exit": status}` (it has ended) and
 `{"warning": sentence}` (to be shown in any case). An empty event is a sign of life. `counting` tells the first two.
 """
 
@@ -72,7 +73,7 @@ class Pace:
 
     def said(self, now: float) -> str:
         """As a line has it."""
-        parts = [f"{self.name}: {self.ended or self.phase}"]
+        parts = [": ".join(filter(None, (self.name, self.ended or self.phase)))]
         if not self.ended and self.done is not None and self.total:
             parts.append(f"{self.done:,} of {self.total:,}")
             parts += [f"{left} left"] if (left := about(self.left(now))) else []
@@ -89,11 +90,18 @@ class Tracker:
     counted: tuple[float, float] | None = None
     """When the first of the whole's units were done, and how many of them."""
     announced: bool = False
+    guessed: float | None = None
+    """When all would be done by the guess that was made before anything was timed."""
 
     def tell(self, name: str, event: Mapping[str, Any], now: float) -> list[str]:
         """Take an event in. Returns what is to be said at once: how long something takes that takes long."""
         if not event.keys() - {"warning"}:
             return []
+        said = []
+        if "roughly" in event:
+            self.guessed = now + float(event["roughly"])
+            if float(event["roughly"]) > LONG:
+                said.append(f"all of it will take {about(event['roughly'])}, by a count of its operations")
         pace = self.paces.setdefault(name, Pace(name))
         if "phase" in event:
             pace.phase, pace.done, pace.first, pace.ended = str(event["phase"]), None, None, ""
@@ -109,7 +117,7 @@ class Tracker:
             self.whole = float(done), float(every)
             if done and self.counted is None:
                 self.counted = now, float(done)
-        return self._news(pace, now)
+        return said + self._news(pace, now)
 
     def _news(self, pace: Pace, now: float) -> list[str]:
         found = []
@@ -121,16 +129,16 @@ class Tracker:
                     f"{pace.name}: {pace.phase}: {pace.total:,} steps will take {about(now - pace.first[0] + left)}"
                 )
         rest = self.left(now)
-        if rest is not None and not self.announced:
+        if rest is not None and not self.announced and self.whole is not None and self.whole[0]:
             self.announced = True
             if now - self.began + rest > LONG:
                 found.append(f"all of it will take {about(now - self.began + rest)}")
         return found
 
     def left(self, now: float) -> float | None:
-        """Seconds until all is done, by the units so far; None while that is not known."""
+        """Seconds until all is done, by the units so far, or by the guess; None where there is neither."""
         if self.whole is None or not self.whole[0]:
-            return None
+            return None if self.guessed is None or self.guessed <= now else self.guessed - now
         done, every = self.whole
         return (now - self.began) / done * (every - done)
 
@@ -143,6 +151,8 @@ class Tracker:
             share = f"{100 * self.whole[0] / max(self.whole[1], 1):.0f} % of all"
             rest = about(self.left(now))
             parts.append(f"{share}, {rest} left" if rest else share)
+        elif rest := about(self.left(now)):
+            parts.append(f"{rest} left")
         return f"{spent}  {'; '.join(parts) or 'starting'}"
 
 

@@ -41,7 +41,7 @@ from harness.results import BackendResult, RunResult
 from harness.side_by_side import Job, Meanwhile, side_by_side
 from harness.source import Source
 from harness.supervise import Listener, Waiting, train, waiting
-from harness.twins import HOPELESS, ROUNDS, TIMES, moved
+from harness.twins import HOPELESS, ROUNDS, moved
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = dict[str, Array]
@@ -225,8 +225,7 @@ class Training:
         if self.asked:
             return
         self.rounds += 1
-        far = self.judging.times()
-        if far > TIMES and self.rounds < ROUNDS and not (self.rounds > 1 and far > HOPELESS):
+        if self.judging.parted() and self.rounds < ROUNDS and not (self.rounds > 1 and self.judging.times() > HOPELESS):
             yield from self.twins()
         elif self.proves:
             yield from self.again()
@@ -285,7 +284,11 @@ class Training:
         if not self.options.keep_all:
             try:
                 for name, own in self.judging.results.items():
-                    result.backends[name] = thinned(own, KEPT if self.options.rows is None else 0)
+                    # One that failed has no result to be read from its folder; what it recorded lies there all the same.
+                    found = thinned(
+                        replace(own, folder=self.directory / name), KEPT if self.options.rows is None else 0
+                    )
+                    result.backends[name] = replace(found, folder=own.folder)
             except OSError as error:
                 result = replace(
                     result, notes=[*result.notes, f"What was recorded could not be thinned: {error_text(error)}."]

@@ -472,6 +472,18 @@ def test_the_whole_has_an_estimate_of_its_own() -> None:
     assert tracker.line(60.0) == "1:00  digits: relay; 25 % of all, about 3 min left"
 
 
+def test_a_guess_stands_until_something_was_timed() -> None:
+    tracker = progress.Tracker(began=0.0)
+    said = tracker.tell("resnet", {"phase": "asking", "roughly": 600.0}, 1.0)
+    assert said == ["all of it will take about 10 min, by a count of its operations"]
+    assert tracker.line(61.0) == "1:01  resnet: asking; about 9 min left"
+    tracker.tell("resnet", {"whole": [1, 4]}, 101.0)
+    assert tracker.line(101.0) == "1:41  resnet: asking; 25 % of all, about 5 min left"
+    short = progress.Tracker(began=0.0)
+    assert short.tell("digits", {"roughly": 20.0}, 0.0) == [], "what is short is not announced"
+    assert short.line(30.0) == "0:30  digits", "a guess that was wrong is not repeated"
+
+
 def test_lines_come_now_and_then_and_quiet_is_quiet(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,13 +9,13 @@ from math import factorial
 from pathlib import Path
 from typing import Any
 
-from harness import spec
+from harness import flops, spec
 from harness.backend import BACKENDS
 from harness.check import rungs
 from harness.check import trajectory as long
 from harness.check.diagnose import Diagnosis, diagnose
 from harness.check.evidence import Evidence, allowances, gather, slopes
-from harness.check.live import LiveWorker
+from harness.check.live import LiveWorker, allowed_cores
 from harness.check.mutants import MUTANTS, Mutant
 from harness.check.power import Cell, PowerResult, Sensitivity, Untried, power
 from harness.check.probes import PROBES
@@ -88,6 +88,7 @@ def check(
     try:
         with workers(options.backends, options.precisions, pythons, folder, options.timeout) as (live, failures):
             effort = Effort(options, len(programs), listen)
+            listen(programs[0].name, {"roughly": effort.guess(programs)})
             return [
                 _climb(program, own, text, folder, live, dict(failures), options, effort, given)
                 for program, (own, text) in zip(programs, loaded, strict=True)
@@ -267,8 +268,7 @@ def _climb(
         rungs_of = _rungs(subject, options, effort)
         found += rungs_of
         if any(rung.status == "failed" for rung in rungs_of) and not subject.failures:
-            listen(program.name, {"phase": f"{precision} diff"})
-            diagnoses[precision] = _diagnosed(subject, given)
+            diagnoses[precision] = _diagnosed(subject, given, listen)
         failures |= subject.failures
         _close(subject)
         if options.out is None:
@@ -290,11 +290,11 @@ def _climb(
     return result
 
 
-def _diagnosed(subject: Subject, given: Mapping[str, Written]) -> Diagnosis | None:
+def _diagnosed(subject: Subject, given: Mapping[str, Written], listen: Listener) -> Diagnosis | None:
     """Where and why the programs of a failed check part."""
     observed = {name: subject.sources[name, True] for name in subject.workers}
     read = {name: given[name].text if name in given else subject.sources[name, False] for name in subject.workers}
-    return diagnose(subject, observed, read, subject.program.steps)
+    return diagnose(subject, observed, read, subject.program.steps, listen)
 
 
 def _seeds(
@@ -312,6 +312,10 @@ def _seeds(
     first, *rest = found.sentences()
     seconds = time.perf_counter() - start
     return Rung("seeds", precision, found.status, first, (), tuple(rest), found.to_json(), seconds)
+
+
+START = 10.0
+"""Seconds that a spec takes in a precision before it trains: compilations, mostly."""
 
 
 @dataclass
@@ -337,6 +341,13 @@ class Effort:
         """What each rung that trains costs: the twins are trainings, the relay is one in each order of the backends."""
         count = len(self.options.backends)
         return {"trajectory": 1.0, "twins": float(self.options.twins), "relay": float(factorial(count)) / max(count, 1)}
+
+    def guess(self, programs: Sequence[Program]) -> float:
+        """Seconds for all of it but the rung of seeds, before anything was timed."""
+        units = self.every / (self.specs * len(self.options.precisions))
+        each = [flops.guess(p, precision, p.steps) for p in programs for precision in self.options.precisions]
+        rounds = -(-len(self.options.backends) // len(allowed_cores()))
+        return units * rounds * sum(each) + START * len(each)
 
     def spent(self, name: str, units: float) -> None:
         """So many more are done."""

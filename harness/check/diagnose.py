@@ -1,7 +1,7 @@
 """Where, what and why in one record: the finding, the line of the program that makes it, and a probable cause."""
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -76,13 +76,21 @@ def _percent(share: float) -> str:
     return "all" if share > 1 - 1e-9 else f"{100 * share:.4g} %"
 
 
-def diagnose(subject: Subject, observed: Mapping[str, str], plain: Mapping[str, str], steps: int) -> Diagnosis | None:
+def diagnose(
+    subject: Subject, observed: Mapping[str, str], plain: Mapping[str, str], steps: int,
+    listen: Callable[[str, Mapping[str, Any]], None] = lambda _name, _event: None,
+) -> Diagnosis | None:  # fmt: skip
     """Take programs apart until they part; None where none of so many steps shows more than rounding.
 
-    `observed` and `plain`: by backend, the programs that return every value and those that are read.
+    `observed` and `plain`: by backend, the programs that return every value and those that are read. `listen` hears how far
+    it is, as `harness.progress` has it.
     """
+    name = subject.program.name
+    listen(name, {"phase": f"{subject.precision} steps taken apart", "total": steps})
     refused = dissect.refusal(subject, observed)
-    found = refused or dissect.find(subject, observed, steps)
+    found = refused or dissect.find(subject, observed, steps, lambda done: listen(name, {"step": done, "losses": {}}))
+    if found is not None and not refused:
+        listen(name, {"phase": f"{subject.precision} causes tried", "total": 0})
     if found is None:
         dissect.closed(subject)
         return None

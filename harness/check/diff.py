@@ -10,9 +10,10 @@ from typing import Any
 from ruamel.yaml import YAML
 
 import harness
+from harness import flops
 from harness.backend import BACKENDS
 from harness.check.diagnose import Diagnosis, diagnose
-from harness.check.live import LiveWorker
+from harness.check.live import LiveWorker, allowed_cores
 from harness.check.reduce import dumped, reduce, require_empty, written_to
 from harness.check.stored import Stored, read
 from harness.check.subject import Subject, workers
@@ -25,6 +26,8 @@ from harness.programs import Written, emitted, written
 from harness.results import clean
 
 SCHEMA = 1
+OPENING = 20.0
+"""Seconds until programs that return every value are compiled."""
 Listener = Callable[[str, Mapping[str, Any]], None]
 
 
@@ -103,13 +106,17 @@ def diff(runs: Sequence[Path], options: DiffOptions | None = None, listen: Liste
         for precision in precisions:
             each.adapted(first.program, precision, observe=True)  # raises before any worker starts
     pythons = interpreters(options.pythons)
+    # Each step is taken twice in each backend: once apart, once on the way to the next position.
+    each_step = sum(flops.guess(first.program, precision, 2) for precision in precisions)
+    rounds = -(-len(given) // len(allowed_cores()))
+    listen(first.program.name, {"roughly": len(precisions) * OPENING + steps * rounds * each_step})
     folder = new_folder("harness-diff-")
     found: Diagnosis | None = None
     failures: dict[str, str] = {}
     precision = precisions[0]
     try:
         for precision in precisions:
-            listen(first.program.name, {"phase": precision})
+            listen(first.program.name, {"phase": f"{precision} programs opened", "total": 0})
             found, failures = _taken_apart(
                 first, given, precision, steps, folder / precision, pythons, options, notes, listen
             )
@@ -145,7 +152,7 @@ def _taken_apart(
         subject = subject_of(run, precision, folder / "subject", live[precision], given)
         observed = {name: subject.sources[name, True] for name in subject.workers}
         try:
-            found = diagnose(subject, observed, {name: given[name].text for name in subject.workers}, steps)
+            found = diagnose(subject, observed, {name: given[name].text for name in subject.workers}, steps, listen)
         except WorkerFailed as error:
             return None, subject.failures or {"all": str(error)}
         if found is not None and options.reduce is not None:

@@ -7,7 +7,7 @@ the backend's own gradients. So the first phase that differs is at fault, and no
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -229,14 +229,19 @@ def position_before(subject: Subject, step: int) -> Path:
     return path
 
 
-def find(subject: Subject, sources: Mapping[str, str], steps: int) -> Finding | None:
-    """The first (step, phase, tensor) at which programs part, or None within so many steps from the first."""
+def find(
+    subject: Subject, sources: Mapping[str, str], steps: int, looked: Callable[[int], None] = lambda _done: None
+) -> Finding | None:
+    """The first (step, phase, tensor) at which programs part, or None within so many steps from the first.
+
+    `looked`: called after each step with how many were looked at.
+    """
     first = subject.first
     for step in range(first, min(first + steps, subject.program.steps)):
-        if step > first and not suspicious(subject, take(subject, sources, step, quick=True)):
-            continue
-        if found := dissect(subject, take(subject, sources, step)):
+        closer = step == first or suspicious(subject, take(subject, sources, step, quick=True))
+        if closer and (found := dissect(subject, take(subject, sources, step))):
             return found
+        looked(step - first + 1)
     return None
 
 

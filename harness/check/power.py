@@ -239,16 +239,19 @@ def judge(base: Honest, backend: str, faulty: Faulty, steps: int) -> dict[str, R
     subject = base.subject
     others = {name: _first(own, steps) for name, own in base.trainings.items() if name != backend}
     trainings = others | {backend: _first(faulty.training, steps)}
-    found = judge_evidence(base, backend, faulty.evidence) | {"trajectory": _trajectory(subject, trainings, backend)}
-    if len(trainings) > 1:
-        twins = {
-            name: [{n: gaps[:steps] for n, gaps in own.items()} for own in all_twins]
-            for name, all_twins in base.twins.items()
-        }
-        found["twins"] = long.twins_rung(
-            subject, long.drift(subject, trainings, twins), len(next(iter(twins.values())))
-        )
-    return found
+    found = judge_evidence(base, backend, faulty.evidence)
+    if len(trainings) < 2:  # noqa: PLR2004 - nobody to hold it beside
+        return found | {"trajectory": _trajectory(subject, trainings, backend, None)}
+    twins = {
+        name: [{n: gaps[:steps] for n, gaps in own.items()} for own in all_twins]
+        for name, all_twins in base.twins.items()
+    }
+    apart = long.drift(subject, trainings, twins)
+    count = len(next(iter(twins.values())))
+    return found | {
+        "trajectory": _trajectory(subject, trainings, backend, apart),
+        "twins": long.twins_rung(subject, apart, count),
+    }
 
 
 def _first(training: Training, steps: int) -> Training:
@@ -259,7 +262,8 @@ def _first(training: Training, steps: int) -> Training:
     )
 
 
-def _trajectory(subject: Subject, trainings: Mapping[str, Training], backend: str) -> Rung:
+def _trajectory(subject: Subject, trainings: Mapping[str, Training], backend: str, apart: Drift | None) -> Rung:
+    """The faulty training beside the honest ones, by the rule of the rung: what twins of honest programs excuse is not found."""
     tolerances = TOLERANCES[subject.precision]
     comparisons = []
     mine = trainings[backend]
@@ -268,7 +272,10 @@ def _trajectory(subject: Subject, trainings: Mapping[str, Training], backend: st
             comparisons.append(compare_losses((name, backend), own.losses, mine.losses, tolerances["loss"]))
             left, right = ({n: s for n, s in t.states.items() if n not in subject.apart} for t in (own, mine))
             comparisons.append(long.compare_series("state", (name, backend), left, right, tolerances["state"]))
-    return judged("trajectory", subject.precision, comparisons)
+    found = judged("trajectory", subject.precision, comparisons)
+    if found.status == "failed" and apart is not None and long.excused(subject, comparisons, apart):
+        return replace(found, status="passed")
+    return found
 
 
 def power(
@@ -461,6 +468,15 @@ def markdown(result: PowerResult, command: str) -> str:
                 own = counts[precision]
                 lines.append(f"| {phase} | {name} | {' | '.join(own[r] for r in (*RUNGS, 'any', 'not tried'))} |")
         lines.append("")
+        raised = [cell for cell in cells if cell.error]
+        if raised:
+            lines += [
+                "Found because the program did not run to its end (no rung was asked):", "",
+                "| fault | spec | backend | place | what it said |", "|---|---|---|---|---|",
+            ]  # fmt: skip
+            said = [c.error.replace("|", "\\|") for c in raised]
+            lines += [f"| {c.mutant} | {c.spec} | {c.backend} | {c.where} | {text} |" for c, text in zip(raised, said, strict=True)]  # fmt: skip
+            lines.append("")
         lost = [cell for cell in cells if not cell.killed]
         if lost:
             lines += ["Not found:", "", "| fault | spec | backend | place | why |", "|---|---|---|---|---|"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from harness import initial
 from harness.backend import BACKENDS
 from harness.check.live import LiveWorker
-from harness.check.mutants import MUTANTS, Mutant, first_step, plant
+from harness.check.mutants import MUTANTS, Mutant, first_step, plantings
 from harness.check.subject import Subject, each, workers
 from harness.environment import interpreters
 from harness.errors import CallError, HarnessError
@@ -70,6 +70,8 @@ class _Ready:
     strategies: dict[str, str | None]
     mutant: Mutant | None = None
     planted: str = ""
+    where: str = ""
+    """In which of its places: the first, another one, or every one."""
     error: str = ""
     """The traceback, where it did not come to this."""
     text: str = ""
@@ -166,9 +168,9 @@ def _ready(options: FuzzOptions, data: Path, number: int) -> _Ready:
         drawn = draw(options.seed, number, data)
         rng = initial.stream(options.seed, "way", number)
         ways: dict[str, str | None] = dict.fromkeys(options.backends)
-        mutant, planted, faulty = None, "", ""
+        mutant, planted, where, faulty = None, "", "", ""
         if options.plant:
-            mutant, planted, faulty = _planted(drawn.program, options, number)
+            mutant, planted, where, faulty = _planted(drawn.program, options, number)
         elif rng.random() < OTHERWISE:
             backend = weighted(rng, options.backends)
             own = [
@@ -179,23 +181,24 @@ def _ready(options: FuzzOptions, data: Path, number: int) -> _Ready:
             b: faulty if b == planted else emitted(drawn.program, b, options.precision, strategy=ways[b])
             for b in options.backends
         }
-        return _Ready(number, drawn, sources, ways, mutant, planted)
+        return _Ready(number, drawn, sources, ways, mutant, planted, where)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is what is looked for
         text = drawn.text if drawn else str(getattr(error, "spec", ""))
         return _Ready(number, None, {}, {}, error=traceback.format_exc(), text=text)
 
 
-def _planted(program: Program, options: FuzzOptions, number: int) -> tuple[Mutant | None, str, str]:
-    """A random fault that applies, the backend that has it, and its program."""
+def _planted(program: Program, options: FuzzOptions, number: int) -> tuple[Mutant | None, str, str, str]:
+    """A random fault that applies, the backend that has it, in which of its places, and its program."""
     rng = initial.stream(options.seed, "fault", number)
     backend = weighted(rng, options.backends)
     for i in rng.permutation(len(MUTANTS)):
         mutant = MUTANTS[int(i)]
         if first_step(mutant, program) <= program.steps:
-            text = plant(mutant, program, backend, options.precision)
-            if text is not None:
-                return mutant, backend, text
-    return None, "", ""
+            texts = plantings(mutant, program, backend, options.precision)
+            if texts:
+                where = weighted(rng, list(texts))
+                return mutant, backend, where, texts[where]
+    return None, "", "", ""
 
 
 def _outcome(options: FuzzOptions, ready: _Ready, live: Mapping[str, LiveWorker], folder: Path) -> Outcome:
@@ -211,7 +214,7 @@ def _outcome(options: FuzzOptions, ready: _Ready, live: Mapping[str, LiveWorker]
     trained = training.train(subject, ready.sources, ready.strategies, gradients=gradients)
     empty = Outcome(
         ready.number, "failed", strategies={b: s for b, s in ready.strategies.items() if s},
-        fault=ready.mutant.name if ready.mutant else "", planted=ready.planted, why=ready.mutant.note if ready.mutant else "",
+        fault=ready.mutant.name if ready.mutant else "", planted=ready.planted, where=ready.where, why=ready.mutant.note if ready.mutant else "",
     )  # fmt: skip
     if trained.failures:
         failures = {name: keep.sentence(why) for name, why in trained.failures.items()}

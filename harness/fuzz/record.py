@@ -31,6 +31,8 @@ class Outcome:
     fault: str = ""
     planted: str = ""
     """The fault that was planted, and the backend."""
+    where: str = ""
+    """In which of its places: `first`, `another` or `every`."""
     why: str = ""
     """What the catalogue says of a fault that is hard to see."""
     kept: tuple[str, ...] = ()
@@ -47,7 +49,7 @@ class Outcome:
         ratio = self.ratio if self.ratio < float("inf") else None
         return {
             "number": self.number, "status": self.status, "said": self.said, "ratio": ratio, "notes": list(self.notes),
-            "failures": self.failures, "strategies": self.strategies, "fault": self.fault, "planted": self.planted,
+            "failures": self.failures, "strategies": self.strategies, "fault": self.fault, "planted": self.planted, "where": self.where,
             "why": self.why, "kept": list(self.kept), "seconds": self.seconds,
         }  # fmt: skip
 

@@ -39,7 +39,7 @@ def progress(options: FuzzOptions) -> Callable[[Outcome, int, float], None]:
 
 def spoken(outcome: Outcome) -> str:
     """An outcome in a line."""
-    planted = f"{outcome.fault}, in {outcome.planted}: " if outcome.fault else ""
+    planted = f"{outcome.fault}, in {outcome.planted} ({outcome.where} place): " if outcome.fault else ""
     ways = "".join(f" ({name}: {way})" for name, way in outcome.strategies.items())
     notes = f" [{', '.join(outcome.notes)}]" if outcome.notes else ""
     why = f" ({outcome.why})" if outcome.why else ""

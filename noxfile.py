@@ -40,16 +40,23 @@ def compare(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The whole suite, with all three frameworks."""
+    """The suite, with all three frameworks: all of it but what takes minutes and says the same of one more case."""
     install(session, "all", "test")
-    two_at_once(session)
+    two_at_once(session, "-m", "not slow")
+
+
+@nox.session
+def tests_slow(session: nox.Session) -> None:
+    """What `tests` leaves out: every case where that has one a word, every program where that has one a strategy."""
+    install(session, "all", "test")
+    two_at_once(session, "-m", "slow")
 
 
 @nox.session
 def tests_host(session: nox.Session) -> None:
     """The part of the suite that needs no framework, in an environment without one: under a minute."""
     install(session, "test")
-    two_at_once(session, "-m", "not frameworks")
+    two_at_once(session, "-m", "not frameworks and not slow")
 
 
 @nox.session

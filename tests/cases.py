@@ -188,6 +188,33 @@ CORNERS = frozenset(list(CASES)[list(CASES).index("flatten of a number") :])
 """Cases that meet every backend's plain program; observed ones are of the others, which have every op."""
 
 
+def kinds_of(layers: object) -> set[str]:
+    """The words that layers say, those inside residual branches and repetitions too."""
+    if isinstance(layers, str):
+        return {layers}
+    if isinstance(layers, dict):
+        ((kind, arguments),) = layers.items()
+        inner = [arguments[key] for key in ("layers", "shortcut") if isinstance(arguments, dict) and key in arguments]
+        inner += [arguments] if isinstance(arguments, list) and kind == "residual" else []
+        return {kind}.union(*map(kinds_of, inner))
+    return set().union(*map(kinds_of, layers)) if isinstance(layers, (list, tuple)) else set()
+
+
+def _one_a_word() -> frozenset[str]:
+    seen: set[str] = set()
+    found = []
+    for name, case in CASES.items():
+        own = kinds_of(case.layers)
+        if own - seen:
+            seen |= own
+            found.append(name)
+    return frozenset(found)
+
+
+ONE_A_WORD = _one_a_word()
+"""The first case of every word: where a test compiles programs of its own, the others are for the long session."""
+
+
 def spec_of(case: Case, name: str = "case") -> dict[str, object]:
     """A spec that trains the case's layers on eight examples drawn from a fixed stream."""
     import numpy as np  # noqa: PLC0415

@@ -9,7 +9,7 @@ import golden
 import numpy as np
 import pytest
 from build import EACH, Arrays, Live, drawn, live, program_of
-from cases import CASES, CORNERS, spec_of
+from cases import CASES, CORNERS, ONE_A_WORD, spec_of
 
 from harness import api, emit, initial, reference, spec
 from harness.backend import BACKENDS
@@ -123,7 +123,9 @@ def compared(backend: str, program: Program, folder: Path) -> tuple[Live, Live]:
 
 @pytest.mark.frameworks
 @pytest.mark.parametrize("backend", EACH)
-@pytest.mark.parametrize("name", sorted(CASES.keys() - CORNERS))
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=() if name in ONE_A_WORD else pytest.mark.slow) for name in sorted(CASES.keys() - CORNERS)
+])  # fmt: skip
 def test_values_gradients_and_training_of_every_op(backend: str, name: str, tmp_path: Path) -> None:
     program = program_of(spec_of(CASES[name]))
     plain, case = compared(backend, program, tmp_path)

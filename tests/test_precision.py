@@ -7,11 +7,12 @@ import re
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-from build import EACH, INSTALLED, live, program_of
+from build import EACH, INSTALLED, Arrays, live, program_of
 from cases import CASES, spec_of
 from test_lanes import MINIS, RUNNABLE, SINGLE, captured_on_a_cpu
 
@@ -190,22 +191,30 @@ def gap(backend: str, name: str, how: str, *changes: str) -> float:
 
     `changes`: of the strategy's program, what it says and what instead.
     """
-    program = program_of(PROGRAMS[name])
-    said = []
-    for precision, own in (("bfloat16", None), ("bfloat16", how), ("float32", None)):
-        text = emitted(program, backend, precision, strategy=own)
-        for old, new in zip(changes[::2], changes[1::2], strict=True) if own else ():
-            assert old in text, f"the program no longer says {old!r}"
-            text = text.replace(old, new)
-        with tempfile.TemporaryDirectory(prefix=f"{precision}_{own}_") as folder, pytest.MonkeyPatch.context() as patch:
-            session = (made := live(backend, program, Path(folder), precision, text, strategy=own)).session
-            if own in lanes.GRAPHS and session.module.DEVICE.type == "cpu":  # type: ignore[attr-defined]
-                captured_on_a_cpu(session.module, patch)  # type: ignore[attr-defined]
-            for step in range(2):
-                session.step(step, session.batch(made.inputs, step))
-            said.append(session.state())
+    said = [
+        after_two_steps(backend, name, "bfloat16"),
+        after_two_steps(backend, name, "bfloat16", how, *changes),
+        after_two_steps(backend, name, "float32"),
+    ]
     plain, other, exact = (np.concatenate([state[n].ravel() for n in said[0]]) for state in said)
     return size(other - plain) / size(exact - plain)
+
+
+@cache
+def after_two_steps(backend: str, name: str, precision: str, how: str | None = None, *changes: str) -> Arrays:
+    """The state that a program is in then. The plain ones are the same for every strategy."""
+    program = program_of(PROGRAMS[name])
+    text = emitted(program, backend, precision, strategy=how)
+    for old, new in zip(changes[::2], changes[1::2], strict=True):
+        assert old in text, f"the program no longer says {old!r}"
+        text = text.replace(old, new)
+    with tempfile.TemporaryDirectory(prefix=f"{precision}_{how}_") as folder, pytest.MonkeyPatch.context() as patch:
+        session = (made := live(backend, program, Path(folder), precision, text, strategy=how)).session
+        if how in lanes.GRAPHS and session.module.DEVICE.type == "cpu":  # type: ignore[attr-defined]
+            captured_on_a_cpu(session.module, patch)  # type: ignore[attr-defined]
+        for step in range(2):
+            session.step(step, session.batch(made.inputs, step))
+        return dict(session.state())
 
 
 def alone(function: str, *arguments: str) -> str:
@@ -223,7 +232,7 @@ def gap_of(strategy: lanes.Strategy, name: str, *changes: str) -> float:
 
 
 @pytest.mark.frameworks
-@pytest.mark.parametrize("name", ["single", "several"])
+@pytest.mark.parametrize("name", ["single", pytest.param("several", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("strategy", RUNNABLE)
 def test_every_strategy_rounds_what_the_plain_one_rounds(strategy: lanes.Strategy, name: str) -> None:
     assert gap_of(strategy, name) < 1 / 4

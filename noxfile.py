@@ -40,7 +40,7 @@ def compare(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The suite, with all three frameworks: all of it but what takes minutes and says the same of one more case."""
+    """The suite, with all three frameworks; more cases of what takes minutes to compile are in `tests_slow`."""
     install(session, "all", "test")
     two_at_once(session, "-m", "not slow")
 
@@ -54,7 +54,7 @@ def tests_slow(session: nox.Session) -> None:
 
 @nox.session
 def tests_host(session: nox.Session) -> None:
-    """The part of the suite that needs no framework, in an environment without one: under a minute."""
+    """The part of the suite that needs no framework, in an environment without one."""
     install(session, "test")
     two_at_once(session, "-m", "not frameworks and not slow")
 

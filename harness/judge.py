@@ -33,6 +33,8 @@ Arrays = dict[str, Array]
 DIGESTED = {"parameters": "parameters", "optimizer": "optimizer state", "batches": "batches", "masks": "masks"}
 ZERO_ROOM = 1000
 """Units in the last place of its update's largest gradient that a gradient may be whose true value is zero."""
+ZERO_MOST = 0.1
+"""And of that gradient itself: of bfloat16's units a thousand are more than all of it."""
 STILL = 1e-9
 """How much of itself, or of 1, the reference's loss may move along parameters without gradient: rounding in float64."""
 CORNERS = 4
@@ -98,7 +100,7 @@ class Judging:
     def _zero_by_both(self, ok: Mapping[str, BackendResult]) -> "Zero":
         """Found once for those that trained to their end: twins change nothing about it, and the reference takes its time."""
         if self._zero is None or self._zero[0] != tuple(ok):
-            unit = float(np.finfo(PRECISIONS[self.options.precision].dtype).eps)
+            unit = 2 * PRECISIONS[self.options.precision].roundoff
             self._zero = tuple(ok), zero_by_both(self.program, self.directory, ok, self.start, unit)
         return self._zero[1]
 
@@ -227,7 +229,7 @@ def zero_by_both(
     names, notes = [], []
     moves = _moves_reference(program, directory, start, tuple(said.parameters))
     for name, why in said.parameters.items():
-        large = [backend for backend, own in results.items() if not _of_rounding(own, name, unit)]
+        large = [backend for backend, own in results.items() if not of_rounding(own, name, unit)]
         if name in moves or large:
             who = (
                 "the reference's loss moves along it"
@@ -242,7 +244,7 @@ def zero_by_both(
     return Zero(tuple(names), Invariance({n: said.parameters[n] for n in names}, carriers).explained(), carriers, notes)
 
 
-def _of_rounding(result: BackendResult, name: str, unit: float) -> bool:
+def of_rounding(result: BackendResult, name: str, unit: float) -> bool:
     """Whether a parameter's first recorded gradients are as small as rounding beside the others of their update."""
     for step in result.gradient_steps[:1]:
         for full, gradient in result.gradients(step).items():
@@ -254,7 +256,7 @@ def _of_rounding(result: BackendResult, name: str, unit: float) -> bool:
                     if other.partition("/")[0] == update and other != full
                 ]
                 size = max((float(np.max(np.abs(a), initial=0.0)) for a in beside), default=0.0)
-                if not float(np.max(np.abs(gradient), initial=0.0)) <= ZERO_ROOM * unit * size:
+                if not float(np.max(np.abs(gradient), initial=0.0)) <= min(ZERO_ROOM * unit, ZERO_MOST) * size:
                     return False
     return True
 

@@ -11,13 +11,15 @@ from cases import CASES, Case, spec_of
 from harness import initial, reference
 from harness.graph import BlockOp, Graph, Node, Program
 from harness.invariance import invariance, zero_gradient
-from harness.judge import first_batch
+from harness.judge import first_batch, of_rounding
 from harness.losses import LOSSES, Loss
 from harness.ops import OPS
 from harness.ops.activation import Relu
 from harness.ops.base import Array, Mode, Op, Shape, Shift, everywhere
 from harness.ops.normalisation import BatchNorm, Dropout
 from harness.ops.pooling import AvgPool2d
+from harness.precision import PRECISIONS
+from harness.results import BackendResult
 
 BATCH = 4
 ROUNDING = 1e-11
@@ -292,3 +294,21 @@ def test_the_reason_names_who_takes_it_away() -> None:
     why = zero_gradient(made)
     assert why["body1.conv1.bias"] == "norm1 (batch_norm) takes away again what it adds"
     assert why["norm1.mean"] == "a statistic that carries body1.conv1.bias, whose gradient is zero"
+
+
+@pytest.mark.parametrize(
+    ("precision", "gradient", "expected"),
+    [
+        ("float64", 1e-13, True), ("float64", 1e-12, False), ("float32", 1e-4, True), ("float32", 1e-3, False),
+        # A sum of values that were rounded to three digits is zero to two.
+        ("bfloat16", 0.05, True), ("bfloat16", 0.2, False),
+    ],
+)  # fmt: skip
+def test_a_gradient_is_of_roundings_size_by_the_precision_of_its_products(
+    precision: str, gradient: float, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = BackendResult("torch", "ok")
+    said = {"net/conv.bias": np.array([gradient, 0.0]), "net/conv.kernel": np.array([[1.0, -0.5]])}
+    monkeypatch.setattr(BackendResult, "gradient_steps", [0])
+    monkeypatch.setattr(BackendResult, "gradients", lambda _self, _step: said)
+    assert of_rounding(result, "conv.bias", 2 * PRECISIONS[precision].roundoff) is expected

@@ -12,6 +12,7 @@ named). Printed are seconds by the wall clock and of the processor, the most mem
 have held at once, and what the run directory holds.
 """
 
+import json
 import os
 import random
 import resource
@@ -134,11 +135,18 @@ def large(wanted: Sequence[str]) -> None:
                 if command == "run":
                     kept = sum(file.stat().st_size for file in run.rglob("*") if file.is_file())
                     bare = [cost([sys.executable, f"{name}_{b}.py", str(run)], run / b) for b in BACKENDS]
-                    used = sum(one.cpu for one in bare)
+                    used, asked = sum(one.cpu for one in bare), twins(run)
                     sys.stdout.write(
                         f"  the bare programs in turn: {sum(one.seconds for one in bare):.0f} s, {used:.0f} s of processor time; "
-                        f"the run {found.cpu / used:.2f} times as much of it; its directory holds {kept / 1e6:.0f} MB\n"
+                        f"the run {found.cpu / used:.2f} times as much of it, {(found.cpu - asked) / used:.2f} without its twins' "
+                        f"{asked:.0f} s; its directory holds {kept / 1e6:.0f} MB\n"
                     )
+
+
+def twins(run: Path) -> float:
+    """Seconds that a run's twins took in their workers, one thread each: by the wall clock, so on a busy machine too many."""
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in run.glob("twins/*/*/result.json")]
+    return float(sum(sum(own["seconds"].values()) for own in found))
 
 
 def spelled(values: Sequence[float], unit: str = " s") -> str:

@@ -418,6 +418,7 @@ def test_what_does_not_train_identically_has_no_times(tmp_path: Path, monkeypatc
         return text if strategy != plain else text.replace("0.01", "0.013")
 
     monkeypatch.setattr(checks, "emitted", faulty)
+    monkeypatch.setattr(benches, "strategies", quick)
     (found,) = bench([path], BenchOptions(backends=(backend,), parts=(), rounds=8))
     assert (found.verdict, found.exit) == ("differs", 1)
     assert found.lanes, "the others are timed"
@@ -464,7 +465,9 @@ def test_what_goes_wrong_in_the_process_that_is_timed_has_no_times(
         return text if strategy != PLAIN[backend] else text.replace("0.01", "0.013")
 
     monkeypatch.setattr(trial, "emitted", faulty)
-    monkeypatch.setattr(benches, "strategies", lambda *given: [s for s in quick(*given) if s.name in ("eager", PLAIN[backend])])  # fmt: skip
+    # Alone in the lane best: which of two is faster, and so is timed there, no test can say.
+    offered = {PLAIN[backend]} if lanes == ("best",) else {"eager", PLAIN[backend]}
+    monkeypatch.setattr(benches, "strategies", lambda *given: [s for s in quick(*given) if s.name in offered])
     (found,) = bench([path], BenchOptions((backend,), lanes=lanes, parts=(), rounds=8))
     assert (found.verdict, found.exit) == ("differs", 1)
     left = [f"{lane.backend} {lane.strategy}" for lane in found.lanes]

@@ -524,8 +524,9 @@ PEERS = {"case": {"by hand": build}}
 
 
 @pytest.mark.frameworks
-@pytest.mark.parametrize("processes", [None, 0])
-@pytest.mark.parametrize("what", ["way", "peer"])
+@pytest.mark.parametrize(("what", "processes"), [
+    ("way", None), ("peer", 0), pytest.param("way", 0, marks=pytest.mark.slow), pytest.param("peer", None, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_a_worker_that_dies_in_the_trial_takes_its_own_times_and_no_others(
     what: str, processes: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1069,6 +1070,8 @@ def test_a_call_of_many_steps_that_takes_them_otherwise_is_caught(
         return own.replace(old, new)
 
     monkeypatch.setattr(checks, "emitted", faulty)
+    offered = {strategy, PLAIN[backend]}
+    monkeypatch.setattr(benches, "strategies", lambda *given: [s for s in strategies(*given) if s.name in offered])
     (found,) = bench([path], BenchOptions(backends=(backend,), parts=(), lanes=("best",), rounds=8))
     assert found.verdict == "differs"
     assert [note.split(" is not timed")[0] for note in found.notes if " is not timed" in note] == [

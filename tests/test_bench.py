@@ -525,7 +525,7 @@ PEERS = {"case": {"by hand": build}}
 
 @pytest.mark.frameworks
 @pytest.mark.parametrize(("what", "processes"), [
-    ("way", None), ("peer", 0), pytest.param("way", 0, marks=pytest.mark.slow), pytest.param("peer", None, marks=pytest.mark.slow),
+    ("way", None), *(pytest.param(*rest, marks=pytest.mark.slow) for rest in (("peer", 0), ("way", 0), ("peer", None))),
 ])  # fmt: skip
 def test_a_worker_that_dies_in_the_trial_takes_its_own_times_and_no_others(
     what: str, processes: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -566,7 +566,9 @@ def test_a_worker_that_dies_in_the_trial_takes_its_own_times_and_no_others(
 
 @pytest.mark.frameworks
 @pytest.mark.skipif(not INSTALLED[1:], reason="one backend's death leaves none")
-@pytest.mark.parametrize(("when", "processes"), [("shown", 0), ("asked", 0), ("asked", 1)])
+@pytest.mark.parametrize(("when", "processes"), [
+    ("shown", 0), *(pytest.param("asked", count, marks=pytest.mark.slow) for count in (0, 1)),
+])  # fmt: skip
 def test_a_worker_that_dies_after_the_trial_takes_its_product_of_matrices_along_and_no_others(
     when: str, processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -658,8 +660,9 @@ def test_where_memory_is_short_the_trials_processes_are_timed(tmp_path: Path, mo
 
 
 @pytest.mark.frameworks
-def test_a_spec_is_timed_with_every_value_of_a_setting(tmp_path: Path) -> None:
+def test_a_spec_is_timed_with_every_value_of_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "case.yaml"
+    monkeypatch.setattr(benches, "strategies", quick)
     path.write_text(json.dumps(spec_of(CASES["relu"])))
     kept: list[list[int]] = []
     options = BenchOptions(

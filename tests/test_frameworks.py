@@ -69,7 +69,9 @@ def test_the_tutorials_numbers_come_out(tmp_path: Path) -> None:
         assert record.predictions["five_six"] == [[pytest.approx(9.40166, abs=5e-6)]]
 
 
-@pytest.mark.parametrize(("name", "bar"), [("digits_mlp", 0.95), ("digits_cnn", 0.97), ("digits_lstm", 0.93)])
+@pytest.mark.parametrize(("name", "bar"), [
+    ("digits_mlp", 0.95), pytest.param("digits_cnn", 0.97, marks=pytest.mark.slow), pytest.param("digits_lstm", 0.93, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_accuracy_on_held_out_digits(name: str, bar: float, tmp_path: Path) -> None:
     result = run(name, tmp_path, steps=None, precision="float32", evidence=False)
     for record in result.backends.values():
@@ -83,23 +85,23 @@ def test_gru_is_one_word_away(tmp_path: Path) -> None:
     assert run(str(path), tmp_path).verdict == "same"
 
 
+@pytest.mark.parametrize("name", ["digits_gan", pytest.param("digits_cnn", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("backend", EACH)
-def test_the_emitted_program_alone_repeats_the_recorded_losses_exactly(backend: str, tmp_path: Path) -> None:
-    for name in ("digits_cnn", "digits_gan"):
-        result = run(name, tmp_path / name, backends=(backend,), precision="float32", steps=8)
-        folder = result.directory
-        program = folder / backend / f"{name}_{backend}.py"
-        alone = tmp_path / name / "alone"
-        alone.mkdir()
-        shutil.copy(program, alone)
-        code = f"import sys; sys.modules['harness'] = sys.modules['backends'] = None; sys.argv = ['p', {str(folder)!r}]; import runpy; runpy.run_path({program.name!r}, run_name='__main__')"
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=alone, env=_one_core()
-        )
-        assert done.returncode == 0, done.stderr
-        rows = [line.split() for line in done.stdout.splitlines() if re.match(r"^\d+ ", line)]
-        recorded = list(zip(*result.backends[backend].losses.values(), strict=True))
-        assert [tuple(map(float, row[1:])) for row in rows] == recorded
+def test_the_emitted_program_alone_repeats_the_recorded_losses_exactly(backend: str, name: str, tmp_path: Path) -> None:
+    result = run(name, tmp_path / name, backends=(backend,), precision="float32", steps=8)
+    folder = result.directory
+    program = folder / backend / f"{name}_{backend}.py"
+    alone = tmp_path / name / "alone"
+    alone.mkdir()
+    shutil.copy(program, alone)
+    code = f"import sys; sys.modules['harness'] = sys.modules['backends'] = None; sys.argv = ['p', {str(folder)!r}]; import runpy; runpy.run_path({program.name!r}, run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=alone, env=_one_core()
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if re.match(r"^\d+ ", line)]
+    recorded = list(zip(*result.backends[backend].losses.values(), strict=True))
+    assert [tuple(map(float, row[1:])) for row in rows] == recorded
 
 
 def _one_core() -> dict[str, str]:
@@ -148,7 +150,17 @@ MUTANTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
+FIRST = (
+    "no Nesterov",
+    "padding on the other side",
+    "mask of another step",
+    "running mean's momentum",
+    "generator's and discriminator's order",
+)
+"""Some of every backend and kind. The ladder's tests plant those of the catalogue."""
+
+
+@pytest.mark.parametrize("mutant", [pytest.param(m, marks=() if m in FIRST else pytest.mark.slow) for m in MUTANTS])
 def test_a_planted_fault_is_caught(mutant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, backend, old, new = MUTANTS[mutant]
     other = "torch" if backend != "torch" else "jax"

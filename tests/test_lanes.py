@@ -8,11 +8,12 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from build import INSTALLED, Arrays, Live, live, program_of, program_of_case
-from cases import CASES, spec_of
+from cases import CASES, CORNERS, spec_of
 
 from harness import flops, lanes, spec
 from harness.errors import CallError
@@ -244,10 +245,27 @@ def by_hand(program: Program, strategy: lanes.Strategy | None, backend: str, fol
     return live(backend, program, folder, strategy=strategy.name if strategy else None)
 
 
+SLOW = {
+    *(("torch", "unrolled", name) for name in MINIS if name != "single"), ("torch", "whole", "sequence"), ("torch", "compiled", "sequence"),
+    ("jax", "nnx", "sequence"), ("jax", "tuned_scan", "sequence"),
+}  # fmt: skip
+"""What takes longest to compile, of strategies and of layers that others of `tests` have, too."""
+
+
+def trained() -> list[Any]:
+    """Every strategy with every program."""
+    found = []
+    for param in RUNNABLE:
+        own = param.values[0]
+        for name in MINIS:
+            marks = [*param.marks, *([pytest.mark.slow] if (own.backend, own.name, name) in SLOW else [])]
+            found.append(pytest.param(own, name, id=f"{param.id}-{name}", marks=marks))
+    return found
+
+
 @pytest.mark.frameworks
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # Dynamo, where it breaks the graph at nn.LSTM
-@pytest.mark.parametrize("name", MINIS)
-@pytest.mark.parametrize("strategy", RUNNABLE)
+@pytest.mark.parametrize(("strategy", "name"), trained())
 def test_every_strategy_trains_alike(
     strategy: lanes.Strategy, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,7 +328,10 @@ def same(one: Live, other: Live, *, rough: bool = False) -> None:
 
 
 OF_ITS_OWN = [
-    pytest.param(s, name, id=f"{s.backend}-{s.name}-{name}", marks=() if s.backend in INSTALLED else pytest.mark.skip(reason=f"{s.backend} is not installed"))
+    pytest.param(s, name, id=f"{s.backend}-{s.name}-{name}", marks=[
+        *([] if s.backend in INSTALLED else [pytest.mark.skip(reason=f"{s.backend} is not installed")]),
+        *([pytest.mark.slow] if name in CORNERS else []),
+    ])
     for s in STRATEGIES if s.name in ("tuned", "native")
     for name in CASES if lanes.applies(program_of_case(name), s)
 ]  # fmt: skip
@@ -376,7 +397,9 @@ def test_layers_of_its_own_that_compute_otherwise_are_found(
 
 
 @pytest.mark.frameworks
-@pytest.mark.parametrize("strategy", RUNNABLE)
+@pytest.mark.parametrize("strategy", [
+    pytest.param(*p.values, id=p.id, marks=[*p.marks, pytest.mark.slow]) if p.id == "torch-unrolled" else p for p in RUNNABLE
+])  # fmt: skip
 def test_its_program_alone_prints_the_losses_of_the_plain_one(
     strategy: lanes.Strategy, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

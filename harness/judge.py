@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import combinations
 from pathlib import Path
@@ -88,7 +88,8 @@ class Judging:
 
     def _compared(self) -> "Judged":
         ok = self.ok()
-        allowance = Allowance(TOLERANCES[self.options.precision], self.yardstick)
+        unit = float(np.finfo(PRECISIONS[self.options.precision].dtype).eps)
+        allowance = Allowance(TOLERANCES[self.options.precision], self.yardstick, unit)
         zero = self._zero_by_both(ok)
         against = [c for own in ok.values() for c in against_reference(self.program, self.reference, own, allowance, self.start)]  # fmt: skip
         pairs = {
@@ -128,19 +129,18 @@ class Judging:
         drift: dict[str, float] = {}
         for both in judged.pairs.values():
             drift |= {name: max(value, drift.get(name, 0.0)) for name, value in both.drift.items()}
-        notes = [*wrong, *judged.zero.notes]
-        same = all(c.same for c in comparisons) and not wrong
+        reasons = list(wrong)
         for what, name in DIGESTED.items():
             if len({result.digests[what] for result in ok.values()}) > 1:
-                same = False
-                notes.append(f"The backends did not start from the same {name}: their digests differ.")
+                reasons.append(f"The backends did not start from the same {name}: their digests differ.")
         if (
             self.options.precision == "float64"
             and len({r.text for r in ok.values()}) > 1
             and not any(c.rounded for c in comparisons)
         ):
-            same = False
-            notes.append("The texts written by greedy decoding differ.")
+            reasons.append("The texts written by greedy decoding differ.")
+        same = all(c.same for c in comparisons) and not reasons
+        notes = [*reasons, *judged.zero.notes]
         notes += dead(ok, judged.zero.names) if self.options.record else unmoved(program, directory, ok)
         alive = not any(note.startswith("Dead") for note in notes)
         failed = len(ok) < len(self.results) or not alive
@@ -154,7 +154,7 @@ class Judging:
             backends=self.ended(),
             comparisons=[c.record() for c in comparisons],
             series={f"{a}~{b}": both.series for (a, b), both in judged.pairs.items()},
-            notes=notes, zero_gradient=apart, drift=drift, twins=self._twins(),
+            notes=notes, reasons=reasons, zero_gradient=apart, drift=drift, twins=self._twins(),
             better={name: metric.better for name, metric in metric_names(program).items()},
             tolerances={what: {"relative": t.relative, "floor": t.floor} for what, t in TOLERANCES[self.options.precision].items()},
             machine=machine(),
@@ -193,13 +193,20 @@ class Allowance:
 
     tight: Mapping[str, Tolerance]
     yardstick: Yardstick
+    unit: float
+    """The distance from 1 to the next number."""
 
     def of(self, what: str, name: str, step: int | None) -> Tolerance:
         """That of a tensor at a step, counted from 1."""
         own = self.tight[what]
         if not self.yardstick.count:
             return own
-        return Measured(own.relative, own.floor, twin=self.yardstick.at(what, name, step), times=TIMES)
+        twin = self.yardstick.at(what, name, step)
+        if what == "loss":
+            # Cross-entropy forms 1 + sum(exp(...)): a small loss lies on the grid of numbers near 1, from which a unit in the
+            # last place of a parameter seldom moves it.
+            twin = max(twin, self.unit)
+        return Measured(own.relative, own.floor, twin=twin, times=TIMES)
 
     def each(self, what: str, names: Iterable[str], step: int | None = None) -> Mapping[str, Tolerance]:
         """Those of several tensors."""
@@ -217,6 +224,8 @@ class Zero:
     carriers: dict[str, tuple[str, ...]]
     notes: list[str]
     """Where the two ways disagree: nothing is excused there."""
+    memo: dict[tuple[str, ...], Any] = field(default_factory=dict, compare=False, repr=False)
+    """What the reference has said of a pair: twins change nothing about it."""
 
 
 def zero_by_both(
@@ -488,7 +497,9 @@ def pair(
     outputs = compare("outputs", names, x, y, allowance.each("outputs", x))
     if zero.names and not (outputs.same and not outputs.rounded) and not outputs.missing:
         # What evaluation sees of parameters without gradient and of the statistics that lag behind them is taken off.
-        x = {n: value - shift for (n, value), shift in zip(x.items(), _seen_of(program, directory, mine, theirs, zero), strict=True)}  # fmt: skip
+        if ("seen", *names) not in zero.memo:
+            zero.memo["seen", *names] = _seen_of(program, directory, mine, theirs, zero)
+        x = {n: value - shift for (n, value), shift in zip(x.items(), zero.memo["seen", *names], strict=True)}
         outputs = compare("outputs", names, x, y, allowance.each("outputs", x))
     found.append(outputs)
     gaps = {u: [abs(x - y) for x, y in zip(a.losses[u], b.losses[u], strict=False)] for u in a.losses}
@@ -523,7 +534,10 @@ def _carried(
     steps = [step for step in a.recorded if step in b.recorded]
     if not zero.carriers or not steps:
         return []
-    reach = _reach(program, directory, zero, parted)
+    key = ("reach", a.backend, b.backend)
+    if key not in zero.memo:
+        zero.memo[key] = _reach(program, directory, zero, parted)
+    reach = zero.memo[key]
     left, right = a.state(steps[-1]), b.state(steps[-1])
     bounds: dict[str, Tolerance] = {}
     for name in zero.carriers:

@@ -148,6 +148,7 @@ class RunRecord(TypedDict):
     tolerances: dict[str, ToleranceRecord]
     machine: dict[str, Any]
     twins: NotRequired[TwinsRecord | None]
+    reasons: NotRequired[list[str]]
     started: str
     start: NotRequired[Count]
 

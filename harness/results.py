@@ -47,13 +47,15 @@ class BackendResult:
     """The steps (from 0) whose state lies in `trajectory/`."""
     stopped_at: int | None = None
     folder: Path | None = field(default=None, compare=False)
+    echo: dict[str, list[float]] = field(default_factory=dict, compare=False)
+    """Of a twin: the first losses of its training, repeated in the session that then trained the twin."""
 
     @classmethod
     def from_worker(cls, backend: str, result: Mapping[str, Any], folder: Path) -> "BackendResult":
         """A worker's own result.json."""
         kept = ("losses", "seconds", "step_seconds", "digests", "versions", "environment", "recorded", "stopped_at")
         status = "ok" if result["stopped_at"] is None else "diverged"
-        return cls(backend, status, folder=folder, **{name: result[name] for name in kept})
+        return cls(backend, status, folder=folder, echo=result.get("echo", {}), **{name: result[name] for name in kept})
 
     @property
     def steps_per_second(self) -> float | None:
@@ -123,6 +125,8 @@ class RunResult:
     """Operating system, processor, cores, memory."""
     twins: dict[str, Any] | None = None
     """Where backends parted: `count` of twins, `times` the worst of them that they part at most, what is `allowed`, the `worst` comparison."""
+    reasons: list[str] = field(default_factory=list)
+    """What says that they differ besides a comparison: digests, texts, products that are not rounded, float64."""
     start: int = 0
     """Steps that were done before: a run from a checkpoint goes on from there."""
     started: str = ""
@@ -156,7 +160,8 @@ class RunResult:
             )
         if exact.verdict != "same":
             note = f"In float64 the same programs do not agree over the first {steps} either: this is not rounding."
-            return with_note(note, "failed" if self.verdict == "failed" else "differs")
+            found = with_note(note, "failed" if self.verdict == "failed" else "differs")
+            return replace(found, reasons=[*self.reasons, note])
         worst = max(
             (c["worst"]["difference"] for c in exact.comparisons if c["what"] == "loss" and c["worst"]), default=0.0
         )
@@ -196,7 +201,7 @@ class RunResult:
             "comparisons": clean(self.comparisons), "series": clean(self.series), "notes": self.notes,
             "zero_gradient": self.zero_gradient, "drift": clean(self.drift), "evidence": clean(self.evidence),
             "better": self.better, "tolerances": self.tolerances, "machine": self.machine, "twins": clean(self.twins),
-            "start": self.start, "started": self.started,
+            "reasons": self.reasons, "start": self.start, "started": self.started,
         }  # fmt: skip
 
     @classmethod
@@ -216,7 +221,7 @@ class RunResult:
             have = data.get("schema") if isinstance(data, dict) else None
             raise CallError(f"{file} has schema {have!r:.60}, this version reads {SCHEMA}")
         record: Mapping[str, Any] = run_record(file, data)
-        kept = BackendResult.__dataclass_fields__.keys() - {"backend", "folder"}
+        kept = BackendResult.__dataclass_fields__.keys() - {"backend", "folder", "echo"}
         backends = {
             name: BackendResult(
                 name,

@@ -136,6 +136,8 @@ class Training:
     """The backends whose twins are training."""
     rounds: int = 0
     """How many twins each backend has been asked for."""
+    restless: set[str] = field(default_factory=set)
+    """The backends that do not repeat their own training: their twins are not asked again."""
     unsettled: list[str] = field(default_factory=list)
     """Why twins or float64 could not be asked: a full disk, say. The verdict stands without them."""
 
@@ -201,14 +203,15 @@ class Training:
             if self.proves:
                 yield from self.again()
             return
-        self.asked = set(self.judging.ok())
-        for backend in self.judging.ok():
+        self.asked = {backend for backend in self.judging.ok() if backend not in self.restless}
+        for backend in tuple(self.asked):
             yield Job(backend, partial(self.twin, backend), self.measured)
 
     def twin(self, backend: str, own: Sequence[int], tell: Listener) -> BackendResult:
         """Have one backend train a twin."""
         folder = self.directory / TWINS / str(self.rounds)
-        return self._trained(folder, backend, twin_request(self.directory, folder, backend, own), tell)
+        request = twin_request(self.directory, folder, backend, own, first=not self.rounds)
+        return self._trained(folder, backend, request, tell)
 
     def measured(self, result: BackendResult) -> Iterator[Job]:
         """Take how far a twin parted; with the last one of a round, ask for another where two backends part further."""
@@ -218,21 +221,34 @@ class Training:
                 why = result.error or "it left the numbers"
                 self.unsettled.append(f"A twin of {result.backend} did not come to its end: {why}.")
         else:
+            self.restless.add(result.backend)
             self.unsettled.append(
-                f"{result.backend} parts from its own twin at the first step: it does not repeat itself, and its twins excuse nothing."
+                f"{result.backend} does not repeat its own training: it keeps something that loading does not set, or draws "
+                "numbers of its own. Its twins excuse nothing."
             )
         self.asked.discard(result.backend)
         if self.asked:
             return
         self.rounds += 1
-        if self.judging.parted() and self.rounds < ROUNDS and not (self.rounds > 1 and self.judging.times() > HOPELESS):
+        left = self.judging.ok().keys() - self.restless
+        hopeless = self.rounds > 1 and self.judging.times() > HOPELESS
+        if self.judging.parted() and left and self.rounds < ROUNDS and not hopeless:
             yield from self.twins()
         elif self.proves:
             yield from self.again()
 
     def repeats(self, twin: BackendResult) -> bool:
-        """Whether a twin's first losses are near its training's: a program that draws numbers of its own has no such twin."""
+        """Whether a program trains the same twice: only then a twin parts from its training for the sake of rounding alone."""
         base = self.judging.results[twin.backend].losses
+        # The same kernels on the same numbers: no precision of products makes them part.
+        exact = TOLERANCES["float64" if self.options.precision == "float64" else "float32"]["loss"]
+        if twin.echo:
+            return all(
+                abs(one - two) <= exact.allowed(np.array(one), np.array(two))
+                for name, own in twin.echo.items()
+                for one, two in zip(own, base[name], strict=False)
+            )
+        # In a process of its own, which repeats the training but for its parameters.
         tight = TOLERANCES[self.options.precision]["loss"]
         return all(
             abs(own[0] - base[name][0]) <= REPEATS * tight.allowed(np.array(own[0]), np.array(base[name][0]))
@@ -258,7 +274,15 @@ class Training:
             self.unsettled.append(f"Float64 was not trained: {why}.")
             return
         self.exact = replace(
-            self, options=options, directory=directory, exact=None, asked=set(), rounds=0, unsettled=[], started=_now()
+            self,
+            options=options,
+            directory=directory,
+            exact=None,
+            asked=set(),
+            rounds=0,
+            restless=set(),
+            unsettled=[],
+            started=_now(),
         )
         self.exact.judging = Judging(self.program, self.inputs, self.exact.directory, options, self.judging.start)
         yield from self.exact.jobs(backends)
@@ -351,7 +375,10 @@ def write_twins(run: Path, program: Program, number: int, start: int = 0) -> Non
     folder = run / TWINS / str(number)
     link_inputs(run, folder, without="parameters.safetensors")
     parameters = load_file(run / "inputs" / "parameters.safetensors")
-    precision = json.loads(next(run.glob("*/request.json")).read_text(encoding="utf-8"))["precision"]
+    request = next(run.glob("*/request.json"), None)
+    if request is None:
+        raise ValueError(f"{run} has no backend's request any more")
+    precision = json.loads(request.read_text(encoding="utf-8"))["precision"]
     wide = cast(parameters, precision)  # a run in float64 may have been given the numbers of one in float32
     # Any backend's will do: only the size of the first step is read off it.
     first = next(run.glob(f"*/trajectory/state-{start + 1:08}.safetensors"), None)
@@ -359,11 +386,19 @@ def write_twins(run: Path, program: Program, number: int, start: int = 0) -> Non
     write_arrays(folder / "inputs" / "parameters.safetensors", moved(program, wide, number, after))
 
 
-def twin_request(run: Path, folder: Path, backend: str, own: Sequence[int]) -> dict[str, Any]:
-    """What a worker is asked for a twin of the training that lies in the run directory; `own`: its cores."""
+def twin_request(run: Path, folder: Path, backend: str, own: Sequence[int], *, first: bool = True) -> dict[str, Any]:
+    """What a worker is asked for a twin of the training that lies in the run directory; `own`: its cores.
+
+    `first`: it is to show before that it repeats the training.
+    """
     asked = json.loads((run / backend / "request.json").read_text(encoding="utf-8"))
     base = os.path.relpath(run / backend, folder / backend)
-    request: dict[str, Any] = asked | {"program": f"{base}/{asked['program']}", "twin_of": base, "checkpoint": False}
+    request: dict[str, Any] = asked | {
+        "program": f"{base}/{asked['program']}",
+        "twin_of": base,
+        "echo": first,
+        "checkpoint": False,
+    }
     request["cores"] = list(own) if own else asked["cores"]
     make_folder(folder / backend)
     request["digest"] = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()

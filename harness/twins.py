@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from harness import initial
@@ -90,13 +91,14 @@ class Yardstick:
             self.worst[kind, name] = list(zip(merged, together.tolist(), strict=True))
 
     def read(self, folder: Path) -> bool:
-        """Add what the twin in a worker's folder wrote; whether it had come to its end."""
-        file = folder / "distances.safetensors"
-        if not file.exists() or not (folder / "result.json").exists():
+        """Add what the twin in a worker's folder wrote; whether it had come to its end, and that can be read."""
+        try:
+            if json.loads((folder / "result.json").read_text(encoding="utf-8")).get("stopped_at") is not None:
+                return False
+            distances = load_file(folder / "distances.safetensors")
+        except (OSError, ValueError, SafetensorError):
             return False
-        if json.loads((folder / "result.json").read_text(encoding="utf-8")).get("stopped_at") is not None:
-            return False
-        self.add(load_file(file))
+        self.add(distances)
         return True
 
     def at(self, kind: str, name: str, step: int | None) -> float:

@@ -60,6 +60,9 @@ def _train(directory: Path, tell: "_Teller", *, again: bool) -> None:
     digests = {"parameters": digest(session.state()), "optimizer": digest(ready.optimizer)}
 
     beside = _Beside((directory / request["twin_of"]).resolve()) if "twin_of" in request else None
+    echo: dict[str, list[float]] = {}
+    if beside is not None and request["echo"] and not opened:
+        echo = _echo(ready, request, beside.base.parent / "inputs", inputs, parameters, tell)
     run = _Run(session, request, inputs, directory, tell, beside)
     start = tell.phase("forward")
     outputs = {f"initial/{name}": value for name, value in run.evaluate(request["rows"] or CHUNK).items()}
@@ -99,6 +102,7 @@ def _train(directory: Path, tell: "_Teller", *, again: bool) -> None:
         "request": request["digest"],
         "losses": run.losses,
         "stopped_at": run.stopped_at,
+        "echo": echo,
         "recorded": run.recorded,
         "seconds": seconds,
         "step_seconds": run.step_seconds,
@@ -138,6 +142,30 @@ def _opened(
     return READY[0], True
 
 
+def _echo(
+    ready: "_Ready", request: Mapping[str, Any], given: Path, inputs: Arrays, parameters: Arrays, tell: "_Teller"
+) -> dict[str, list[float]]:
+    """The first losses of the training itself, of its own parameters, once more in the session that is to train its twin.
+
+    Where they are others than the first time, the program keeps something that loading does not set, or draws numbers of its
+    own: then its twin would part from it for that reason, and say nothing of rounding.
+    """
+    session = ready.session
+
+    def load(own: Arrays) -> None:
+        session.load(own)
+        session.load_optimizer(ready.optimizer)
+
+    load(_given(given, request, "parameters"))
+    found: dict[str, list[float]] = {update["name"]: [] for update in request["updates"]}
+    for step in range(request["start"], min(request["stop"], request["start"] + ECHO)):
+        for name, loss in session.wait(session.step(step, session.batch(inputs, step))).items():
+            found[name].append(loss)
+        tell.beat()
+    load(parameters)
+    return found
+
+
 def _given(folder: Path, request: Mapping[str, Any], *names: str) -> Arrays:
     """Arrays of a run's inputs, floats in the precision that is asked for: in float64 it may be given those of float32."""
     dtype = np.float64 if request["precision"] == "float64" else np.float32
@@ -156,6 +184,8 @@ class _Ready:
     optimizer: Arrays
 
 
+ECHO = 5
+"""Steps of a training that are repeated before its first twin is trained."""
 READY: list[_Ready] = []
 """The last program, if there was one: its twins need not be built and compiled again."""
 

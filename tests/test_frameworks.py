@@ -20,7 +20,9 @@ from safetensors.numpy import load_file
 from harness import api, names, report, runs, spec
 from harness.backend import BACKENDS, PACKAGES
 from harness.data.inputs import prepare
+from harness.graph import Program
 from harness.judge import Judging
+from harness.programs import emitted
 from harness.results import RunResult
 from harness.runs import Options
 
@@ -158,6 +160,51 @@ FIRST = (
     "generator's and discriminator's order",
 )
 """Some of every backend and kind. The ladder's tests plant those of the catalogue."""
+
+
+RESTLESS = {
+    "keeps count in its module": (
+        "    optimizer.step()",
+        "    SEEN.append(0)\n    for p in model.parameters():\n        p.grad.mul_(1 + 0.01 * len(SEEN))\n    optimizer.step()",
+        "\nSEEN = []\n\n\ndef loss_fn(",
+    ),
+    "draws numbers of its own": (
+        "    optimizer.step()",
+        "    for p in model.parameters():\n        p.grad.mul_(1 + 0.1 * torch.randn(()).item())\n    optimizer.step()",
+        "\ndef loss_fn(",
+    ),
+}
+"""Programs that part from their twins for another reason than rounding."""
+
+
+@pytest.mark.skipif(not {"torch", "jax"} <= set(INSTALLED), reason="needs torch and jax")
+@pytest.mark.parametrize("what", RESTLESS)
+def test_a_program_that_does_not_repeat_itself_has_no_twins_to_be_excused_by(what: str, tmp_path: Path) -> None:
+    old, new, head = RESTLESS[what]
+
+    def plant(backend: str, program: Program) -> str:
+        text = emitted(program, backend, "float64")
+        if backend != "torch":
+            return text
+        assert text.count(old) == 1
+        return text.replace(old, new).replace("\ndef loss_fn(", head)
+
+    result = run("linear_regression", tmp_path, backends=("torch", "jax"), steps=30, plant=plant)
+    assert result.verdict == "differs"
+    assert any(note.startswith("torch does not repeat its own training") for note in result.notes), result.notes
+
+
+@pytest.mark.skipif(not {"torch", "jax"} <= set(INSTALLED), reason="needs torch and jax")
+def test_gradients_that_are_not_zeroed_are_not_those_of_the_twin_before(tmp_path: Path) -> None:
+    def plant(backend: str, program: Program) -> str:
+        text = emitted(program, backend, "float64")
+        if backend != "torch":
+            return text
+        assert "optimizer.zero_grad()" in text
+        return text.replace("optimizer.zero_grad()", "pass")
+
+    result = run("linear_regression", tmp_path, backends=("torch", "jax"), steps=100, plant=plant)
+    assert result.verdict == "differs"
 
 
 @pytest.mark.parametrize("mutant", [pytest.param(m, marks=() if m in FIRST else pytest.mark.slow) for m in MUTANTS])

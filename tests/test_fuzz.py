@@ -1,6 +1,7 @@
 """Random specs: what is drawn covers the vocabulary and is valid; what is judged is judged right; what is found is kept."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -21,9 +22,9 @@ from harness.data.datasets import DATASETS
 from harness.errors import CallError, SpecError
 from harness.fuzz import corpus, keep, shrink
 from harness.fuzz.draw import Context, Undrawable, bounds, factors, kind, record
-from harness.fuzz.fuzz import FuzzOptions, fuzz
+from harness.fuzz.fuzz import FuzzOptions, _Twins, fuzz
 from harness.fuzz.generate import Drawn, Redrawn, draw, plain, resolved
-from harness.fuzz.judge import judge
+from harness.fuzz.judge import alike, judge
 from harness.fuzz.record import FuzzResult, Outcome
 from harness.fuzz.report import sentence
 from harness.fuzz.training import Answer, opened
@@ -280,6 +281,36 @@ def test_what_parts_is_held_beside_twins(drawn: Drawn, tmp_path: Path, twin: flo
     if status == "differs":
         assert found.odd == "b"
         assert found.said.startswith("state w, step 3: ")
+
+
+def test_what_is_no_number_in_all_alike_is_no_difference(drawn: Drawn, tmp_path: Path) -> None:
+    steps = drawn.program.steps
+    full = {"v": np.array([1.0, np.inf])}
+    answers = {name: replace(answer(1.0, steps), slots=full) for name in ("a", "b")}
+    assert judged(drawn, tmp_path, answers, 0.0).status == "same"
+    answers["b"] = replace(answers["b"], slots={"v": np.array([1.0, 2.0])})
+    shutil.rmtree(tmp_path / "subject")
+    assert judged(drawn, tmp_path, answers, 0.0).status == "differs"
+
+
+def test_a_program_that_does_not_say_the_same_twice_has_no_twins(drawn: Drawn, tmp_path: Path) -> None:
+    steps = drawn.program.steps
+    subject = opened(drawn, "float64", tmp_path / "subject", {})
+    once = answer(1.0, steps)
+    assert alike(subject, once, once)
+    assert alike(
+        subject, replace(once, slots={"v": np.array([np.nan])}), replace(once, slots={"v": np.array([np.nan])})
+    )
+    assert not alike(subject, once, answer(1.0, steps, shift=1e-6))
+    assert not alike(subject, once, replace(once, slots={"v": np.ones(1)}))
+
+    class Asked(_Twins):
+        def _answers(self, name: str, arrays: object) -> dict[str, Answer]:
+            again = answer(1.0, steps, shift=1e-3)
+            return {"a": once, "b": again if name == "start" else once}
+
+    twins = Asked(subject, {"a": once, "b": once}, {}, gradients=False)
+    assert twins(0).keys() == twins(1).keys() == {"a"}
 
 
 def test_the_reference_is_one_of_those_that_are_compared(drawn: Drawn, tmp_path: Path) -> None:

@@ -446,6 +446,15 @@ def test_what_parts_is_excused_by_twins_but_a_dead_run_by_nothing(precision: str
     assert trajectory(subject, parted, lambda: far).status == "failed"
     for losses in ((1.0, 1.0, 1.0), (3.0, math.nan, 1.0)):
         assert trajectory(subject, apart_by(5.0, *losses), lambda: near).status != "passed"
+    # What does not fall and parts by rounding is no evidence, and no difference either.
+    rising = apart_by(5.0, *np.linspace(1.0, 2.0, 12))
+    assert trajectory(subject, rising, lambda: near).status == "void"
+    assert trajectory(subject, rising, lambda: far).status == "failed"
+    one_is_none = apart_by(5.0, 3.0, 2.0, 1.0)
+    one_is_none["jax"].losses["net"] = [3.0, math.nan, 1.0]
+    assert trajectory(subject, one_is_none, lambda: near).status == "failed", "a loss that is none in one alone"
+    restless = replace(far, restless=("torch",))
+    assert "torch does not repeat its own training" in trajectory(subject, parted, lambda: restless).notes[-1]
     lost = replace(near, worst=math.inf)
     assert trajectory(subject, apart_by(math.nan, 3.0, 2.0, 1.0), lambda: lost).status == "failed"
     short = apart_by(5.0, 3.0, 2.0, 1.0)

@@ -335,6 +335,43 @@ def test_two_that_agree_up_to_rounding_are_said_to_beside_one_that_failed(tmp_pa
     assert "PyTorch and JAX train this network identically, up to rounding" in found.text["verdict"]
 
 
+def test_no_headline_says_that_they_agree_where_float64_or_a_digest_says_that_they_do_not() -> None:
+    parted = comparison("loss", "torch", "jax", 0.5, 0.6, rounded=True)
+    parted["worst"] |= {"twin": 0.2, "times": 2.5}
+    twins = {"count": 2, "allowed": 3, "times": 2.5, "worst": parted}
+    lost = backend("tensorflow", status="failed", error="out of memory", losses={})
+    exact = {
+        "verdict": "differs",
+        "directory": "float64-evidence",
+        "comparisons": [comparison("loss", "torch", "jax", 0.1, 1e-10)],
+    }
+    two = (backend("torch"), backend("jax"))
+    why = "In float64 the same programs do not agree over the first 4 steps either: this is not rounding."
+    refuted = run(
+        *two, lost, comparisons=[parted], twins=twins, verdict="failed", evidence=exact | {"steps": 4}, reasons=[why]
+    )
+    said = story.verdict(refuted).sentence
+    assert "do not train this network identically" in said
+    assert "up to rounding" not in said
+
+    digests = "The backends did not start from the same masks: their digests differ."
+    other = "The checkpoint is of a training of 9 steps, this one has 4: its cosine schedule spans another length."
+    tight = comparison("loss", "torch", "jax", 1e-9, 1e-6)
+    found = story.verdict(
+        run(*two, comparisons=[tight], verdict="differs", notes=[digests, other], reasons=[digests])
+    ).sentence
+    assert found.endswith(digests), "not the last note, whatever that is of"
+
+    products = (
+        "The products of torch are not of bfloat16 values: its outputs before training are 1e-9 from the exact ones."
+    )
+    alone = comparison("forward", "reference", "torch", 1e-9, 1e-6)
+    found = story.verdict(
+        run(two[0], comparisons=[alone], verdict="differs", notes=[products], reasons=[products])
+    ).sentence
+    assert "does not compute what the spec means" in found
+
+
 def test_texts_are_marked_where_they_part() -> None:
     result = run(backend("torch", text="the cat"), backend("jax", text="the car"))
     assert story.texts(result) == {"torch": ("the ca", "t"), "jax": ("the ca", "r")}

@@ -4,13 +4,14 @@ The interpreters here are shell scripts that misbehave; a run starts them where 
 """
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from harness.errors import CallError
 from harness.judge import Judging
 from harness.results import BackendResult, RunResult
 from harness.runs import Options
-from harness.twins import Yardstick
+from harness.twins import TIMES, Yardstick
 
 NAP = f"1000.{os.getpid()}"
 """Seconds, and how this suite's own sleepers are told from another's."""
@@ -396,13 +397,17 @@ def test_what_meanwhile_raises_loses_no_result(spec_file: Path, tmp_path: Path) 
     assert RunResult.read(tmp_path / "out").backends["torch"].status == "failed"
 
 
-def parting(monkeypatch: pytest.MonkeyPatch, times: Iterable[float]) -> None:
+def parting(monkeypatch: pytest.MonkeyPatch, times: Sequence[float]) -> None:
     """Judging that finds two to part, and after each round of twins so many times as far as the worst of them."""
-    far = iter(times)
+    rounds: list[int] = []
+
+    def far(_self: Judging) -> float:
+        return times[rounds[-1]] if rounds else math.inf
+
     monkeypatch.setattr(Judging, "add", lambda self, result: self.results.update({result.backend: result}))
-    monkeypatch.setattr(Judging, "parted", lambda _self: True)
-    monkeypatch.setattr(Judging, "times", lambda _self: next(far))
-    monkeypatch.setattr(runs, "write_twins", lambda *_: None)
+    monkeypatch.setattr(Judging, "parted", lambda self: far(self) > TIMES)
+    monkeypatch.setattr(Judging, "times", far)
+    monkeypatch.setattr(runs, "write_twins", lambda _run, _program, number, *_: rounds.append(number))
 
 
 @pytest.mark.parametrize(
@@ -458,9 +463,18 @@ def test_a_disk_without_room_for_twins_or_float64_costs_these_and_not_the_verdic
     assert any("A twin of torch did not come to its end" in note for note in training.unsettled)
 
 
-def test_a_program_that_draws_its_own_numbers_has_no_twin(
-    spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("echo", "first", "counts"),
+    [
+        # In the process that trained: the training once more, and what the twin itself says is not the question.
+        ({"model": [1.0, 0.5]}, 1.5, True), ({"model": [1.0, 0.5 + 1e-9]}, 1.0, False),
+        # In a process of its own.
+        ({}, 1.0 + 1e-9, True), ({}, 1.0 + 1e-6, False),
+    ],
+)  # fmt: skip
+def test_a_program_that_does_not_repeat_its_own_training_has_no_twin(
+    echo: dict[str, list[float]], first: float, counts: bool, spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
     parting(monkeypatch, (2.0, 2.0))
     loaded, text = spec.load(spec_file)
 
@@ -474,12 +488,10 @@ def test_a_program_that_draws_its_own_numbers_has_no_twin(
     with supervise.waiting(1) as room:
         training = runs.Training.begin(loaded, text, options, room)
         (twin,) = training.done(BackendResult("torch", "ok", losses={"model": [1.0, 0.5]}))
-        list(twin.done(BackendResult("torch", "ok", losses={"model": [1.0 + 1e-6, 0.5]})))
-        assert not asked
-        assert "does not repeat itself" in training.unsettled[0]
-        (twin,) = training.twins()
-        list(twin.done(BackendResult("torch", "ok", losses={"model": [1.0 + 1e-9, 0.9]})))
-        assert asked == ["torch"]
+        list(twin.done(BackendResult("torch", "ok", losses={"model": [first, 0.5]}, echo=echo)))
+        assert asked == ["torch"] * counts
+        assert any("does not repeat its own training" in said for said in training.unsettled) is not counts
+        assert len(list(training.twins())) == counts, "nobody asks for such a twin again"
 
 
 def test_float64_is_its_own_proof(spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Rounding measured by twins: what they allow, and what no twin excuses. Needs no framework."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from harness import initial
-from harness.compare import Measured, Tolerance, compare, compare_losses
+from harness.compare import TOLERANCES, Measured, Tolerance, compare, compare_losses
+from harness.judge import Allowance
 from harness.twins import ROUNDS, TIMES, Yardstick, moved
 
 
@@ -107,6 +109,12 @@ def test_only_a_twin_that_came_to_its_end_is_read(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(json.dumps({"stopped_at": None}))
     assert found.read(tmp_path)
     assert (found.count, found.at("loss", "net", 1)) == (1, 1e-7)
+    whole = (tmp_path / "distances.safetensors").read_bytes()
+    (tmp_path / "distances.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert not found.read(tmp_path), "the disk was full"
+    (tmp_path / "result.json").write_text('{"stopped_at"')
+    assert not found.read(tmp_path)
+    assert found.count == 1
 
 
 def test_three_times_the_worst_twin_is_rounding_and_more_is_not() -> None:
@@ -154,3 +162,24 @@ def test_losses_are_held_beside_twins_step_by_step() -> None:
     assert not judge([1e-3, 2e-6, 2e-3]), "what twins do later excuses nothing before"
     assert not judge([float("nan"), 0.0, 0.0])
     assert Tolerance(1e-10).allowed(np.array([1.0]), np.array([1.0])) == 1e-10
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        # 32 examples of 10 classes whose logits are 17 apart: the loss in float32 and in float64, by NumPy; of 14, and of 12.
+        (8.83e-7, 9.11e-7, True), (2.1100e-5, 2.1106e-5, True), (4.2302e-4, 4.2303e-4, True),
+        (8.83e-7, 1.3e-6, False), (1.0, 1.0 + 2e-5, False),
+    ],
+)  # fmt: skip
+def test_a_small_loss_is_no_more_exact_than_the_sum_that_it_is_the_logarithm_of(
+    one: float, other: float, same: bool
+) -> None:
+    """A twin whose loss has not moved: float32 forms 1 + sum(exp(...)), on a grid that a unit in the last place does not leave."""
+    asked = Allowance(TOLERANCES["float32"], yardstick({"loss/net": [0.0]}, steps=(1,)), 2.0**-23)
+    found = compare_losses(("reference", "torch"), {"net": [one]}, {"net": [other]}, partial(asked.of, "loss"))
+    assert found.same is same
+    before = Allowance(TOLERANCES["float32"], Yardstick(), 2.0**-23)
+    assert not compare_losses(("a", "b"), {"net": [one]}, {"net": [other]}, partial(before.of, "loss")).same, (
+        "float64 is asked"
+    )

@@ -129,6 +129,8 @@ class Session(StepByStep):
     def load(self, arrays: Arrays) -> None:
         self.shapes = {name: array.shape for name, array in arrays.items()}
         self.module.load_parameters(self.model, arrays)
+        for parameter in self.model.parameters():
+            parameter.grad = None  # of the training before
 
     def batch(self, inputs: Arrays, step: int) -> Any:
         return self.module.load_batch(inputs, step)

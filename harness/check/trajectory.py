@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, islice, permutations
 from typing import TypeVar
 
@@ -16,6 +16,8 @@ from harness.check.subject import Subject, each, open_program, part, twin
 from harness.compare import FLOAT64, TOLERANCES, Comparison, Derived, Difference, Tolerance, compare, compare_losses
 from harness.twins import TIMES
 
+ECHO = 5
+"""Steps of a training that are repeated before its first twin."""
 Losses = dict[str, list[float]]
 T = TypeVar("T")
 W = TypeVar("W")
@@ -57,12 +59,14 @@ def trajectory(subject: Subject, trainings: Mapping[str, Training], measured: "C
     comparisons = compared(subject, trainings)
     void = still(subject, trainings)
     found = judged("trajectory", subject.precision, comparisons, void=void)
-    if found.status != "failed" or void or any(c.missing for c in comparisons):
+    if found.status != "failed" or any(c.missing for c in comparisons):
         return found
     twins = measured()
     pairs = {f"{a}~{b}" for a, b in combinations(trainings, 2)}
     if twins is None or twins.overall.keys() != pairs or not excused(subject, comparisons, twins):
-        return found
+        return found if twins is None else replace(found, notes=(*found.notes, *twins.notes))
+    if void:
+        return judged("trajectory", subject.precision, (), void=void, details={"rounding": twins.worst})
     why = f"within rounding: at most {twins.worst:.2g} times as far apart as twins of one framework"
     notes = (*found.notes, f"in {found.precision}: {found.sentence}")
     return Rung(found.name, found.precision, "passed", why, found.comparisons, notes, {"rounding": twins.worst})
@@ -73,7 +77,8 @@ def excused(subject: Subject, comparisons: Sequence[Comparison], twins: "Drift")
 
     In float64, the proof, no tensor may hide among the others, and losses are held beside no twin.
     """
-    if any(c.missing for c in comparisons) or not twins.worst <= TIMES:
+    numbers = all(c.worst is None or np.isfinite(c.worst.difference) for c in comparisons)
+    if any(c.missing for c in comparisons) or not numbers or not twins.worst <= TIMES:
         return False
     hidden = any(one["verdict"] == "differs" for one in twins.verdicts.values())
     return subject.precision != "float64" or not (hidden or any(c.what == "loss" and not c.same for c in comparisons))
@@ -172,6 +177,13 @@ class Drift:
     twins: list[float]
     """The worst twin's drift of all tensors together, at every step."""
     exact: bool
+    restless: tuple[str, ...] = ()
+    """Backends that do not train the same twice, and so have no twins."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of those."""
+        return tuple(f"{name} does not repeat its own training: it has no twins" for name in self.restless)
 
     @property
     def verdicts(self) -> dict[str, dict[str, str | float]]:
@@ -186,10 +198,23 @@ class Drift:
 
 
 def twin_distances(subject: Subject, steps: int, count: int) -> dict[str, list[dict[str, list[float]]]]:
-    """By backend: how far each twin is from the unbroken training, by tensor, at every step."""
+    """By backend: how far each twin is from the unbroken training, by tensor, at every step.
+
+    None of a backend that does not train the same twice: it keeps something that loading does not set, or draws numbers of its
+    own, and parts from its twin for that.
+    """
+    exact = TOLERANCES[subject.precision if subject.precision == "float64" else "float32"]["loss"].relative
+
+    def repeats(live: LiveWorker) -> bool:
+        live.ask("load", name="plain", arrays=subject.position("start", subject.start))
+        said = live.ask("train", name="plain", first=0, last=min(ECHO, steps), against="plain/base")
+        sizes = {n.removeprefix("state/"): float(np.linalg.norm(a)) for n, a in subject.start.items()}
+        return all(max(gaps) <= exact * max(sizes.get(name, 0.0), 1.0) for name, gaps in said["distances"].items())
 
     def work(live: LiveWorker) -> list[dict[str, list[float]]]:
-        found = []
+        found: list[dict[str, list[float]]] = []
+        if not repeats(live):
+            return found
         for number in range(count):
             start = subject.position(f"twin-{number}", twin(subject.program, subject.start, number, zeros=False))
             live.ask("load", name="plain", arrays=start)
@@ -214,9 +239,10 @@ def drift(
     # A twin starts one unit in the last place away: no yardstick is shorter than that.
     least = {n: subject.unit * np.maximum(sizes[n], subject.unit) for n in names}
     every = [own for backend in trainings for own in twins[backend]]
-    worst = {n: np.maximum(np.max([own[n] for own in every], axis=0), least[n]) for n in names}
-    together = np.max([_together([np.array(own[n]) for n in names]) for own in every], axis=0)
-    together = np.maximum(together, _together([least[n] for n in names]))
+    worst = {n: np.max([least[n], *(np.array(own[n]) for own in every)], axis=0) for n in names}
+    together = np.max(
+        [_together([least[n] for n in names]), *(_together([np.array(own[n]) for n in names]) for own in every)], axis=0
+    )
     overall: dict[str, list[float]] = {}
     tensors: dict[str, dict[str, float]] = {}
     exact = True
@@ -234,7 +260,8 @@ def drift(
         tensors[f"{a}~{b}"] = {n: float(np.max(cross[n] / worst[n])) for n in names}
     # What is no number is no small drift: Python's max would pass over it.
     largest = max((float(np.max(np.nan_to_num(r, nan=np.inf, posinf=np.inf))) for r in overall.values()), default=0.0)
-    return Drift(largest, overall, tensors, together.tolist(), exact)
+    restless = tuple(backend for backend in trainings if not twins[backend])
+    return Drift(largest, overall, tensors, together.tolist(), exact, restless)
 
 
 def twins_rung(subject: Subject, found: Drift, count: int, void: Sequence[str] = ()) -> Rung:
@@ -261,11 +288,12 @@ def twins_rung(subject: Subject, found: Drift, count: int, void: Sequence[str] =
         return Rung("twins", subject.precision, "passed", "exact: the same bits at every step", details=details)
     said = f"{found.worst:.2g} times the worst of {count} twins a backend ({pair}, step {at + 1}); {_counted(found)}, up to {ratio:.2g} ({tensor})"
     if not np.isfinite(found.worst) or found.worst > TIMES:
-        return Rung("twins", subject.precision, "failed", f"differs: {said}, {TIMES} allowed", details=details)
+        why = f"differs: {said}, {TIMES} allowed"
+        return Rung("twins", subject.precision, "failed", why, (), found.notes, details)
     alone = {n: v["ratio"] for n, v in found.verdicts.items() if v["verdict"] == "differs"}
     spelled = ", ".join(f"{n} {r:.2g}" for n, r in sorted(alone.items(), key=lambda v: -float(v[1])))
     notes = (f"beyond their own twins' drift, each by itself (times): {spelled}",) if alone else ()
-    return Rung("twins", subject.precision, "passed", f"within rounding: {said}", (), notes, details)
+    return Rung("twins", subject.precision, "passed", f"within rounding: {said}", (), (*notes, *found.notes), details)
 
 
 def _counted(found: Drift) -> str:
@@ -365,15 +393,23 @@ def _arrival(
         return compare("relay", names, left, right, Tolerance(FLOAT64))
     bounds: dict[str, Tolerance] = {}
     for n, a in right.items():
+        # At any step: two ends of a tensor of one element may lie near each other by chance.
         spread = max(
             (
-                float(np.max(np.abs(x.end[n].astype(np.float64) - y.end[n]), initial=0.0))
+                float(np.max(np.abs(one.astype(np.float64) - two), initial=0.0))
                 for x, y in combinations(trainings.values(), 2)
+                for one, two in ((x.end[n], y.end[n]), *_states(n, x, y))
             ),
             default=0.0,
         )
         bounds[n] = Derived(0.0, absolute=TIMES * spread + 64 * subject.unit * float(np.max(np.abs(a), initial=0.0)))
     return compare("relay", names, left, right, bounds)
+
+
+def _states(name: str, x: Training, y: Training) -> list[tuple[Array, Array]]:
+    """A tensor at every step, where it was kept: of what optimizers remember the end alone is."""
+    plain = name.removeprefix("state/")
+    return [(x.states[plain], y.states[plain])] if name.startswith("state/") and plain in x.states else []
 
 
 def _judged_apart(subject: Subject, name: str) -> bool:

@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 
 from harness import initial
-from harness.backend import BACKENDS
+from harness.backend import BACKENDS, Arrays
 from harness.check.live import LiveWorker
 from harness.check.mutants import MUTANTS, Mutant, first_step, plantings
 from harness.check.subject import Subject, each, workers
@@ -21,7 +21,7 @@ from harness.errors import CallError, HarnessError
 from harness.fuzz import corpus, keep, training
 from harness.fuzz.draw import weighted
 from harness.fuzz.generate import Drawn, draw
-from harness.fuzz.judge import judge
+from harness.fuzz.judge import alike, judge
 from harness.fuzz.record import FuzzResult, Outcome
 from harness.graph import Program
 from harness.lanes import PLAIN, strategies
@@ -216,12 +216,16 @@ def _outcome(options: FuzzOptions, ready: _Ready, live: Mapping[str, LiveWorker]
         ready.number, "failed", strategies={b: s for b, s in ready.strategies.items() if s},
         fault=ready.mutant.name if ready.mutant else "", planted=ready.planted, where=ready.where, why=ready.mutant.note if ready.mutant else "",
     )  # fmt: skip
+    found = empty
+    if not trained.failures:
+        try:
+            said = judge(subject, trained.answers, _Twins(subject, trained.answers, ready.strategies, gradients))
+            found = replace(empty, status=said.status, said=said.said, ratio=said.ratio, notes=said.notes)
+        except (HarnessError, OSError) as error:
+            trained.failures |= subject.failures or {"harness": str(error)}
     if trained.failures:
         failures = {name: keep.sentence(why) for name, why in trained.failures.items()}
         found = replace(empty, said="; ".join(f"{n}: {w}" for n, w in failures.items()), failures=failures)
-    else:
-        said = judge(subject, trained.answers, partial(_twins, subject, ready.strategies, gradients))
-        found = replace(empty, status=said.status, said=said.said, ratio=said.ratio, notes=said.notes)
     training.closed(subject)
     if found.found and not options.plant and options.out is not None:
         kept = keep.keep(ready.drawn, found, trained.failures, options.precision, live, folder / "kept", options.out)
@@ -230,22 +234,39 @@ def _outcome(options: FuzzOptions, ready: _Ready, live: Mapping[str, LiveWorker]
     return replace(found, seconds=time.perf_counter() - began)
 
 
-def _twins(
-    subject: Subject,
-    ways: Mapping[str, str | None],
-    gradients: bool,  # noqa: FBT001 - bound by `partial`
-    number: int,
-) -> dict[str, training.Answer]:
-    """The answers from parameters moved by one unit in the last place."""
-    start = {n.removeprefix("state/"): a for n, a in subject.start.items() if n.startswith("state/")}
-    near = {f"state/{n}": a for n, a in moved(subject.program, start, number).items()}
-    position = subject.position(f"twin-{number}", subject.start | near)
-    found = each(
-        subject, lambda live: training.answer(subject, live, ways.get(live.name), position, gradients=gradients)
-    )
-    if subject.failures:
-        raise HarnessError(f"a twin failed: {subject.failures}")
-    return found
+@dataclass
+class _Twins:
+    """Asks for the answers from parameters moved by one unit in the last place; only of backends that repeat themselves."""
+
+    subject: Subject
+    base: Mapping[str, training.Answer]
+    ways: Mapping[str, str | None]
+    gradients: bool
+    repeating: frozenset[str] | None = None
+
+    def __call__(self, number: int) -> dict[str, training.Answer]:
+        """A twin of each. Raises HarnessError where a worker fails."""
+        subject = self.subject
+        if self.repeating is None:
+            # The same once more: a program that keeps something, or draws numbers of its own, parts from its twin for that.
+            again = self._answers("start", subject.start)
+            self.repeating = frozenset(name for name, own in again.items() if alike(subject, self.base[name], own))
+        start = {n.removeprefix("state/"): a for n, a in subject.start.items() if n.startswith("state/")}
+        near = {f"state/{n}": a for n, a in moved(subject.program, start, number).items()}
+        found = self._answers(f"twin-{number}", subject.start | near)
+        return {name: own for name, own in found.items() if name in self.repeating}
+
+    def _answers(self, name: str, arrays: Arrays) -> dict[str, training.Answer]:
+        position = self.subject.position(name, arrays)
+        found = each(
+            self.subject,
+            lambda live: training.answer(
+                self.subject, live, self.ways.get(live.name), position, gradients=self.gradients
+            ),
+        )
+        if self.subject.failures:
+            raise HarnessError(f"a twin failed: {self.subject.failures}")
+        return found
 
 
 def _last(error: str) -> str:

@@ -95,6 +95,15 @@ def judge(subject: Subject, answers: Mapping[str, Answer], twins: Callable[[int]
     return Verdict("differs", "; ".join(map(str, beyond[:SHOWN])) + rest, ratio, odd, tuple(notes))
 
 
+def alike(subject: Subject, one: Answer, two: Answer) -> bool:
+    """Whether a program said the same twice, by the tight tolerance; what is no number in both is the same."""
+    steps = max(map(len, one.losses.values()))
+    first, second = _said(one, steps), _said(two, steps)
+    return first.keys() == second.keys() and not any(
+        True for key in first for _ in _parting(subject, key, ("once", "again"), first[key], second[key])
+    )
+
+
 KINDS = ("forward", "loss", "gradients", "state", "optimizer", "outputs")
 
 
@@ -207,8 +216,9 @@ def _parting(
         yield Parting(what, name, step, *names, math.inf, math.inf)
         return
     found = measure(name, a, b, tolerance, step)
-    if found.ratio > 1:
-        yield Parting(what, name, step, *names, _apart(a, b), found.ratio)
+    # What has left the numbers in both alike is no number, and no difference.
+    if found.ratio > 1 and (gap := _apart(a, b)) > 0:
+        yield Parting(what, name, step, *names, gap, found.ratio)
 
 
 def _apart(a: Array, b: Array) -> float:

@@ -262,9 +262,11 @@ def _agreement(result: RunResult, ok: Sequence[str]) -> str:
     if len(ok) < 2:  # noqa: PLR2004
         return _alone(result, ok[0]) if ok else "No backend finished."
     wrong = [c for c in result.comparisons if not c["same"]]
-    if rounded(result) and result.verdict != "differs":
+    # A result of an earlier version has no reasons.
+    refuted = bool(result.reasons) or result.verdict == "differs"
+    if rounded(result) and not refuted:
         return f"{listed(ok)} train this network identically, up to rounding: in {result.precision} they part {beside_twins(result)}."
-    if not wrong and result.verdict != "differs":
+    if not wrong and not refuted:
         return f"{listed(ok)} train this network identically: {_sizes(result)}."
     if not wrong and result.evidence is not None and result.evidence["verdict"] != "same":
         exact = next((c for c in result.evidence["comparisons"] if not c["same"]), None)
@@ -274,7 +276,7 @@ def _agreement(result: RunResult, ok: Sequence[str]) -> str:
                 f"float64 {listed((exact['a'], exact['b']))} differ: {_clash(exact)}."
             )
     if not wrong:
-        why = result.notes[-1] if result.notes else "see the report."
+        why = (result.reasons or result.notes[-1:] or ["see the report."])[0]
         return f"{listed(ok)} do not train this network identically, though every value that was compared agrees: {why}"
     first = min(wrong, key=lambda c: list(WHAT).index(c["what"]) if c["what"] in WHAT else len(WHAT))
     return f"{listed((first['a'], first['b']))} do not train this network identically: {_clash(first)}.{_others(result, wrong)}"
@@ -293,6 +295,8 @@ def _alone(result: RunResult, name: str) -> str:
     wrong = next((c for c in result.comparisons if not c["same"]), None)
     if wrong is not None:
         return f"{title(name)} does not compute what the spec means: {_clash(wrong)}."
+    if result.reasons:
+        return f"{title(name)} does not compute what the spec means: {result.reasons[0]}"
     return (
         f"{title(name)} computes what the spec means, as far as one backend can show it: before training its outputs "
         "and its loss agree with the float64 reference."

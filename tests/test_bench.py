@@ -418,7 +418,9 @@ def test_what_does_not_train_identically_has_no_times(tmp_path: Path, monkeypatc
         return text if strategy != plain else text.replace("0.01", "0.013")
 
     monkeypatch.setattr(checks, "emitted", faulty)
-    monkeypatch.setattr(benches, "strategies", quick)
+    # Three at least, so that there is a majority.
+    slow = ("whole", "unrolled")
+    monkeypatch.setattr(benches, "strategies", lambda *given: [s for s in strategies(*given) if s.name not in slow])
     (found,) = bench([path], BenchOptions(backends=(backend,), parts=(), rounds=8))
     assert (found.verdict, found.exit) == ("differs", 1)
     assert found.lanes, "the others are timed"

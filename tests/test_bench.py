@@ -342,6 +342,7 @@ def test_ways_that_are_known_to_be_slow_are_named_with_the_reason() -> None:
 
 @pytest.mark.frameworks
 @pytest.mark.skipif("tensorflow" not in INSTALLED, reason="tensorflow is not installed")
+@pytest.mark.slow
 def test_what_the_first_short_batch_traces_again_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "kept.yaml").write_text(KEPT)
     monkeypatch.setattr(benches, "strategies", lambda *given: [s for s in strategies(*given) if s.name == "function"])
@@ -357,9 +358,10 @@ def test_what_the_first_short_batch_traces_again_is_told(tmp_path: Path, monkeyp
 
 
 @pytest.mark.frameworks
-def test_a_spec_is_checked_and_timed_on_every_backend(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_spec_is_checked_and_timed_on_every_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "case.yaml"
-    # Of a convolution few ways are tried, and none that takes a minute to compile.
+    monkeypatch.setattr(benches, "strategies", quick)
     path.write_text(json.dumps(spec_of(CASES["conv2d"])))
     steps = program_of(path.read_text()).steps
     (found,) = bench([path], BenchOptions(backends=INSTALLED, lanes=("best",), rounds=8, target=Target(1e9)))
@@ -428,12 +430,16 @@ def test_what_does_not_train_identically_has_no_times(tmp_path: Path, monkeypatc
     assert any(note.startswith(f"{backend} {plain} is not timed: ") for note in found.notes)
 
 
+QUICK = ("eager", "fused", "fit", "function", "nnx", "jit")
+
+
 def quick(*given: Any) -> tuple[Strategy, ...]:
-    """Strategies that PyTorch does not compile, which would take most of a test's time."""
-    return tuple(s for s in strategies(*given) if s.name not in ("compiled", "whole", "unrolled"))
+    """Two strategies of each framework that compile quickly: the others would take most of a test's time."""
+    return tuple(s for s in strategies(*given) if s.name in QUICK)
 
 
 @pytest.mark.frameworks
+@pytest.mark.slow
 def test_rounds_are_shared_by_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "case.yaml"
     path.write_text(json.dumps(spec_of(CASES["relu"])))
@@ -479,7 +485,7 @@ def test_what_goes_wrong_in_the_process_that_is_timed_has_no_times(
 
 
 @pytest.mark.frameworks
-@pytest.mark.parametrize("how", ["parts", "dies"])
+@pytest.mark.parametrize("how", [pytest.param("parts", marks=pytest.mark.slow), "dies"])
 def test_who_fails_in_one_process_has_no_times_and_the_others_do(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -526,9 +532,9 @@ PEERS = {"case": {"by hand": build}}
 
 
 @pytest.mark.frameworks
-@pytest.mark.parametrize(("what", "processes"), [
-    ("way", None), *(pytest.param(*rest, marks=pytest.mark.slow) for rest in (("peer", 0), ("way", 0), ("peer", None))),
-])  # fmt: skip
+@pytest.mark.parametrize("processes", [None, 0])
+@pytest.mark.parametrize("what", ["way", "peer"])
+@pytest.mark.slow
 def test_a_worker_that_dies_in_the_trial_takes_its_own_times_and_no_others(
     what: str, processes: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -662,6 +668,7 @@ def test_where_memory_is_short_the_trials_processes_are_timed(tmp_path: Path, mo
 
 
 @pytest.mark.frameworks
+@pytest.mark.slow
 def test_a_spec_is_timed_with_every_value_of_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "case.yaml"
     monkeypatch.setattr(benches, "strategies", quick)

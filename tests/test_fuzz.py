@@ -63,6 +63,7 @@ def words(value: Any) -> Iterator[str]:
 # Drawing --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_everything_that_a_spec_can_say_is_drawn(files: Path) -> None:
     """In the first draws, those that lead nowhere left out."""
     seen: Counter[str] = Counter()

@@ -824,7 +824,7 @@ def why(found: CheckResult) -> list[str]:
 
 @pytest.mark.frameworks
 @several
-@pytest.mark.parametrize("name", ["linear_regression", "digits_mlp"])
+@pytest.mark.parametrize("name", ["linear_regression", pytest.param("digits_mlp", marks=pytest.mark.slow)])
 def test_honest_programs_pass_every_rung_in_both_precisions(name: str, tmp_path: Path, borrowed: None) -> None:
     found = check(name, tmp_path, out=tmp_path / "out")
     assert (found.verdict, found.exit) == ("passed", 0), why(found)
@@ -900,7 +900,7 @@ def test_a_canary_is_killed_by_the_rung_it_belongs_to(name: str, borrowed: None)
 
 @pytest.mark.frameworks
 @several
-@pytest.mark.parametrize("name", ["untied_embedding", "smaller_last_batch"])
+@pytest.mark.parametrize("name", ["untied_embedding", pytest.param("smaller_last_batch", marks=pytest.mark.slow)])
 def test_a_seeded_sample_of_the_catalogue_is_found(name: str, tmp_path: Path, borrowed: None) -> None:
     """The whole of it takes hours: `nox -s power`."""
     program = program_of(PROBES[name])

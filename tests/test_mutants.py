@@ -119,6 +119,7 @@ def test_what_was_not_planted_is_counted_and_says_why(programs: dict[str, Progra
         ]
 
 
+@pytest.mark.slow
 def test_every_mutant_applies_somewhere(planted: Planted) -> None:
     for mutant in MUTANTS:
         where = {backend for name, _, backend in planted if name == mutant.name}

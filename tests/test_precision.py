@@ -234,7 +234,7 @@ def gap_of(strategy: lanes.Strategy, name: str, *changes: str) -> float:
 @pytest.mark.frameworks
 @pytest.mark.parametrize("name", ["single", pytest.param("several", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("strategy", [
-    pytest.param(*p.values, id=p.id, marks=[*p.marks, pytest.mark.slow]) if p.id in ("torch-unrolled", "tensorflow-loop_xla") else p
+    pytest.param(*p.values, id=p.id, marks=[*p.marks, pytest.mark.slow]) if p.id in ("torch-unrolled", "tensorflow-loop_xla", "tensorflow-function_xla") else p
     for p in RUNNABLE
 ])  # fmt: skip
 def test_every_strategy_rounds_what_the_plain_one_rounds(strategy: lanes.Strategy, name: str) -> None:
@@ -254,6 +254,7 @@ def of_names(*names: tuple[str, str]) -> list[object]:
 
 
 @pytest.mark.frameworks
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", of_names(("torch", "compiled"), ("torch", "whole")))
 def test_inductor_leaves_out_roundings_unless_it_is_told_not_to(strategy: lanes.Strategy) -> None:
     assert gap_of(strategy, "convolution", *INDUCTOR) > 1 / 4
@@ -287,7 +288,10 @@ def rounded_by_xla(backend: str, *changes: str) -> bool:
     ("backend", "right", "wrong"),
     [
         ("jax", (), ("return round_to_bfloat16(y.astype(jnp.float32))", "return y.astype(jnp.float32)")),
-        ("tensorflow", ON_GPUS["tensorflow"], (*ON_GPUS["tensorflow"], "excess_precision=false", "excess_precision=true")),
+        pytest.param(
+            "tensorflow", ON_GPUS["tensorflow"], (*ON_GPUS["tensorflow"], "excess_precision=false", "excess_precision=true"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )  # fmt: skip
 def test_xla_leaves_out_a_rounding_unless_it_is_told_not_to(
@@ -304,6 +308,7 @@ def test_xla_leaves_out_a_rounding_unless_it_is_told_not_to(
     ("strategy", "name"),
     [(*p.values, n) for p, n in zip(of_names(("torch", "eager"), ("tensorflow", "function_xla")), ("single", "convolution"), strict=True)],
 )  # fmt: skip
+@pytest.mark.slow
 def test_kernels_for_bfloat16_mean_the_same_where_they_add_up_in_float32(strategy: lanes.Strategy, name: str) -> None:
     """What GPUs are given, on a CPU: PyTorch's matrix products and XLA add up so, PyTorch's gradients of convolutions and TensorFlow's own kernels do not."""
     assert gap_of(strategy, name, *ON_GPUS[strategy.backend]) < 1 / 4

@@ -406,7 +406,7 @@ RUNNING = {
 
 @pytest.mark.frameworks
 @pytest.mark.parametrize("backend", EACH)
-@pytest.mark.parametrize("spec", RUNNING)
+@pytest.mark.parametrize("spec", [pytest.param(s, marks=pytest.mark.slow if s == "small_vit" else ()) for s in RUNNING])
 def test_mutants_run_train_and_differ(backend: str, spec: str, programs: dict[str, Program], tmp_path: Path) -> None:
     program = programs[spec]
 

@@ -504,7 +504,7 @@ MUTANTS = (
             "jax": plans(
                 Edit(
                     "optax.clip_by_global_norm($limit)",
-                    "optax.stateless(lambda gradients, _: jax.tree.map(lambda g: g * jnp.minimum(1.0, $limit / (optax.global_norm(gradients) + 1e-6)), gradients))",
+                    "optax.stateless(lambda gradients, _: jax.tree.map(lambda g: g * jnp.minimum(1.0, $limit / (optax.tree.norm(gradients) + 1e-6)), gradients))",
                 )
             ),
         },

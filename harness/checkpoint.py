@@ -99,6 +99,9 @@ class Checkpoint:
             with safe_open(path, framework="numpy") as file:
                 metadata = dict(file.metadata() or {})
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            for name, array in arrays.items():
+                if array.dtype.kind not in "fiub":  # of a library that gives NumPy more types, where one is loaded
+                    raise ValueError(f"{name} is of {array.dtype}")
         except (
             SafetensorError,
             OSError,

@@ -378,6 +378,7 @@ def test_a_checkpoint_s_arrays_have_the_shapes_of_its_table(tmp_path: Path, chan
 
 @pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3", "F8_E8M0"])
 def test_a_checkpoint_of_values_that_numpy_has_not_is_refused(tmp_path: Path, dtype: str) -> None:
+    """Whether or not a library is loaded that gives NumPy such types, as JAX does."""
     header = json.dumps(
         {"a": {"dtype": dtype, "shape": [2], "data_offsets": [0, 4 if dtype == "BF16" else 2]}}
     ).encode()

@@ -19,6 +19,7 @@ from harness.backend import Arrays, digest
 from harness.errors import CallError
 from harness.files import write_arrays
 
+NO_FILE = "is no safetensors file, or was cut short or corrupted"
 SCHEMA = 1
 Table = Mapping[str, tuple[tuple[int, ...], str]]
 """Every parameter and statistic: its shape, and what its axes are (`HWIO`)."""
@@ -99,9 +100,6 @@ class Checkpoint:
             with safe_open(path, framework="numpy") as file:
                 metadata = dict(file.metadata() or {})
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-            for name, array in arrays.items():
-                if array.dtype.kind not in "fiub":  # of a library that gives NumPy more types, where one is loaded
-                    raise ValueError(f"{name} is of {array.dtype}")
         except (
             SafetensorError,
             OSError,
@@ -109,8 +107,10 @@ class Checkpoint:
             TypeError,
             AttributeError,
         ) as error:  # the last two: a dtype that NumPy has not
-            what = "is no safetensors file, or was cut short or corrupted"
-            raise CallError(f"checkpoint {path}: {what}: {' '.join(str(error).split())}") from None
+            raise CallError(f"checkpoint {path}: {NO_FILE}: {' '.join(str(error).split())}") from None
+        for name, array in arrays.items():
+            if array.dtype.kind not in "fiub":  # of a library that gives NumPy more types, where one is loaded
+                raise CallError(f"checkpoint {path}: {NO_FILE}: {name} is of {array.dtype}")
         if "schema" not in metadata:
             raise CallError(f"checkpoint {path}: is a safetensors file, but no checkpoint of a run")
         if metadata["schema"] != str(SCHEMA):

@@ -203,8 +203,9 @@ class Training:
             if self.proves:
                 yield from self.again()
             return
-        self.asked = {backend for backend in self.judging.ok() if backend not in self.restless}
-        for backend in tuple(self.asked):
+        backends = [backend for backend in self.judging.ok() if backend not in self.restless]
+        self.asked = set(backends)
+        for backend in backends:
             yield Job(backend, partial(self.twin, backend), self.measured)
 
     def twin(self, backend: str, own: Sequence[int], tell: Listener) -> BackendResult:

@@ -23,6 +23,7 @@ from harness.errors import CallError, WorkerFailed
 from harness.files import new_folder, write_arrays
 from harness.meaning import Hunk
 from harness.programs import Written, emitted, written
+from harness.record import plain
 from harness.results import clean
 
 SCHEMA = 1
@@ -257,7 +258,8 @@ def _difference(a: Stored, b: Stored) -> str:
         return f"one begins after step {a.first}, the other after {b.first}"
     if a.result.precision != b.result.precision:
         return f"one is in {a.result.precision}, the other in {b.result.precision}"
-    if a.program.spec != b.program.spec:
+    # Not as objects: each knows the folder that its files are looked for in, which is its run's.
+    if plain(a.program.spec) != plain(b.program.spec):
         return f"both are called '{a.program.name}', but their specs differ"
     for file in sorted(a.inputs.keys() | b.inputs.keys()):
         x, y = a.inputs.get(file, {}), b.inputs.get(file, {})

@@ -413,11 +413,10 @@ def own_programs(
     """The user's own programs by backend. They may have been emitted for the spec's own steps and seed."""
     if not given:
         return {}
-    found = read_programs(given, [program, compile_spec(loaded, text)], sorted({1, threads}))
-    for backend in found:
-        if backend not in backends:
+    for backend in (one.partition("=")[0] for one in given):
+        if backend in BACKENDS and backend not in backends:
             raise CallError(f"--program: {backend} is not among the backends of this call ({', '.join(backends)})")
-    return found
+    return read_programs(given, [program, compile_spec(loaded, text)], sorted({1, threads}))
 
 
 def check(options: Options) -> None:

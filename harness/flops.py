@@ -23,7 +23,7 @@ CALL = 1e-3
 
 
 def guess(program: Program, precision: str, steps: int) -> float:
-    """Seconds, to a factor of some three, that a training of so many steps takes on one core: before anything was timed."""
+    """Seconds, by their order of magnitude, that a training of so many steps takes on one core: before anything was timed."""
     return steps * (step(program) / RATE[precision] + CALL)
 
 

@@ -41,7 +41,7 @@ from harness.results import BackendResult, RunResult
 from harness.side_by_side import Job, Meanwhile, side_by_side
 from harness.source import Source
 from harness.supervise import Listener, Waiting, train, waiting
-from harness.twins import HOPELESS, ROUNDS, moved
+from harness.twins import ECHO, HOPELESS, ROUNDS, moved
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = dict[str, Array]
@@ -397,7 +397,7 @@ def twin_request(run: Path, folder: Path, backend: str, own: Sequence[int], *, f
     request: dict[str, Any] = asked | {
         "program": f"{base}/{asked['program']}",
         "twin_of": base,
-        "echo": first,
+        "echo": ECHO if first else 0,
         "checkpoint": False,
     }
     request["cores"] = list(own) if own else asked["cores"]

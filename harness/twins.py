@@ -26,6 +26,8 @@ Arrays = dict[str, Array]
 
 TIMES = 3
 """How many times as far as the worst twin two backends may part."""
+ECHO = 5
+"""Steps of a training that are repeated before its first twin: a program that does not repeat them has no twins."""
 ROUNDS = 5
 """Twins of each backend, at most; the coins that say up or down are tossed anew in each."""
 HOPELESS = 100

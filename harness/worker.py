@@ -158,7 +158,7 @@ def _echo(
 
     load(_given(given, request, "parameters"))
     found: dict[str, list[float]] = {update["name"]: [] for update in request["updates"]}
-    for step in range(request["start"], min(request["stop"], request["start"] + ECHO)):
+    for step in range(request["start"], min(request["stop"], request["start"] + request["echo"])):
         for name, loss in session.wait(session.step(step, session.batch(inputs, step))).items():
             found[name].append(loss)
         tell.beat()
@@ -184,8 +184,6 @@ class _Ready:
     optimizer: Arrays
 
 
-ECHO = 5
-"""Steps of a training that are repeated before its first twin is trained."""
 READY: list[_Ready] = []
 """The last program, if there was one: its twins need not be built and compiled again."""
 

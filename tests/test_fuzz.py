@@ -394,6 +394,8 @@ def test_exit_statuses_and_the_sum_say_what_was_found() -> None:
     assert result(*planted, plant=True).exit == 1
     assert "2 of 3 planted faults found" in sentence(result(*planted, plant=True))
     assert result(*planted[1:], plant=True).exit == 0
+    full = replace(planted[2], failures={"harness": "No space left on device"})
+    assert result(full, plant=True).missed == (full,), "the harness failed: that finds no fault"
 
 
 @pytest.mark.frameworks

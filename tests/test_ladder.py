@@ -448,7 +448,9 @@ def test_what_parts_is_excused_by_twins_but_a_dead_run_by_nothing(precision: str
         assert trajectory(subject, apart_by(5.0, *losses), lambda: near).status != "passed"
     # What does not fall and parts by rounding is no evidence, and no difference either.
     rising = apart_by(5.0, *np.linspace(1.0, 2.0, 12))
-    assert trajectory(subject, rising, lambda: near).status == "void"
+    dead_run = trajectory(subject, rising, lambda: near)
+    assert dead_run.status == "void"
+    assert any(not c.same for c in dead_run.comparisons), "what parted is kept"
     assert trajectory(subject, rising, lambda: far).status == "failed"
     one_is_none = apart_by(5.0, 3.0, 2.0, 1.0)
     one_is_none["jax"].losses["net"] = [3.0, math.nan, 1.0]

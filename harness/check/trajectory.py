@@ -14,10 +14,8 @@ from harness.check.live import LiveWorker, allowed_cores
 from harness.check.record import Rung, judged
 from harness.check.subject import Subject, each, open_program, part, twin
 from harness.compare import FLOAT64, TOLERANCES, Comparison, Derived, Difference, Tolerance, compare, compare_losses
-from harness.twins import TIMES
+from harness.twins import ECHO, TIMES
 
-ECHO = 5
-"""Steps of a training that are repeated before its first twin."""
 Losses = dict[str, list[float]]
 T = TypeVar("T")
 W = TypeVar("W")
@@ -66,7 +64,8 @@ def trajectory(subject: Subject, trainings: Mapping[str, Training], measured: "C
     if twins is None or twins.overall.keys() != pairs or not excused(subject, comparisons, twins):
         return found if twins is None else replace(found, notes=(*found.notes, *twins.notes))
     if void:
-        return judged("trajectory", subject.precision, (), void=void, details={"rounding": twins.worst})
+        dead_run = judged("trajectory", subject.precision, (), void=void, details={"rounding": twins.worst})
+        return replace(dead_run, comparisons=found.comparisons)
     why = f"within rounding: at most {twins.worst:.2g} times as far apart as twins of one framework"
     notes = (*found.notes, f"in {found.precision}: {found.sentence}")
     return Rung(found.name, found.precision, "passed", why, found.comparisons, notes, {"rounding": twins.worst})

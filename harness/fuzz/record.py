@@ -76,8 +76,8 @@ class FuzzResult:
 
     @property
     def missed(self) -> tuple[Outcome, ...]:
-        """Planted faults that were not found."""
-        return tuple(o for o in self.outcomes if self.plant and o.fault and not o.found)
+        """Planted faults that were not found; where the harness itself failed, nothing was."""
+        return tuple(o for o in self.outcomes if self.plant and o.fault and (not o.found or "harness" in o.failures))
 
     @property
     def exit(self) -> int:

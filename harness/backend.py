@@ -22,6 +22,11 @@ PACKAGES = {
 }
 """The packages whose versions a result records; the first is what is imported."""
 
+SHAKEN = "shaken.safetensors"
+"""What is added to a shaken twin's position after its first step, among a run's inputs (see harness.twins)."""
+SHAKEN_UNITS = 8
+"""Units in the last place that its numbers are moved by: as far as one op of a framework is off (tanh, erf: measured)."""
+
 
 class Session(Protocol):
     """One emitted program, live. Arrays cross in canonical names and axes."""
@@ -136,6 +141,28 @@ def to_bytes(array: Array) -> bytes:
     """Values as bytes, integers of whatever width as int64."""
     wide = array.astype(np.int64) if array.dtype.kind in "iu" and array.dtype != np.uint8 else array
     return np.ascontiguousarray(wide).tobytes()
+
+
+def shake(session: Session, moves: Mapping[str, Array], number: int, step: int) -> None:
+    """Move every parameter and statistic SHAKEN_UNITS, up or down by coins of this twin and step; zeros stay.
+
+    `moves`: what is added before that, `state/name`, and to what optimizers remember, `optimizer/update/slot/name`.
+    """
+    state, slots = session.state(), session.optimizer_state()
+    rng = np.random.default_rng([number, step])
+
+    def added(prefix: str, arrays: Arrays) -> Arrays:
+        return {n: (a + moves.get(f"{prefix}{n}", 0)).astype(a.dtype) for n, a in arrays.items()}
+
+    coins = {n: np.asarray(rng.random(a.shape) < 0.5) for n, a in state.items()}  # noqa: PLR2004 - fair ones
+    session.load({n: beside(a, coins[n], SHAKEN_UNITS) for n, a in added("state/", state).items()})
+    session.load_optimizer(added("optimizer/", slots))
+
+
+def beside(value: Array, up: Array, units: int = 1) -> Array:
+    """So many units in the last place up or down; 0 stays 0: the unit there is one that no rounding makes."""
+    moved: Array = (value + np.where(up, units, -units) * np.spacing(np.abs(value))).astype(value.dtype)
+    return np.where(value == 0, value, moved)
 
 
 def flatten(batch: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -58,6 +58,17 @@ def invariance(program: Program) -> Invariance:
     return Invariance(parameters, {name: tuple(those) for name, those in carriers.items()})
 
 
+def deaf(node: Node) -> bool:
+    """Whether a node, or one inside of it, says the same whatever it is given, as a normalisation of one value does.
+
+    What a framework makes of it is rounding, which a layer behind it may multiply until it is as large as anything.
+    """
+    if isinstance(node.op, BlockOp):
+        return any(map(deaf, node.op.graph.nodes))
+    everything = tuple(_real(everywhere(shape), shape) for shape in node.input_shapes)
+    return bool(everything) and node.op.passes(everything, *node.input_shapes) is None
+
+
 @dataclass
 class _Way:
     """What became of one parameter's change on its way through an update."""

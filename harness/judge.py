@@ -23,7 +23,7 @@ from harness.ops.base import to_bfloat16
 from harness.precision import PRECISIONS
 from harness.questions import questions
 from harness.results import BackendResult, RunResult
-from harness.twins import TIMES, Yardstick
+from harness.twins import TIMES, ZERO_ROOM, Yardstick
 
 if TYPE_CHECKING:
     from harness.runs import Options
@@ -31,10 +31,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = dict[str, Array]
 DIGESTED = {"parameters": "parameters", "optimizer": "optimizer state", "batches": "batches", "masks": "masks"}
-ZERO_ROOM = 1000
-"""Units in the last place of its update's largest gradient that a gradient may be whose true value is zero."""
 ZERO_MOST = 0.1
-"""And of that gradient itself: of bfloat16's units a thousand are more than all of it."""
+"""ZERO_ROOM units of a gradient are at most so much of it: of bfloat16's a thousand are more than all of it."""
 STILL = 1e-9
 """How much of itself, or of 1, the reference's loss may move along parameters without gradient: rounding in float64."""
 CORNERS = 4

@@ -260,9 +260,15 @@ class _Compiler:
                 )
                 self.note((*path, "schedule"), f"{message}; {limits.GREATEST:g} at most")
                 return None
+        # What has nothing to learn is moved by nobody: an optimizer is not asked for it.
+        learning = tuple(n for n in over if any(p.learned for p in self.networks[n].parameters.values()))
+        if not learning:
+            where = (*path, "over") if spec.over else path
+            self.note(where, "there is nothing to learn: no parameter in " + ", ".join(f"'{n}'" for n in over))
+            return None
         name = spec.name or "_".join(over)
         kept = tuple(term for term in terms if term is not None)
-        return Update(name, tuple(calls.sites), kept, over, spec.optimizer, schedule, spec.clip)
+        return Update(name, tuple(calls.sites), kept, learning, spec.optimizer, schedule, spec.clip)
 
     def too_many(self, parts: int, deep: int, path: Path) -> bool:
         """Whether an update's expressions, named values written out, are too large; noted where they are."""

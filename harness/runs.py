@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from harness import initial, questions, spec, words
-from harness.backend import BACKENDS
+from harness.backend import BACKENDS, SHAKEN, SHAKEN_UNITS, Arrays
 from harness.checkpoint import Checkpoint, Origin, Table
 from harness.compare import TOLERANCES
 from harness.data.datasets import Text
@@ -31,7 +31,7 @@ from harness.files import error_text, make_folder, refusing, write_arrays, write
 from harness.graph import Program
 from harness.judge import Judging
 from harness.optimizers import Cosine
-from harness.precision import on_device
+from harness.precision import PRECISIONS, on_device
 from harness.programs import Written, emitted
 from harness.programs import read as read_programs
 from harness.record import plain
@@ -41,10 +41,10 @@ from harness.results import BackendResult, RunResult
 from harness.side_by_side import Job, Meanwhile, side_by_side
 from harness.source import Source
 from harness.supervise import Listener, Waiting, train, waiting
-from harness.twins import ECHO, HOPELESS, ROUNDS, moved
+from harness.twins import ECHO, HOPELESS, NEAR, ROUNDS, SHAKES, moved, nudged, shaken
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Arrays = dict[str, Array]
+
 BUDGET = 150_000_000  # bytes of recorded states a backend: beyond it they are recorded at fewer steps
 KEPT = 8_000_000  # bytes of recorded states and gradients a backend that a run directory keeps
 PROOF = 200  # steps at which gradients are recorded in float64; in less, at six of them
@@ -136,6 +136,8 @@ class Training:
     """The backends whose twins are training."""
     rounds: int = 0
     """How many twins each backend has been asked for."""
+    shaken: bool = False
+    """Whether the twins that are asked for now, or were last, are the shaken ones."""
     restless: set[str] = field(default_factory=set)
     """The backends that do not repeat their own training: their twins are not asked again."""
     unsettled: list[str] = field(default_factory=list)
@@ -195,8 +197,9 @@ class Training:
 
     def twins(self) -> Iterator[Job]:
         """Train another twin of every backend that trained to its end."""
+        first = [own.gradients(self.judging.start) for own in self.judging.ok().values()] if self.shaken else None
         try:
-            write_twins(self.directory, self.program, self.rounds, self.judging.start)
+            write_twins(self.directory, self.program, self.rounds, self.judging.start, first)
         except (OSError, ValueError, SafetensorError) as error:
             why = error_text(error) if isinstance(error, OSError) else str(error)
             self.unsettled.append(f"No {'more ' if self.rounds else ''}twins were trained: {why}.")
@@ -211,7 +214,9 @@ class Training:
     def twin(self, backend: str, own: Sequence[int], tell: Listener) -> BackendResult:
         """Have one backend train a twin."""
         folder = self.directory / TWINS / str(self.rounds)
-        request = twin_request(self.directory, folder, backend, own, first=not self.rounds)
+        request = twin_request(
+            self.directory, folder, backend, own, first=not self.rounds, shaken=self.rounds if self.shaken else None
+        )
         return self._trained(folder, backend, request, tell)
 
     def measured(self, result: BackendResult) -> Iterator[Job]:
@@ -232,11 +237,21 @@ class Training:
             return
         self.rounds += 1
         left = self.judging.ok().keys() - self.restless
-        hopeless = self.rounds > 1 and self.judging.times() > HOPELESS
-        if self.judging.parted() and left and self.rounds < ROUNDS and not hopeless:
+        if self.judging.parted() and left and self._more():
             yield from self.twins()
         elif self.proves:
             yield from self.again()
+
+    def _more(self) -> bool:
+        """Whether another round of twins may explain what parts: plain ones first, then shaken ones."""
+        times = self.judging.times()
+        if not self.shaken:
+            if self.rounds < ROUNDS and not (self.rounds > 1 and times > HOPELESS):
+                return True
+            # A shaken twin's first step is made with the first gradients.
+            self.shaken = all(own.gradients(self.judging.start) for own in self.judging.ok().values())
+            return self.shaken
+        return times <= NEAR and self.rounds < ROUNDS + SHAKES
 
     def repeats(self, twin: BackendResult) -> bool:
         """Whether a program trains the same twice: only then a twin parts from its training for the sake of rounding alone."""
@@ -281,6 +296,7 @@ class Training:
             exact=None,
             asked=set(),
             rounds=0,
+            shaken=False,
             restless=set(),
             unsettled=[],
             started=_now(),
@@ -356,12 +372,12 @@ def thinned(result: BackendResult, kept: int) -> BackendResult:
     return replace(result, recorded=[step for step in result.recorded if step in steps])
 
 
-def link_inputs(run: Path, other: Path, *, without: str = "") -> None:
+def link_inputs(run: Path, other: Path, *, without: Sequence[str] = ()) -> None:
     """A run's inputs for another training of the same program: the same files, without copies where that can be."""
     other.mkdir(parents=True, exist_ok=True)
     make_folder(other / "inputs")
     for file in sorted((run / "inputs").iterdir()):
-        if file.name == without:
+        if file.name in without:
             continue
         try:
             os.link(file, other / "inputs" / file.name)
@@ -371,10 +387,16 @@ def link_inputs(run: Path, other: Path, *, without: str = "") -> None:
         shutil.copyfile(run / "spec.yaml", other / "spec.yaml")
 
 
-def write_twins(run: Path, program: Program, number: int, start: int = 0) -> None:
-    """The inputs of a run's twins of this number: the same but for the parameters."""
+def write_twins(
+    run: Path, program: Program, number: int, start: int = 0, gradients: Sequence[Arrays] | None = None
+) -> None:  # fmt: skip
+    """The inputs of a run's twins of this number: the same but for the parameters.
+
+    `gradients`: the first ones of every backend, for shaken twins, whose data are other, too.
+    """
     folder = run / TWINS / str(number)
-    link_inputs(run, folder, without="parameters.safetensors")
+    given = ("data.safetensors", "batches.safetensors") if gradients else ()
+    link_inputs(run, folder, without=("parameters.safetensors", *given))
     parameters = load_file(run / "inputs" / "parameters.safetensors")
     request = next(run.glob("*/request.json"), None)
     if request is None:
@@ -384,13 +406,26 @@ def write_twins(run: Path, program: Program, number: int, start: int = 0) -> Non
     # Any backend's will do: only the size of the first step is read off it.
     first = next(run.glob(f"*/trajectory/state-{start + 1:08}.safetensors"), None)
     after = None if first is None else load_file(first)
-    write_arrays(folder / "inputs" / "parameters.safetensors", moved(program, wide, number, after))
+    write_arrays(
+        folder / "inputs" / "parameters.safetensors",
+        moved(program, wide, number, after, SHAKEN_UNITS if gradients else 1),
+    )
+    for file in given:
+        write_arrays(folder / "inputs" / file, nudged(cast(load_file(run / "inputs" / file), precision), number))
+    if gradients:
+        before = run / "inputs" / "optimizer.safetensors"
+        fresh = {f"{u.name}/{n}": a for u in program.updates for n, a in initial_slots(program, u).items()}
+        unit = float(np.finfo(PRECISIONS[precision].dtype).eps)
+        slots = load_file(before) if before.exists() else fresh
+        write_arrays(folder / "inputs" / SHAKEN, shaken(program, wide, slots, gradients, start, unit, number))
 
 
-def twin_request(run: Path, folder: Path, backend: str, own: Sequence[int], *, first: bool = True) -> dict[str, Any]:
+def twin_request(
+    run: Path, folder: Path, backend: str, own: Sequence[int], *, first: bool = True, shaken: int | None = None
+) -> dict[str, Any]:
     """What a worker is asked for a twin of the training that lies in the run directory; `own`: its cores.
 
-    `first`: it is to show before that it repeats the training.
+    `first`: it is to show before that it repeats the training. `shaken`: its number, where its inputs hold what is added after its first step.
     """
     asked = json.loads((run / backend / "request.json").read_text(encoding="utf-8"))
     base = os.path.relpath(run / backend, folder / backend)
@@ -398,6 +433,7 @@ def twin_request(run: Path, folder: Path, backend: str, own: Sequence[int], *, f
         "program": f"{base}/{asked['program']}",
         "twin_of": base,
         "echo": ECHO if first else 0,
+        "shaken": shaken,
         "checkpoint": False,
     }
     request["cores"] = list(own) if own else asked["cores"]

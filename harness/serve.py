@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from harness.backend import PACKAGES, Array, Arrays, Session, StepByStep
+from harness.backend import PACKAGES, Array, Arrays, Session, StepByStep, shake
 from harness.worker import CHUNK, _die_with_parent, _installed, _process, load_program
 
 Question = Mapping[str, Any]
@@ -169,19 +169,21 @@ class Server:
         """Steps `first` to `last` - 1 from the present state.
 
         `keep`: remember every state under this name. `against`: the distance of every tensor at every step from the
-        states that were kept under that name. `at`: the steps, from 1, whose states these are; left out, all. `into`: a file
+        states that were kept under that name. `shake`: a file of what is added after the first of the steps; all are followed by a move of some units, by the coins of `number`. `at`: the steps, from 1, whose states these are; left out, all. `into`: a file
         for all states (`all`) or for the end (`last`).
         """
         here = self.opened[asked["name"]]
-        session, first, last = here.session, asked["first"], asked["last"]
+        session, first, last, given = here.session, asked["first"], asked["last"], self._given(asked)
         losses: dict[str, list[float]] = {}
         states: list[Arrays] = []
         distances: dict[str, list[float]] = {}
         base = self.series[asked["against"]] if asked.get("against") else None
         began = time.perf_counter()
         for step in range(first, last):
-            for name, loss in session.wait(session.step(step, session.batch(here.inputs, step))).items():
+            for name, loss in session.wait(session.step(step, session.batch(given, step))).items():
                 losses.setdefault(name, []).append(loss)
+            if asked.get("shake"):
+                shake(session, load_file(asked["shake"]) if step == first else {}, asked["number"], step)
             if asked.get("at") and step + 1 not in asked["at"]:
                 continue
             if asked.get("keep") or base is not None or asked.get("write") == "all":
@@ -378,8 +380,8 @@ class Server:
         return {}
 
     def _evaluated(self, asked: Question) -> Array:
-        here = self.opened[asked["name"]]
-        fields = {name: here.inputs[own][: asked.get("rows")] for name, own in asked["fields"].items()}
+        here, given = self.opened[asked["name"]], self._given(asked)
+        fields = {name: given[own][: asked.get("rows")] for name, own in asked["fields"].items()}
         parts = [
             here.session.evaluate(asked["expression"], {n: a[start : start + CHUNK] for n, a in fields.items()})
             for start in range(0, len(next(iter(fields.values()))), CHUNK)

@@ -4,12 +4,19 @@ Two backends add in another order, so they part. How far rounding may carry them
 that ties, an optimizer that divides by something small carry it further. But a framework also parts from *itself*, when every
 parameter is moved by one unit in the last place before training. Two backends train the same while they part no further than
 TIMES the worst twin has. That is asked only where two part by more than the tight tolerance (`harness.compare.TOLERANCES`).
+
+What no parameter moves is the same in every such twin, rounding in one framework and 0 in another: the difference of pixels
+that are alike, which a normalisation divides by their spread; the gradient of a bias by the mean absolute error, where as many
+examples lie above as below, of which an optimizer that divides by the gradient's own size makes a step. So where twins do not
+explain what parts, the last ones are *shaken*: their data are moved too, their first step was made with gradients that rounding
+made, and their parameters are moved again after every step, as every step of another framework is rounded anew; by SHAKEN_UNITS
+each. Rounding that an optimizer multiplies (Adam with beta2 0) is now and then far larger than it mostly is: of such more are asked.
 """
 
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +25,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from harness import initial
+from harness import initial, reference
+from harness.backend import SHAKEN_UNITS, beside
 from harness.graph import Program
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -30,14 +38,18 @@ ECHO = 5
 """Steps of a training that are repeated before its first twin: a program that does not repeat them has no twins."""
 ROUNDS = 5
 """Twins of each backend, at most; the coins that say up or down are tossed anew in each."""
+SHAKES, NEAR = 10, 10
+"""Shaken twins of each backend after these, at most, while two backends part up to NEAR times as far as the worst of all."""
+ZERO_ROOM = 1000
+"""Units in the last place of its update's largest gradient that a gradient may be whose true value is zero."""
 HOPELESS = 100
 """Where two part so many times as far as the worst twin of two rounds, further twins are not asked."""
 
 
 def moved(
-    program: Program, parameters: Mapping[str, Array], number: int, after: Mapping[str, Array] | None = None
-) -> Arrays:
-    """The same parameters, every learned one a unit in the last place up or down, by a seeded coin.
+    program: Program, parameters: Mapping[str, Array], number: int, after: Mapping[str, Array] | None = None, units: int = 1
+) -> Arrays:  # fmt: skip
+    """The same parameters, every learned one so many units in the last place up or down, by a seeded coin.
 
     Zeros stay: the unit there is 5e-324, which no rounding makes, and it would put a value that is exactly 0 in every
     framework on the other side of a kink. Odd numbers go the way that the even number before them did not.
@@ -49,13 +61,63 @@ def moved(
     for name, parameter in program.parameters.items():
         if parameter.learned:
             value = parameters[name]
-            coin = initial.stream(program.seed, "twin", number // 2, name).random(value.shape) < 0.5  # noqa: PLR2004 - a fair coin
+            coin = _coin(program.seed, "twin", number // 2, name, value.shape)
             up = coin if number % 2 == 0 else ~coin
-            far = np.asarray(np.inf, value.dtype)
-            near = np.where(up, np.nextafter(value, far), np.nextafter(value, -far))
-            found[name] = np.where(value == 0, value, near)
+            found[name] = beside(value, up, units)
             if still and after is not None:
                 found[name] = (np.where(up, 1, -1) * np.spacing(np.abs(after[name]))).astype(value.dtype)
+    return found
+
+
+def nudged(inputs: Mapping[str, Array], number: int) -> Arrays:
+    """The same data, every number of a float field SHAKEN_UNITS up or down; zeros stay, as in `moved`."""
+    return {
+        name: beside(value, _coin(0, "data", number, name, value.shape), SHAKEN_UNITS)
+        if value.dtype.kind == "f"
+        else value
+        for name, value in inputs.items()
+    }
+
+
+def _coin(seed: int, purpose: str, number: int, name: str, shape: tuple[int, ...]) -> Array:
+    return np.asarray(initial.stream(seed, purpose, number, name).random(shape) < 0.5)  # noqa: PLR2004 - a fair coin
+
+
+def shaken(
+    program: Program, parameters: Mapping[str, Array], slots: Mapping[str, Array], gradients: Sequence[Mapping[str, Array]],
+    step: int, unit: float, number: int,
+) -> Arrays:  # fmt: skip
+    """What a step's position is moved by, where its gradients are off by rounding, away from zero.
+
+    That is SHAKEN_UNITS of the largest of their tensor, or as far as those of the backends lie apart, where that is ZERO_ROOM units of
+    the update's largest or less.
+
+    By the rules, in float64: `state/name`, and `optimizer/update/slot/name`. A gradient that is 0 everywhere may be rounding in
+    the next step, and an optimizer's step is as large then. A tensor as small as rounding beside the others of its update is as
+    far off as these are.
+
+    `slots` before the step, as `update/slot/name`; `gradients` of each backend at the position before it, as `update/name`.
+    """
+    found: Arrays = {}
+    for update in program.updates:
+        names = list(reference.moved(program, update))
+        said = {n: np.stack([g[f"{update.name}/{n}"] for g in gradients]).astype(np.float64) for n in names}
+        sizes = {n: float(np.abs(values).max(initial=0.0)) for n, values in said.items()}
+        largest = max(sizes.values(), default=0.0)
+        off = {}
+        for name, values in said.items():
+            size = sizes[name] if sizes[name] > ZERO_ROOM * unit * largest else largest
+            coin = np.where(_coin(program.seed, f"shaken {update.name}", number, name, values.shape[1:]), 1, -1)
+            away = np.where(values[0] == 0, coin, np.sign(values[0]))
+            apart = np.minimum(np.ptp(values, axis=0), ZERO_ROOM * unit * largest)
+            off[name] = values[0] + np.maximum(SHAKEN_UNITS * unit * size, apart) * away
+        before = {n: parameters[n].astype(np.float64) for n in names}
+        own = {f"{s}/{n}": slots[f"{update.name}/{s}/{n}"].astype(np.float64) for s in update.optimizer.remembers for n in names}  # fmt: skip
+        exact, exact_slots = reference.apply_update(update, before, {n: v[0] for n, v in said.items()}, own, step)
+        other, other_slots = reference.apply_update(update, before, off, own, step)
+        for name in names:
+            found[f"state/{name}"] = found.get(f"state/{name}", np.zeros(())) + (other[name] - exact[name])
+        found |= {f"optimizer/{update.name}/{n}": other_slots[n] - value for n, value in exact_slots.items()}
     return found
 
 

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from harness.backend import PACKAGES, Array, Arrays, Session, digest, to_bytes
+from harness.backend import PACKAGES, SHAKEN, Array, Arrays, Session, digest, shake, to_bytes
 from harness.checkpoint import Checkpoint, Origin
 from harness.files import make_folder, write_arrays, write_last
 
@@ -284,6 +284,9 @@ class _Run:
             if not all(math.isfinite(loss) for loss in losses.values()):
                 self.stopped_at = step
                 break
+            if (number := self.request.get("shaken")) is not None:
+                given = self.directory.parent / "inputs" / SHAKEN
+                shake(self.session, load_file(given) if step == self.request["start"] else {}, number, step)
             start = time.perf_counter()
             if step in states:
                 self.keep("state", step, self.session.state())

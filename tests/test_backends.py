@@ -198,3 +198,55 @@ def test_a_float64_program_of_pytorch_leaves_the_process_as_it_was(name: str, tm
     made = case.session.module.Net()  # type: ignore[attr-defined]
     kinds = {n: value.dtype for n, value in made.state_dict().items() if not n.endswith("num_batches_tracked")}
     assert set(kinds.values()) == {torch.float64}, kinds
+
+
+@pytest.mark.skipif("jax" not in INSTALLED, reason="JAX is not installed")
+def test_flaxs_own_objects_are_asked_as_the_state_is(tmp_path: Path) -> None:
+    """Outputs and gradients of strategy `nnx` are those of the plain program, before a step and after it."""
+    program = program_of(spec_of(CASES["batch_norm"]))
+    plain, own = (live("jax", program, tmp_path, strategy=strategy) for strategy in (None, "nnx"))
+    expression = to_json(Call("net", (Name("x"),)))
+    for step in range(2):
+        fields = {"x": plain.inputs["train.x"]}
+        assert_near(own.session.evaluate(expression, fields), plain.session.evaluate(expression, fields), "outputs")
+        said = [one.session.gradients(one.session.batch(one.inputs, step)) for one in (own, plain)]
+        assert said[0].keys() == said[1].keys()
+        for name, gradient in said[1].items():
+            assert_near(said[0][name], gradient, name)
+        for one in (own, plain):
+            one.session.wait(one.session.step(step, one.session.batch(one.inputs, step)))
+
+
+TWO_UPDATES = {
+    "name": "two", "data": {"dataset": "random", "examples": 1, "batch": 1, "fields": {"a": {"shape": [4], "classes": 17}, "b": {"shape": [4], "classes": 17}}},
+    "networks": {
+        "other": {"layers": [{"embedding": {"features": 2}}, "global_max_pool"]},
+        "policy": {"layers": [{"embedding": {"features": 1}}, "global_avg_pool", {"dense": {"units": 2}}]},
+    },
+    "training": {"steps": 1, "updates": [
+        {"name": "one", "loss": {"mse": {"predictions": "policy(b)", "targets": 0.5}}, "over": ["policy"], "optimizer": {"sgd": {"learning_rate": 0.1}}},
+        {"name": "two", "loss": {"sigmoid_cross_entropy": {"logits": "other(b)", "targets": "policy(a)"}}, "over": ["other", "policy"], "optimizer": {"sgd": {"learning_rate": 0.1}}},
+    ]},
+}  # fmt: skip
+"""The smallest training in whose graph TensorFlow's dependency optimizer was seen to lose the order of updates and reads."""
+
+
+@pytest.mark.skipif("tensorflow" not in INSTALLED, reason="TensorFlow is not installed")
+def test_an_update_reads_what_the_one_before_it_left(tmp_path: Path) -> None:
+    """As a graph, built anew many times: without the line in the program most of 30 graphs were wrong."""
+    case = live("tensorflow", program_of(TWO_UPDATES), tmp_path)
+    module = case.session.module  # type: ignore[attr-defined]
+    batch = case.session.batch(case.inputs, 0)
+
+    def losses(*, graph: bool) -> tuple[float, ...]:
+        model = module.make_model()
+        optimizers = module.make_optimizers(model)
+        module.load_parameters(model, case.parameters)
+        step = module.make_compiled_step(model, optimizers) if graph else partial(module.train_step, model, optimizers)
+        return tuple(float(loss) for loss in step(batch).values())
+
+    eagerly = losses(graph=False)
+    held = []  # the order was lost by where objects lie in memory
+    for number in range(20):
+        held.append(bytearray(1000 * number))
+        assert losses(graph=True) == pytest.approx(eagerly, rel=1e-14)

@@ -5,10 +5,12 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -151,6 +153,32 @@ def test_a_dead_spec_is_drawn_again(files: Path) -> None:
         resolved(0, text)
 
 
+def test_a_loss_that_is_rounding_is_drawn_again(files: Path) -> None:
+    """The normalisation of values that are alike: what is left of them is rounding, of which a second one makes numbers."""
+
+    def spec_of(*layers: object) -> str:
+        return dumped(
+            {
+                "name": "rounding",
+                "data": {"dataset": "random", "examples": 4, "batch": 2, "fields": {"a": {"shape": [1]}}},
+                "networks": {"net": {"layers": [{"tanh": {"name": "h"}}, {"concatenate": {"inputs": ["h", "h", "h"]}}, *layers]}},
+                "training": {"steps": 2, "updates": [{"loss": {"mse": {"predictions": "net(a)", "targets": 0}}, "optimizer": {"sgd": {"learning_rate": 0.1}}}]},
+            }
+        )  # fmt: skip
+
+    norm = {"layer_norm": {"epsilon": 1e-6}}
+    assert resolved(0, spec_of({"dense": {"units": 2}}, norm))
+    with pytest.raises(Redrawn, match="what is rounded is multiplied by"):
+        resolved(0, spec_of(norm, norm))
+
+
+def test_a_spec_that_is_made_smaller_may_be_dead(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = draw(21, 0, files)
+    monkeypatch.setattr(keep, "resolved", Mock(side_effect=Redrawn("no parameter that is moved changes the loss")))
+    live: Any = SimpleNamespace(name="torch")
+    assert keep.fails_smaller(drawn, "torch", "ValueError: x", "float64", live, tmp_path) is drawn
+
+
 @pytest.mark.parametrize("text", ["?xyz", "? a", "a: b", "- a", "{", "1", "~", "", " a", "#", "'"])
 def test_a_word_is_written_as_it_is_read(text: str) -> None:
     for data in ({"a": {"b": text, "c": 1}}, {"a": [text, 1]}, {"a": [{"b": [text]}]}):
@@ -253,6 +281,18 @@ def answer(value: float, steps: int, *, shift: float = 0.0, at: int = 2) -> Answ
     return Answer({}, {}, {"u": losses}, {"w": states}, {}, {})
 
 
+@dataclass
+class Said:
+    """Twins that say what a test wants."""
+
+    moved: Callable[[int], Mapping[str, Answer]]
+    shaken: Callable[[int], Mapping[str, Answer]]
+
+
+def nobody(_number: int) -> dict[str, Answer]:
+    pytest.fail("asked for twins")
+
+
 def judged(drawn: Drawn, tmp_path: Path, answers: dict[str, Answer], twin: float) -> Any:
     subject = opened(drawn, "float64", tmp_path / "subject", {})
     subject.remembered["fuzz"] = {}
@@ -260,16 +300,14 @@ def judged(drawn: Drawn, tmp_path: Path, answers: dict[str, Answer], twin: float
     def twins(_number: int) -> dict[str, Answer]:
         return {n: replace(a, states={"w": a.states["w"] + twin}) for n, a in answers.items()}
 
-    return judge(subject, answers, twins)
+    return judge(subject, answers, Said(twins, lambda _number: answers))
 
 
 def test_what_agrees_pays_for_no_twins(drawn: Drawn, tmp_path: Path) -> None:
     steps = drawn.program.steps
     subject = opened(drawn, "float64", tmp_path / "subject", {})
     subject.remembered["fuzz"] = {}
-    found = judge(
-        subject, {"a": answer(1.0, steps), "b": answer(1.0, steps)}, lambda _n: pytest.fail("asked for twins")
-    )
+    found = judge(subject, {"a": answer(1.0, steps), "b": answer(1.0, steps)}, Said(nobody, nobody))
     assert (found.status, found.notes) == ("same", ())
 
 
@@ -282,6 +320,31 @@ def test_what_parts_is_held_beside_twins(drawn: Drawn, tmp_path: Path, twin: flo
     if status == "differs":
         assert found.odd == "b"
         assert found.said.startswith("state w, step 3: ")
+
+
+def shifted(answers: dict[str, Answer], far: float) -> dict[str, Answer]:
+    return {n: replace(a, states={"w": a.states["w"] + far}) for n, a in answers.items()}
+
+
+def test_shaken_twins_are_asked_where_the_others_explain_nothing(drawn: Drawn, tmp_path: Path) -> None:
+    steps = drawn.program.steps
+    answers = {"a": answer(1.0, steps), "b": answer(1.0, steps, shift=1e-6)}
+    subject = opened(drawn, "float64", tmp_path / "subject", {})
+    subject.remembered["fuzz"] = {}
+    asked: list[int] = []
+
+    def shaken(far: list[float]) -> Callable[[int], Mapping[str, Answer]]:
+        return lambda number: (asked.append(number), shifted(answers, far[number]))[1]
+
+    found = judge(subject, answers, Said(lambda _n: answers, shaken([1e-6])))
+    assert (found.status, asked) == ("rounding", [0])
+    asked.clear()
+    # Near to what is allowed, more of them are asked; far from it, none.
+    assert judge(subject, answers, Said(lambda _n: answers, shaken([2e-7] * 3 + [5e-7]))).status == "rounding"
+    assert asked == [0, 1, 2, 3]
+    asked.clear()
+    assert judge(subject, answers, Said(lambda _n: answers, shaken([1e-8]))).status == "differs"
+    assert asked == [0]
 
 
 def test_what_is_no_number_in_all_alike_is_no_difference(drawn: Drawn, tmp_path: Path) -> None:
@@ -311,7 +374,7 @@ def test_a_program_that_does_not_say_the_same_twice_has_no_twins(drawn: Drawn, t
             return {"a": once, "b": again if name == "start" else once}
 
     twins = Asked(subject, {"a": once, "b": once}, {}, gradients=False)
-    assert twins(0).keys() == twins(1).keys() == {"a"}
+    assert twins.moved(0).keys() == twins.moved(1).keys() == {"a"}
 
 
 def test_the_reference_is_one_of_those_that_are_compared(drawn: Drawn, tmp_path: Path) -> None:
@@ -319,7 +382,7 @@ def test_the_reference_is_one_of_those_that_are_compared(drawn: Drawn, tmp_path:
     subject = opened(drawn, "float64", tmp_path / "subject", {})
     subject.remembered["fuzz"] = {("loss", "u", 1): np.array(1.5)}
     answers = {"a": answer(1.0, steps), "b": answer(1.0, steps)}
-    found = judge(subject, answers, lambda _n: answers)
+    found = judge(subject, answers, Said(lambda _n: answers, lambda _n: answers))
     assert found.status == "differs"
     assert "reference" in found.said
 

@@ -10,7 +10,7 @@ from cases import CASES, Case, spec_of
 
 from harness import initial, reference
 from harness.graph import BlockOp, Graph, Node, Program
-from harness.invariance import invariance, zero_gradient
+from harness.invariance import deaf, invariance, zero_gradient
 from harness.judge import first_batch, of_rounding
 from harness.losses import LOSSES, Loss
 from harness.ops import OPS
@@ -312,3 +312,19 @@ def test_a_gradient_is_of_roundings_size_by_the_precision_of_its_products(
     monkeypatch.setattr(BackendResult, "gradient_steps", [0])
     monkeypatch.setattr(BackendResult, "gradients", lambda _self, _step: said)
     assert of_rounding(result, "conv.bias", 2 * PRECISIONS[precision].roundoff) is expected
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape", "found"),
+    [
+        (({"dense": {"units": 1}}, "layer_norm"), (3,), True),
+        (({"dense": {"units": 2}}, "layer_norm"), (3,), False),
+        (({"dense": {"units": 1}}, "softmax"), (3,), True),
+        (({"dense": {"units": 1}}, "batch_norm", "relu"), (3,), False),
+        (({"residual": [{"dense": {"units": 3}}, {"repeat": {"times": 2, "layers": ["layer_norm"]}}]},), (3,), False),
+        (({"dense": {"units": 1}}, {"repeat": {"times": 2, "layers": ["layer_norm"]}}), (3,), True),
+    ],
+)  # fmt: skip
+def test_what_says_the_same_whatever_it_is_given_is_deaf(layers: tuple[object, ...], shape: Shape, found: bool) -> None:
+    made = program_of(spec_of(Case(layers, shape)))
+    assert any(deaf(node) for graph in made.networks.values() for node in graph.nodes) is found

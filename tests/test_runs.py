@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import psutil
+import numpy as np
 import pytest
 from build import program_of
 from cases import CASES, spec_of
@@ -410,14 +411,29 @@ def parting(monkeypatch: pytest.MonkeyPatch, times: Sequence[float]) -> None:
     monkeypatch.setattr(runs, "write_twins", lambda _run, _program, number, *_: rounds.append(number))
 
 
+PLAIN = (9.0, 8.0, 7.0, 6.0, 5.0)
+
+
 @pytest.mark.parametrize(
-    ("times", "rounds"),
-    [((2.9,), 1), ((3.1, 3.0), 2), ((9.0, 8.0, 7.0, 6.0, 5.0), 5), ((500.0, 400.0), 2), ((500.0, 2.0), 2)],
-)
+    ("times", "rounds", "recorded"),
+    [
+        ((2.9,), 1, True), ((3.1, 3.0), 2, True), (PLAIN, 5, False), ((500.0, 400.0), 2, False), ((500.0, 2.0), 2, True),
+        # Shaken ones, where first gradients are recorded: one at least, and more while it is near.
+        ((*PLAIN, 2.0), 6, True), ((*PLAIN, 5.0, 4.0, 3.0), 8, True), ((500.0, 400.0, 11.0), 3, True), ((500.0, 400.0, 9.0, 2.0), 4, True),
+        ((*PLAIN, *(4.0,) * 10), 15, True),
+    ],
+)  # fmt: skip
 def test_twins_are_asked_round_by_round_until_they_explain_it_or_never_will_and_then_float64(
-    times: tuple[float, ...], rounds: int, spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    times: tuple[float, ...],
+    rounds: int,
+    recorded: bool,
+    spec_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     parting(monkeypatch, times)
+    first = {"model/w": np.ones(1)} if recorded else {}
+    monkeypatch.setattr(BackendResult, "gradients", lambda _self, _step: first)
     loaded, text = spec.load(spec_file)
 
     def ended(backend: str) -> BackendResult:

@@ -335,6 +335,18 @@ def test_several_networks_need_to_say_which_one_moves() -> None:
     assert any("several networks are declared: say 'over:'" in line for line in found), found
 
 
+def test_a_network_that_has_nothing_to_learn_is_moved_by_nobody() -> None:
+    """An optimizer of nothing raises in PyTorch, and Optax is asked for parameters that are not there."""
+    two = GOOD.replace("networks:", "networks:\n  same: {inputs: [x], layers: [relu]}").replace(
+        "net(image)", "same(net(image))"
+    )
+    moved = compile_spec(*spec.loads(two.replace("- loss:", "- over: [net, same]\n      loss:")))
+    assert [update.over for update in moved.updates] == [("net",)]
+    assert [update.name for update in moved.updates] == ["net_same"], "called as the spec has it"
+    found = problems(two.replace("- loss:", "- over: [same]\n      loss:"))
+    assert any("there is nothing to learn: no parameter in 'same'" in line for line in found), found
+
+
 def test_one_network_cannot_be_called_with_two_shapes() -> None:
     text = GOOD.replace("batch: 64", "batch: 64, noise: {z: {shape: [3, 3, 1]}}")
     text = text.replace("    - loss: {soft", "    - values: {a: net(z), b: net(image)}\n      loss: {soft")

@@ -3,18 +3,21 @@
 import json
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
-from build import program_of_case
+from build import program_of, program_of_case
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from harness import initial
+from harness import initial, reference
+from harness.backend import SHAKEN_UNITS, Session, shake
 from harness.compare import TOLERANCES, Measured, Tolerance, compare, compare_losses
+from harness.graph import Program
 from harness.judge import Allowance
-from harness.twins import ROUNDS, TIMES, Yardstick, moved
+from harness.twins import ROUNDS, TIMES, Yardstick, moved, nudged, shaken
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -52,6 +55,102 @@ def test_where_every_parameter_is_zero_a_twin_is_a_unit_of_the_first_step_away()
     assert {-1.0, 1.0} == {float(s) for a in twin.values() for s in np.sign(a).ravel()}
     some = zeros | {"dense1.kernel": np.ones_like(zeros["dense1.kernel"])}
     assert not np.any(moved(program, some, 0, after)["dense1.bias"]), "one that is not 0 is enough to part"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_data_of_a_shaken_twin_are_some_units_away_and_what_is_no_number_of_that_kind_stays(dtype: type) -> None:
+    data = {
+        "train.x": np.array([0.0, 1.5, -3.0, 1e-7], dtype),
+        "train.label": np.arange(3),
+        "order": np.array([[0, -1]]),
+    }
+    found = nudged(data, 0)
+    assert found["train.x"].dtype == dtype
+    units = (found["train.x"].astype(np.float64) - data["train.x"]) / np.spacing(np.abs(data["train.x"])).astype(float)
+    assert units[0] == 0
+    assert set(np.abs(units[1:])) == {SHAKEN_UNITS}
+    assert all(np.array_equal(found[n], data[n]) for n in ("train.label", "order"))
+    many = {"x": np.ones(1000, dtype)}
+    assert not np.array_equal(nudged(many, 0)["x"], nudged(many, 1)["x"]), "other coins"
+    assert abs(np.mean(nudged(many, 0)["x"] > 1) - 0.5) < 0.1
+
+
+def made(rule: str) -> Program:
+    return program_of(
+        {
+            "name": "shaken", "data": {"dataset": "random", "examples": 4, "batch": 2, "fields": {"x": {"shape": [2]}}},
+            "networks": {"net": {"layers": [{"dense": {"units": 2, "name": "dense1"}}]}},
+            "training": {"steps": 3, "updates": [{"name": "model", "loss": {"mse": {"predictions": "net(x)", "targets": 0}}, "optimizer": {rule: {"learning_rate": 0.1}}}]},
+        }
+    )  # fmt: skip
+
+
+def first_moves(rule: str, *said: tuple[list[float], float]) -> dict[str, np.ndarray]:
+    """What shakes a step of which backends say these gradients of the bias, and of every number of the kernel."""
+    program = made(rule)
+    zeros = {n: np.zeros(p.shape) for n, p in program.parameters.items()}
+    slots = {f"model/{n}": a for n, a in reference.initial_slots(program, program.updates[0]).items()}
+    gradients = [{"model/dense1.bias": np.array(bias), "model/dense1.kernel": np.full((2, 2), kernel)} for bias, kernel in said]  # fmt: skip
+    return shaken(program, zeros, slots, gradients, 0, 2.0**-52, 0)
+
+
+def test_rounding_that_an_optimizer_divides_by_its_own_size_is_a_step() -> None:
+    """By hand: Adam's first step is g / (|g| + 1e-8), times the rate; a gradient of the kernel is off by 8 units of 1."""
+    found = first_moves("adam", ([0.5, 0.0], 1.0), ([0.5, 1e-16], 1.0))
+    off = SHAKEN_UNITS * 2.0**-52 * 0.5
+    assert abs(found["state/dense1.bias"][1]) == pytest.approx(0.1 * off / (off + 1e-8), rel=1e-6)
+    assert abs(found["state/dense1.bias"][0]) < 1e-15, "where there is a gradient, rounding is nothing"
+    assert np.max(np.abs(found["state/dense1.kernel"])) < 1e-15
+    assert abs(found["optimizer/model/first_moment/dense1.bias"][1]) == pytest.approx(0.1 * off)
+    assert np.all(found["optimizer/model/second_moment/dense1.bias"] >= 0), "away from zero: nothing below it"
+    plain = first_moves("sgd", ([0.5, 0.0], 1.0), ([0.5, 1e-16], 1.0))
+    assert abs(plain["state/dense1.bias"][1]) == pytest.approx(0.1 * off)
+
+
+def test_gradients_of_backends_that_lie_apart_by_rounding_are_as_far_off_and_others_are_not() -> None:
+    """A normalisation multiplies rounding: 200 units of the largest. What is beyond 1000 is a difference, and no rounding."""
+    unit = 2.0**-52
+    near = first_moves("sgd", ([0.5, 0.0], 1.0), ([0.5, 200 * unit], 1.0))
+    assert abs(near["state/dense1.bias"][1]) == pytest.approx(0.1 * 200 * unit)
+    far = first_moves("sgd", ([0.5, 0.0], 1.0), ([0.5, 0.25], 1.0))
+    assert abs(far["state/dense1.bias"][1]) == pytest.approx(0.1 * 1000 * unit)
+
+
+def test_a_tensor_that_is_rounding_is_as_far_off_as_its_updates_largest() -> None:
+    found = first_moves("sgd", ([1e-17, 0.0], 1.0), ([0.0, 1e-17], 1.0))
+    assert np.abs(found["state/dense1.bias"]) == pytest.approx(0.1 * SHAKEN_UNITS * 2.0**-52, rel=0.1)
+
+
+class Live:
+    """A session that is a parameter, a statistic and a slot."""
+
+    def __init__(self) -> None:
+        self.now = {"w": np.array([1.0, 0.0]), "mean": np.array([2.0])}
+        self.slots = {"model/first_moment/w": np.array([0.5, 0.5]), "model/count": np.array(3)}
+
+    def state(self) -> dict[str, np.ndarray]:
+        return dict(self.now)
+
+    def optimizer_state(self) -> dict[str, np.ndarray]:
+        return dict(self.slots)
+
+    def load(self, arrays: dict[str, np.ndarray]) -> None:
+        self.now = arrays
+
+    def load_optimizer(self, arrays: dict[str, np.ndarray]) -> None:
+        self.slots = arrays
+
+
+def test_a_shaken_position_is_added_to_and_moved() -> None:
+    live = Live()
+    shake(cast("Session", live), {"state/w": np.array([0.25, 0.0]), "optimizer/model/first_moment/w": np.ones(2)}, 0, 1)
+    unit = np.spacing(1.25)
+    assert abs(live.now["w"][0] - 1.25) == pytest.approx(SHAKEN_UNITS * unit)
+    assert live.now["w"][1] == 0, "what is exactly 0 stays"
+    assert abs(live.now["mean"][0] - 2) == pytest.approx(SHAKEN_UNITS * np.spacing(2.0))
+    assert np.array_equal(live.slots["model/first_moment/w"], [1.5, 1.5])
+    assert live.slots["model/count"] == 3
+    assert live.slots["model/count"].dtype == np.array(3).dtype
 
 
 def test_statistics_are_no_parameters() -> None:

@@ -149,7 +149,7 @@ class Session(StepByStep):
         self.train_step = getattr(module, "train_step", None)
         if self.observes and hasattr(self.train_step, "lower"):  # asked for values, never timed
             self.train_step = jax.jit(self.train_step, compiler_options=UNTUNED)
-        _, learned, statistics = nnx.split(nnx.eval_shape(lambda: self.model(nnx.Rngs(0))), nnx.Param, ...)
+        self.graph, learned, statistics = nnx.split(nnx.eval_shape(lambda: self.model(nnx.Rngs(0))), nnx.Param, ...)
         self.live = _by_path(learned) | _by_path(statistics)
         check_tables(module, _by_path(learned), _by_path(statistics))
 
@@ -199,12 +199,16 @@ class Session(StepByStep):
 
     def gradients(self, batch: Any, *, inputs: bool = False) -> Arrays:
         found: Arrays = {}
-        gradients = self.losses_gradients[inputs](self.state_now.parameters, self.state_now.statistics, batch)
+        gradients = self.losses_gradients[inputs](*self._present(), batch)
         for update in self.updates:
             own, fields = gradients[update["name"]]
             found |= self._canonical(update, own)
             found |= {f"{update['name']}/@{name}": np.array(value) for name, value in fields.items()}
         return found
+
+    def _present(self) -> tuple[Any, Any]:
+        """Parameters and statistics as they are now."""
+        return self.state_now.parameters, self.state_now.statistics
 
     def _canonical(self, update: Mapping[str, Any], gradients: Any) -> Arrays:
         """Gradients by Flax's paths -> `update/parameter`, those that the update moves."""
@@ -219,7 +223,7 @@ class Session(StepByStep):
         fields = {name: v for name, v in batch.items() if inputs and name != "masks" and v.dtype.kind == "f"}
 
         def objective(parameters: Any, fields: Any, loss: str) -> Any:
-            model = nnx.merge(self.module.GRAPHDEF, parameters, statistics)
+            model = nnx.merge(self.graph, parameters, statistics)
             value = getattr(self.module, loss)(model, batch | fields)
             return value[0] if self.observes else value
 
@@ -292,11 +296,11 @@ class Session(StepByStep):
     def predictor(self, way: str, expression: Any, fields: Arrays) -> Callable[[], Array]:
         given = jax.device_put(fields)
         # Copies: a step takes the buffers over.
-        parameters, statistics = jax.tree.map(jnp.copy, (self.state_now.parameters, self.state_now.statistics))
+        parameters, statistics = jax.tree.map(jnp.copy, self._present())
         if way == "jit":
             function: Any = jax.jit(lambda *args: self._evaluated(expression, *args)[0])
             return lambda: np.asarray(function(parameters, statistics, given))
-        model = nnx.merge(self.module.GRAPHDEF, parameters, statistics)
+        model = nnx.merge(self.graph, parameters, statistics)
         model.eval()
         function = nnx.jit(lambda model, fields: self._value(model, expression, fields, {}))
         return lambda: np.asarray(function(model, given))
@@ -308,10 +312,10 @@ class Session(StepByStep):
             self.evaluations[key] = jax.jit(
                 lambda *given: self._evaluated(expression, *given), compiler_options=options
             )
-        return self.evaluations[key](self.state_now.parameters, self.state_now.statistics, fields)
+        return self.evaluations[key](*self._present(), fields)
 
     def _evaluated(self, expression: Any, parameters: Any, statistics: Any, fields: Mapping[str, Any]) -> Any:
-        model = nnx.merge(self.module.GRAPHDEF, parameters, statistics)
+        model = nnx.merge(self.graph, parameters, statistics)
         model.eval()
         seen: dict[str, Any] = {}
         return self._value(model, expression, fields, seen), seen
@@ -382,6 +386,10 @@ class Nnx(Session):
             name: to_canonical(np.array(own[path.replace(".", "/")]), axes, self.shapes[name])
             for name, (path, axes) in table.items()
         }
+
+    def _present(self) -> tuple[Any, Any]:
+        _, learned, statistics = nnx.split(self.live_model, nnx.Param, ...)
+        return nnx.to_pure_dict(learned), nnx.to_pure_dict(statistics)
 
     def _optimizer_states(self) -> dict[str, Any]:
         own = {self.updates[0]["name"]: self.live_optimizers} if self.single else self.live_optimizers

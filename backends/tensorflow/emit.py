@@ -54,11 +54,17 @@ def emit(
     return shared.formatted("\n\n".join(parts))
 
 
+ORDERED = """# By TensorFlow 2.21's dependency optimizer an update loses its place before the next one's reads,
+# which then see the parameters before it, now and then.
+tf.config.optimizer.set_experimental_options({"dependency_optimization": False})"""
+
+
 def header(program: Program, precision: Precision) -> str:
     """Docstring, imports, and what changes numbers for the whole program."""
     double = 'keras.config.set_floatx("float64")\n' if precision.dtype == "float64" else ""
     about = "Full float32 products on GPUs too: TensorFlow uses TF32 unless told not to."
     about = "TF32 products and convolutions on GPUs that have them." if precision.factors == "tf32" else about
+    ordered = f"{ORDERED}\n" if len(program.updates) > 1 else ""
     mixed = precision.factors == "bfloat16"
     flags = bfloat16.XLA_FLAGS if mixed else ""
     return f"""{shared.docstring(program, FRAMEWORK, "tensorflow")}
@@ -80,7 +86,7 @@ from safetensors.numpy import load_file
 
 {double}# {about}
 tf.config.experimental.enable_tensor_float_32_execution({precision.factors == "tf32"})
-{bfloat16.HEADER if mixed else ""}"""
+{ordered}{bfloat16.HEADER if mixed else ""}"""
 
 
 def module(graph: Graph, base: str, *, observe: bool, written: Lowerings) -> tuple[str, list[str]]:

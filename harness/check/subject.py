@@ -33,6 +33,7 @@ from harness.runs import Options, describe, write_inputs
 from harness.side_by_side import ending_as_interrupted, first_ended
 from harness.source import Source
 from harness.supervise import kill
+from harness.twins import nudged
 
 FLIPS = 4  # roundoffs of a product's factors: two values that fell on the other side of a middle
 AVERAGED = 1 / 16  # of them is left in a loss; measured on the bundled specs: 1/2000
@@ -156,6 +157,16 @@ class Subject:
             write_arrays(own, arrays)
             own.replace(path)
         return str(path)
+
+    def nudged(self, number: int) -> str:
+        """A folder with the inputs of a shaken twin, the numbers of their float fields moved (see harness.twins)."""
+        folder = self.folder / f"nudged-{number}"
+        if not folder.exists():
+            folder.mkdir()
+            for file in ("data", "batches"):
+                own = load_file(self.folder / "inputs" / f"{file}.safetensors")
+                write_arrays(folder / f"{file}.safetensors", nudged(own, number))
+        return str(folder)
 
     def batch(self, step: int, data: Arrays | None = None) -> tuple[Arrays, dict[str, Arrays]]:
         """The batch of a step and its masks as the reference reads them."""

@@ -4,7 +4,7 @@ import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,10 +12,10 @@ from itertools import count
 from pathlib import Path
 
 from harness import initial
-from harness.backend import BACKENDS, Arrays
+from harness.backend import BACKENDS, SHAKEN_UNITS, Arrays
 from harness.check.live import LiveWorker
 from harness.check.mutants import MUTANTS, Mutant, first_step, plantings
-from harness.check.subject import Subject, each, workers
+from harness.check.subject import Subject, each, part, workers
 from harness.environment import interpreters
 from harness.errors import CallError, HarnessError
 from harness.fuzz import corpus, keep, training
@@ -27,7 +27,7 @@ from harness.graph import Program
 from harness.lanes import PLAIN, strategies
 from harness.precision import proving
 from harness.programs import emitted
-from harness.twins import moved
+from harness.twins import moved, shaken
 
 __all__ = ["FuzzOptions", "fuzz"]
 RENEWED = 120
@@ -228,7 +228,16 @@ def _outcome(options: FuzzOptions, ready: _Ready, live: Mapping[str, LiveWorker]
         found = replace(empty, said="; ".join(f"{n}: {w}" for n, w in failures.items()), failures=failures)
     training.closed(subject)
     if found.found and not options.plant and options.out is not None:
-        kept = keep.keep(ready.drawn, found, trained.failures, options.precision, live, folder / "kept", options.out)
+        try:
+            kept = keep.keep(
+                ready.drawn, found, trained.failures, options.precision, live, folder / "kept", options.out
+            )
+        except Exception as error:  # noqa: BLE001 - what was found stands, whatever became of the smaller one
+            (options.out / str(ready.number) / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            found = replace(
+                found, notes=(*found.notes, f"it could not be made smaller: {_last(str(error) or repr(error))}")
+            )
+            kept = (str(options.out / str(ready.number)),)
         found = replace(found, kept=kept)
     shutil.rmtree(folder, ignore_errors=True)
     return replace(found, seconds=time.perf_counter() - began)
@@ -244,7 +253,7 @@ class _Twins:
     gradients: bool
     repeating: frozenset[str] | None = None
 
-    def __call__(self, number: int) -> dict[str, training.Answer]:
+    def moved(self, number: int) -> dict[str, training.Answer]:
         """A twin of each. Raises HarnessError where a worker fails."""
         subject = self.subject
         if self.repeating is None:
@@ -256,14 +265,35 @@ class _Twins:
         found = self._answers(f"twin-{number}", subject.start | near)
         return {name: own for name, own in found.items() if name in self.repeating}
 
-    def _answers(self, name: str, arrays: Arrays) -> dict[str, training.Answer]:
+    def shaken(self, number: int) -> dict[str, training.Answer]:
+        """Of those that are trained step by step, as a run does it."""
+        subject = self.subject
+        gradients = subject.known("first gradients", lambda: [*each(subject, self._gradients).values()])
+        state, slots = part(subject.start, "state/"), part(subject.start, "optimizer/")
+        moves = shaken(subject.program, state, slots, gradients, 0, subject.unit, number)
+        near = moved(subject.program, state, number, units=SHAKEN_UNITS)
+        start = {n: a for n, a in subject.start.items() if not n.startswith("state/")} | {
+            f"state/{n}": a for n, a in near.items()
+        }
+        plainly = {n for n in self.repeating or () if not self.ways.get(n)}
+        return self._answers(f"shaken-{number}", start, (number, subject.position(f"moves-{number}", moves)), plainly)
+
+    def _gradients(self, live: LiveWorker) -> Arrays:
+        live.ask("load", name=training.NAME, arrays=self.subject.position("start", self.subject.start))
+        return live.arrays("gradients", name=training.NAME, step=0)
+
+    def _answers(
+        self, name: str, arrays: Arrays, shake: tuple[int, str] | None = None, those: Collection[str] | None = None
+    ) -> dict[str, training.Answer]:
         position = self.subject.position(name, arrays)
-        found = each(
-            self.subject,
-            lambda live: training.answer(
-                self.subject, live, self.ways.get(live.name), position, gradients=self.gradients
-            ),
-        )
+
+        def work(live: LiveWorker) -> training.Answer | None:
+            if those is not None and live.name not in those:
+                return None
+            way = self.ways.get(live.name)
+            return training.answer(self.subject, live, way, position, gradients=self.gradients, shake=shake)
+
+        found = {name: own for name, own in each(self.subject, work).items() if own is not None}
         if self.subject.failures:
             raise HarnessError(f"a twin failed: {self.subject.failures}")
         return found

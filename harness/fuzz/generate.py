@@ -1,13 +1,14 @@
 """Random specs: valid, small, alive, over everything that a spec can say.
 
 A layer is drawn from its definition and tried: the resolver's own rules say whether it fits where it would stand, and one
-that does not is drawn again. What is left loose at the end is joined, so that everything is read; losses, metrics and
+that does not is drawn again, as is one that says the same whatever it is given. What is left loose at the end is joined, so that everything is read; losses, metrics and
 samples are tried against the shapes that there are.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args, get_origin
@@ -16,6 +17,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from harness import initial, reference, spec
+from harness.backend import Array
 from harness.check.reduce import dumped
 from harness.data.datasets import DATASETS, Column, DataSet, Noise
 from harness.data.inputs import Inputs
@@ -24,6 +26,7 @@ from harness.fuzz import corpus
 from harness.fuzz.draw import Context, Undrawable, kind, record, weighted
 from harness.graph import BlockOp, Node, Program
 from harness.initializers import INITIALIZERS
+from harness.invariance import deaf
 from harness.losses import LOSSES, Loss
 from harness.metrics import METRICS, Metric
 from harness.ops.base import Op, Shape, ShapeError
@@ -56,6 +59,8 @@ GIVEN, WRITTEN = 0.1, 60
 """How often initial values are written out, and how many at most."""
 LARGE = 1e3
 """A loss above this before training is drawn again: a few steps would take it out of the numbers."""
+ROUGH, WORST = 2.0**-30, 1e5
+"""A loss is not rounding where it moves less than WORST times as far as every node's value is moved: by a share of ROUGH."""
 MOVED, FELT = 1e-3, 1e-9
 """A loss is alive where moving every parameter by a thousandth of its tensor's spread changes it by this share."""
 
@@ -104,7 +109,7 @@ def resolved(number: int, text: str, redrawn: tuple[str, ...] = ()) -> Drawn:
 
 
 def require_alive(program: Program, inputs: Inputs) -> None:
-    """Raise Redrawn where a loss is no number, or none of the parameters that an update moves changes it."""
+    """Raise Redrawn where a loss is no number, is rounding, or moves with none of the parameters that its update moves."""
     parameters = initial.parameters(program)
     data = {name: inputs.train[name][rows] for rows in [inputs.order[0][inputs.order[0] >= 0]] for name in inputs.train}
     data |= {name: own[0][: len(next(iter(data.values())))] for name, own in inputs.noise.items()}
@@ -114,6 +119,12 @@ def require_alive(program: Program, inputs: Inputs) -> None:
             before = reference.loss(program, update, parameters, data, masks)
             if not abs(before) < LARGE:
                 raise Redrawn(f"the loss is {before:.3g} before training")
+            rng = initial.stream(program.seed, "rounded", update.name)
+            rounded, _ = reference.train(program, update, parameters, data, masks, partial(_rounded, rng))
+            if not abs(rounded - before) < WORST * ROUGH * max(abs(before), MOVED):
+                raise Redrawn(
+                    f"what is rounded is multiplied by {abs(rounded - before) / ROUGH:.1g} on its way to the loss"
+                )
             moved = dict(parameters)
             for name in reference.moved(program, update):
                 rng = initial.stream(program.seed, "alive", name)
@@ -122,6 +133,14 @@ def require_alive(program: Program, inputs: Inputs) -> None:
             after = reference.loss(program, update, moved, data, masks)
             if not abs(after - before) > FELT * max(abs(before), MOVED):
                 raise Redrawn("no parameter that is moved changes the loss")
+
+
+def _rounded(rng: np.random.Generator, _name: str, value: Array) -> Array | None:
+    """A node's value, every number of it as far off as if it had been rounded roughly."""
+    if value.dtype.kind != "f":
+        return None
+    found: Array = value + ROUGH * np.abs(value).max(initial=0.0) * rng.standard_normal(value.shape)
+    return found
 
 
 # The experiment -------------------------------------------------------------------------------------------
@@ -429,7 +448,7 @@ class Sketch:
         except ValidationError:
             return None
         new: list[Node] = builder.nodes[before[0] :]
-        if builder.failed or not new or not _small(builder.nodes, new):
+        if builder.failed or not new or not _small(builder.nodes, new) or any(map(deaf, new)):
             self._restored(before)
             return None
         return new

@@ -5,9 +5,10 @@ against the float64 reference.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Protocol
 
 import numpy as np
 
@@ -16,9 +17,11 @@ from harness.backend import Array, Arrays
 from harness.check.subject import Subject, wide
 from harness.compare import TOLERANCES, Tolerance, measure
 from harness.fuzz.training import ROWS, Answer, asked
-from harness.twins import HOPELESS, ROUNDS, TIMES, Yardstick
+from harness.twins import HOPELESS, NEAR, ROUNDS, SHAKES, TIMES, Yardstick
 
 REFERENCE = "reference"
+EXPLODED = 1e30
+"""What comes after a number of this size is not compared: where its products overflow, no convention says."""
 SHOWN = 4
 """Tensors that are named where trainings differ."""
 
@@ -62,8 +65,18 @@ class Verdict:
     """`diverged`: losses left the numbers, in all alike. `still`: nothing moved, so that it is no evidence."""
 
 
-def judge(subject: Subject, answers: Mapping[str, Answer], twins: Callable[[int], Mapping[str, Answer]]) -> Verdict:
-    """Judge the answers of a spec's backends; `twins(number)`: those of a twin, asked for only where something parts."""
+class Twins(Protocol):
+    """What the programs say from elsewhere; asked for only where something parts."""
+
+    def moved(self, number: int) -> Mapping[str, Answer]:
+        """From parameters a unit in the last place away."""
+
+    def shaken(self, number: int) -> Mapping[str, Answer]:
+        """Of shaken twins."""
+
+
+def judge(subject: Subject, answers: Mapping[str, Answer], twins: Twins) -> Verdict:
+    """Judge the answers of a spec's backends."""
     until = {name: _numbers_until(own) for name, own in answers.items()}
     # The step at which one alone leaves the numbers is compared; what comes after none is left at all is not.
     cut = min(until.values()) + (len(set(until.values())) > 1)
@@ -77,13 +90,22 @@ def judge(subject: Subject, answers: Mapping[str, Answer], twins: Callable[[int]
     if not parted:
         return Verdict("same", notes=tuple(notes))
     yardstick = Yardstick()
-    for number in range(ROUNDS):
-        for name, own in _cut(twins(number), cut).items():
+
+    def beside(found: Mapping[str, Answer]) -> list[Parting]:
+        for name, own in _cut(found, cut).items():
             yardstick.add(_distances(seen[name], own))
-        judged = [replace(p, ratio=_ratio(p, yardstick)) for p in parted]
+        return [replace(p, ratio=_ratio(p, yardstick)) for p in parted]
+
+    for number in range(ROUNDS):
+        judged = beside(twins.moved(number))
         ratio = max(p.ratio for p in judged)
         if ratio <= TIMES or (number and ratio > HOPELESS):
             break
+    for number in range(SHAKES):
+        if ratio <= TIMES or (number and ratio > NEAR):
+            break
+        judged = beside(twins.shaken(number))
+        ratio = max(p.ratio for p in judged)
     if ratio <= TIMES:
         return Verdict(
             "rounding", f"{len(judged)} tensors, up to {ratio:.2g} times the worst twin", ratio, "", tuple(notes)
@@ -113,14 +135,14 @@ def _order(parting: Parting) -> tuple[int, int, float]:
 
 
 def _numbers_until(answer: Answer) -> int:
-    """How many steps pass before a loss or a parameter is no number."""
+    """How many steps pass before a loss or a parameter is no number, or one that a few products make one of."""
     steps = max(map(len, answer.losses.values()))
     good = steps
     for losses in answer.losses.values():
-        good = min([good, *(i for i, loss in enumerate(losses) if not math.isfinite(loss))])
+        good = min([good, *(i for i, loss in enumerate(losses) if not abs(loss) < EXPLODED)])
     for states in answer.states.values():
         if len(states) == steps and states.dtype.kind == "f":
-            bad = np.flatnonzero(~np.isfinite(states.reshape(steps, -1)).all(axis=1))
+            bad = np.flatnonzero(~(np.abs(states.reshape(steps, -1)) < EXPLODED).all(axis=1))
             good = min([good, *bad[:1].tolist()])
     return good
 

@@ -18,7 +18,7 @@ from harness.check.reproduce import runnable
 from harness.check.subject import prepare
 from harness.errors import HarnessError, WorkerFailed
 from harness.fuzz import shrink, training
-from harness.fuzz.generate import Drawn, resolved
+from harness.fuzz.generate import Drawn, Redrawn, resolved
 from harness.fuzz.record import Outcome
 from harness.programs import emitted
 
@@ -110,7 +110,7 @@ def fails_smaller(
             subject = training.opened(own, precision, place, {backend: live})
             found = training.train(subject, training.programs(subject, {}), {})
             training.closed(subject)
-        except (HarnessError, ValueError):
+        except (HarnessError, Redrawn, ValueError):
             return None
         finally:
             shutil.rmtree(place, ignore_errors=True)

@@ -81,11 +81,18 @@ def train(
     return found
 
 
-def answer(subject: Subject, live: LiveWorker, strategy: str | None, position: str, *, gradients: bool) -> Answer:
-    """What an opened program says from a position on."""
+def answer(
+    subject: Subject, live: LiveWorker, strategy: str | None, position: str, *, gradients: bool, shake: tuple[int, str] | None = None
+) -> Answer:  # fmt: skip
+    """What an opened program says from a position on.
+
+    `shake`: that of a shaken twin, by its number and a file of what is added after its first step.
+    """
     steps = subject.program.steps
     live.ask("load", name=NAME, arrays=position)
-    forward = _outputs(subject, live)
+    given = {"inputs": subject.nudged(shake[0])} if shake else {}
+    moves = {"shake": shake[1], "number": shake[0]} if shake else {}
+    forward = _outputs(subject, live, given)
     found = live.arrays("gradients", name=NAME, step=0) if gradients else {}
     path = live.fresh()
     if strategy is not None and STRATEGIES[live.backend, strategy].many:
@@ -93,11 +100,11 @@ def answer(subject: Subject, live: LiveWorker, strategy: str | None, position: s
         last = load_file(path)
         states, slots = {n: a[None] for n, a in part(last, "state/").items()}, {}
     else:
-        said = live.ask("train", name=NAME, first=0, last=steps, write="all", into=str(path))
+        said = live.ask("train", name=NAME, first=0, last=steps, write="all", into=str(path), **moves, **given)
         arrays = load_file(path)
         states, slots = part(arrays, "states/"), part(arrays, "optimizer/")
     path.unlink()
-    return Answer(forward, found, said["losses"], states, slots, _outputs(subject, live))
+    return Answer(forward, found, said["losses"], states, slots, _outputs(subject, live, given))
 
 
 def asked(subject: Subject) -> dict[str, Question]:
@@ -109,9 +116,9 @@ def asked(subject: Subject) -> dict[str, Question]:
     return found
 
 
-def _outputs(subject: Subject, live: LiveWorker) -> Arrays:
+def _outputs(subject: Subject, live: LiveWorker, given: Mapping[str, str] | None = None) -> Arrays:
     return {
-        name: live.arrays("answered", name=NAME, rows=ROWS, **question.request())["output"]
+        name: live.arrays("answered", name=NAME, rows=ROWS, **question.request(), **(given or {}))["output"]
         for name, question in asked(subject).items()
     }
 

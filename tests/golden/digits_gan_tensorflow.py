@@ -26,6 +26,9 @@ from safetensors.numpy import load_file
 
 # Full float32 products on GPUs too: TensorFlow uses TF32 unless told not to.
 tf.config.experimental.enable_tensor_float_32_execution(False)
+# By TensorFlow 2.21's dependency optimizer an update loses its place before the next one's reads,
+# which then see the parameters before it, now and then.
+tf.config.optimizer.set_experimental_options({"dependency_optimization": False})
 
 
 def leaky_relu(x: tf.Tensor, slope: float) -> tf.Tensor:

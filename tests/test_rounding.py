@@ -1,0 +1,51 @@
+"""Honest programs that rounding alone sets apart: what no parameter moves, and what an optimizer makes of it."""
+
+from pathlib import Path
+
+import pytest
+from build import INSTALLED
+
+from harness import spec
+from harness.runs import Options, run_spec
+
+pytestmark = [
+    pytest.mark.frameworks,
+    pytest.mark.skipif(len(INSTALLED) < 3, reason="not all backends are installed"),  # noqa: PLR2004
+]
+CANCELLED = """
+name: cancelled
+data:
+  batch: 6
+  shuffle: true
+  last_batch: drop
+  dataset: random
+  examples: 15
+  fields:
+    third: {shape: [3, 4]}
+    other: {shape: [5]}
+    truth: {shape: [4, 4]}
+  seed: 5
+  noise:
+    haze: {shape: [8, 2, 3, 2], distribution: uniform}
+    grain: {shape: [4, 3]}
+networks:
+  backbone:
+    layers: [tanh, {dense: {units: 4, name: gate4}}]
+    output: gate4
+training:
+  steps: 8
+  updates:
+  - loss:
+    - mae: {predictions: backbone(grain), targets: truth}
+    - mae: {predictions: backbone(grain), targets: truth}
+    optimizer: {adamw: {learning_rate: 0.102, beta1: 0.321, weight_decay: 0.0123}}
+"""
+"""As many examples above as below: a bias's gradient by the mean absolute error is 0, or what its sum is rounded to, of which
+Adam makes a step. Plain twins, in which the sum is of the same terms, part by nothing there."""
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_what_rounding_alone_sets_apart_is_the_same(precision: str, tmp_path: Path) -> None:
+    loaded, source = spec.loads(CANCELLED)
+    found = run_spec(loaded, source, Options(precision=precision, out=tmp_path / "out"), lambda _backend, _event: None)
+    assert found.verdict == "same", (found.reasons, found.notes)

@@ -10,7 +10,7 @@ from harness.runs import Options, run_spec
 
 pytestmark = [
     pytest.mark.frameworks,
-    pytest.mark.skipif(len(INSTALLED) < 3, reason="not all backends are installed"),  # noqa: PLR2004
+    pytest.mark.skipif(len(INSTALLED) < 3, reason="not all backends are installed"),
 ]
 CANCELLED = """
 name: cancelled

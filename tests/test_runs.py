@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import psutil
 import numpy as np
+import psutil
 import pytest
 from build import program_of
 from cases import CASES, spec_of

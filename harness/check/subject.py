@@ -7,7 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -162,10 +162,14 @@ class Subject:
         """A folder with the inputs of a shaken twin, the numbers of their float fields moved (see harness.twins)."""
         folder = self.folder / f"nudged-{number}"
         if not folder.exists():
-            folder.mkdir()
+            # As in `position`: none reads what another has half written.
+            own = self.folder / f"nudged-{number}-{threading.get_ident()}"
+            own.mkdir()
             for file in ("data", "batches"):
-                own = load_file(self.folder / "inputs" / f"{file}.safetensors")
-                write_arrays(folder / f"{file}.safetensors", nudged(own, number))
+                given = load_file(self.folder / "inputs" / f"{file}.safetensors")
+                write_arrays(own / f"{file}.safetensors", nudged(given, number))
+            with suppress(OSError):  # another was first
+                own.rename(folder)
         return str(folder)
 
     def batch(self, step: int, data: Arrays | None = None) -> tuple[Arrays, dict[str, Arrays]]:

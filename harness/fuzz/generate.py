@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from harness import initial, reference, spec
-from harness.backend import Array
+from harness.backend import Array, Arrays
 from harness.check.reduce import dumped
 from harness.data.datasets import DATASETS, Column, DataSet, Noise
 from harness.data.inputs import Inputs
@@ -61,6 +61,8 @@ LARGE = 1e3
 """A loss above this before training is drawn again: a few steps would take it out of the numbers."""
 ROUGH, WORST = 2.0**-30, 1e5
 """A loss is not rounding where it moves less than WORST times as far as every node's value is moved: by a share of ROUGH."""
+HALF = 0.5
+"""And a number is rounding where it moves by half of itself."""
 MOVED, FELT = 1e-3, 1e-9
 """A loss is alive where moving every parameter by a thousandth of its tensor's spread changes it by this share."""
 
@@ -116,11 +118,17 @@ def require_alive(program: Program, inputs: Inputs) -> None:
     masks = initial.masks(program, 0, len(next(iter(data.values()))))
     with np.errstate(all="ignore"):
         for update in program.updates:
-            before = reference.loss(program, update, parameters, data, masks)
+            said: Arrays = {}
+            before, _ = reference.train(program, update, parameters, data, masks, partial(_kept, said))
             if not abs(before) < LARGE:
                 raise Redrawn(f"the loss is {before:.3g} before training")
             rng = initial.stream(program.seed, "rounded", update.name)
-            rounded, _ = reference.train(program, update, parameters, data, masks, partial(_rounded, rng))
+            roughly: Arrays = {}
+            rounded, _ = reference.train(program, update, parameters, data, masks, partial(_rounded, rng, roughly))
+            for name, value in said.items():
+                # A kink behind such a number has the gradient of one side or of the other, by rounding.
+                if value.dtype.kind == "f" and np.any(np.abs(roughly[name] - value) > HALF * np.abs(value)):
+                    raise Redrawn(f"numbers of {name} are what rounding has left")
             if not abs(rounded - before) < WORST * ROUGH * max(abs(before), MOVED):
                 raise Redrawn(
                     f"what is rounded is multiplied by {abs(rounded - before) / ROUGH:.1g} on its way to the loss"
@@ -135,11 +143,16 @@ def require_alive(program: Program, inputs: Inputs) -> None:
                 raise Redrawn("no parameter that is moved changes the loss")
 
 
-def _rounded(rng: np.random.Generator, _name: str, value: Array) -> Array | None:
-    """A node's value, every number of it as far off as if it had been rounded roughly."""
+def _kept(said: Arrays, name: str, value: Array) -> None:
+    said[name] = value
+
+
+def _rounded(rng: np.random.Generator, said: Arrays, name: str, value: Array) -> Array | None:
+    """A node's value, every number of it as far off as if it had been rounded roughly; what it was before that is kept."""
+    said[name] = value
     if value.dtype.kind != "f":
         return None
-    found: Array = value + ROUGH * np.abs(value).max(initial=0.0) * rng.standard_normal(value.shape)
+    found: Array = value * (1 + ROUGH * rng.standard_normal(value.shape))
     return found
 
 

@@ -403,9 +403,7 @@ def _trained(subject: Subject, options: CheckOptions, effort: Effort) -> list[Ru
         if not drifts:
             began = time.perf_counter()
             listen(name_of, {"phase": f"{subject.precision} twins"})
-            distances = long.twin_distances(subject, steps, options.twins)
-            own = {name: training for name, training in whole.items() if name in distances}
-            drifts.append(long.drift(subject, own, distances) if own else None)
+            drifts.append(long.measured(subject, whole, steps, options.twins))
             spent["twins"] = time.perf_counter() - began
         return drifts[0]
 

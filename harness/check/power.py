@@ -30,6 +30,8 @@ LEAST, AFTER = 12, 24
 DEEP = 30
 """Ops, blocks counted as often as they are used, from which on a fault meets no whole training once a first step shows it:
 to compile one takes a deep network longer than all else."""
+SHAKEN = 2
+"""Shaken twins of each honest program, which excuse as the others do (see harness.twins)."""
 SCHEMA = 1
 
 
@@ -144,6 +146,10 @@ def honest(subject: Subject, steps: int, twins: int = 5) -> Honest:
     evidence = each(subject, lambda live: gather(subject, live, subject.sources[live.name, True], support=True))
     trainings = long.train(subject, steps)
     distances = long.twin_distances(subject, steps, twins)
+    steady = [name for name, own in distances.items() if own]
+    for number in range(SHAKEN):
+        for name, more in long.shaken_distances(subject, steps, steady, number).items():
+            distances[name] += more
     trainings = {name: own for name, own in trainings.items() if name in distances}
     evidence = {name: own for name, own in evidence.items() if name in distances}
     return Honest(subject, evidence, allowances(subject, evidence), trainings, distances, steps)

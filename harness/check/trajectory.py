@@ -9,12 +9,12 @@ from typing import TypeVar
 import numpy as np
 from safetensors.numpy import load_file
 
-from harness.backend import Array, Arrays
+from harness.backend import SHAKEN_UNITS, Array, Arrays
 from harness.check.live import LiveWorker, allowed_cores
 from harness.check.record import Rung, judged
 from harness.check.subject import Subject, each, open_program, part, twin
 from harness.compare import FLOAT64, TOLERANCES, Comparison, Derived, Difference, Tolerance, compare, compare_losses
-from harness.twins import ECHO, TIMES
+from harness.twins import ECHO, NEAR, SHAKES, TIMES, moved, shaken
 
 Losses = dict[str, list[float]]
 T = TypeVar("T")
@@ -77,10 +77,9 @@ def excused(subject: Subject, comparisons: Sequence[Comparison], twins: "Drift")
     In float64, the proof, no tensor may hide among the others, and losses are held beside no twin.
     """
     numbers = all(c.worst is None or np.isfinite(c.worst.difference) for c in comparisons)
-    if any(c.missing for c in comparisons) or not numbers or not twins.worst <= TIMES:
+    if any(c.missing for c in comparisons) or not numbers or not settled(subject, twins):
         return False
-    hidden = any(one["verdict"] == "differs" for one in twins.verdicts.values())
-    return subject.precision != "float64" or not (hidden or any(c.what == "loss" and not c.same for c in comparisons))
+    return subject.precision != "float64" or not any(c.what == "loss" and not c.same for c in comparisons)
 
 
 def compared(subject: Subject, trainings: Mapping[str, Training]) -> list[Comparison]:
@@ -178,6 +177,14 @@ class Drift:
     exact: bool
     restless: tuple[str, ...] = ()
     """Backends that do not train the same twice, and so have no twins."""
+    count: int = 0
+    """Twins of each of the others, shaken ones among them."""
+
+    @property
+    def farthest(self) -> float:
+        """The largest ratio of all tensors together, or of any by itself; infinite where one is no number."""
+        ratios = [self.worst, *(ratio for own in self.tensors.values() for ratio in own.values())]
+        return max(ratio if np.isfinite(ratio) else np.inf for ratio in ratios)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -224,6 +231,56 @@ def twin_distances(subject: Subject, steps: int, count: int) -> dict[str, list[d
     return each(subject, work)
 
 
+def measured(subject: Subject, trainings: Mapping[str, Training], steps: int, count: int) -> "Drift | None":
+    """How far trainings part beside so many twins of each, and where that explains it not, beside shaken ones."""
+    distances = twin_distances(subject, steps, count)
+    own = {name: training for name, training in trainings.items() if name in distances}
+    if not own:
+        return None
+    found = drift(subject, own, distances)
+    steady = [name for name in own if distances[name]]
+    for number in range(SHAKES):
+        if settled(subject, found) or not steady or (number and found.farthest > NEAR):
+            break
+        for name, more in shaken_distances(subject, steps, steady, number).items():
+            distances[name] += more
+        own = {name: training for name, training in own.items() if name in subject.backends}
+        found = drift(subject, own, distances)
+    return found
+
+
+def shaken_distances(
+    subject: Subject, steps: int, backends: Sequence[str], number: int
+) -> dict[str, list[dict[str, list[float]]]]:
+    """The same of one shaken twin of each of these (see harness.twins), which the base of their twins is held beside."""
+
+    def first(live: LiveWorker) -> Arrays:
+        live.ask("load", name="plain", arrays=subject.position("start", subject.start))
+        return live.arrays("gradients", name="plain", step=0)
+
+    said = subject.known("first gradients", lambda: each(subject, first))
+    state, slots = part(subject.start, "state/"), part(subject.start, "optimizer/")
+    moves = shaken(subject.program, state, slots, [*said.values()], 0, subject.unit, number)
+    near = moved(subject.program, state, number, units=SHAKEN_UNITS)
+    start = {n: a for n, a in subject.start.items() if not n.startswith("state/")}
+    position = subject.position(f"shaken-{number}", start | {f"state/{n}": a for n, a in near.items()})
+    given = {"inputs": subject.nudged(number), "shake": subject.position(f"moves-{number}", moves), "number": number}
+
+    def work(live: LiveWorker) -> list[dict[str, list[float]]]:
+        if live.name not in backends:
+            return []
+        live.ask("load", name="plain", arrays=position)
+        return [live.ask("train", name="plain", first=0, last=steps, against="plain/base", **given)["distances"]]
+
+    return each(subject, work)
+
+
+def settled(subject: Subject, found: Drift) -> bool:
+    """Whether the drift of twins explains all of it; in float64, the proof, tensor by tensor."""
+    alone = subject.precision == "float64" and any(one["verdict"] == "differs" for one in found.verdicts.values())
+    return found.worst <= TIMES and not alone
+
+
 def drift(
     subject: Subject, trainings: Mapping[str, Training], twins: Mapping[str, Sequence[Mapping[str, Sequence[float]]]]
 ) -> Drift:
@@ -260,13 +317,13 @@ def drift(
     # What is no number is no small drift: Python's max would pass over it.
     largest = max((float(np.max(np.nan_to_num(r, nan=np.inf, posinf=np.inf))) for r in overall.values()), default=0.0)
     restless = tuple(backend for backend in trainings if not twins[backend])
-    return Drift(largest, overall, tensors, together.tolist(), exact, restless)
+    return Drift(largest, overall, tensors, together.tolist(), exact, restless, max(map(len, twins.values()), default=0))
 
 
 def twins_rung(subject: Subject, found: Drift, count: int, void: Sequence[str] = ()) -> Rung:
     """The verdict on drift: exact, within rounding, or different; `void`: why the trainings say nothing."""
     details = {
-        "twins": count, "worst": found.worst, "overall": found.overall, "tensors": found.tensors,
+        "twins": found.count or count, "worst": found.worst, "overall": found.overall, "tensors": found.tensors,
         "drift": found.twins, "allowed": TIMES, "verdicts": found.verdicts,
     }  # fmt: skip
     pair, at = max(
@@ -285,7 +342,7 @@ def twins_rung(subject: Subject, found: Drift, count: int, void: Sequence[str] =
         return judged("twins", subject.precision, (), void=void, details=details)
     if found.exact:
         return Rung("twins", subject.precision, "passed", "exact: the same bits at every step", details=details)
-    said = f"{found.worst:.2g} times the worst of {count} twins a backend ({pair}, step {at + 1}); {_counted(found)}, up to {ratio:.2g} ({tensor})"
+    said = f"{found.worst:.2g} times the worst of {found.count or count} twins a backend ({pair}, step {at + 1}); {_counted(found)}, up to {ratio:.2g} ({tensor})"
     if not np.isfinite(found.worst) or found.worst > TIMES:
         why = f"differs: {said}, {TIMES} allowed"
         return Rung("twins", subject.precision, "failed", why, (), found.notes, details)

@@ -22,7 +22,7 @@ PACKAGES = {
 }
 """The packages whose versions a result records; the first is what is imported."""
 
-SHAKEN = "shaken.safetensors"
+MOVES = "moves.safetensors"
 """What is added to a shaken twin's position after its first step, among a run's inputs (see harness.twins)."""
 SHAKEN_UNITS = 8
 """Units in the last place that its numbers are moved by: as far as one op of a framework is off (tanh, erf: measured)."""
@@ -143,10 +143,11 @@ def to_bytes(array: Array) -> bytes:
     return np.ascontiguousarray(wide).tobytes()
 
 
-def shake(session: Session, moves: Mapping[str, Array], number: int, step: int) -> None:
-    """Move every parameter and statistic SHAKEN_UNITS, up or down by coins of this twin and step; zeros stay.
+def shake(session: Session, moves: Mapping[str, Array], number: int, step: int, units: int = SHAKEN_UNITS) -> None:
+    """Move every parameter and statistic so many units, up or down by coins of this twin and step; zeros stay.
 
-    `moves`: what is added before that, `state/name`, and to what optimizers remember, `optimizer/update/slot/name`.
+    `moves`: what is added before that, `state/name`, and to what optimizers remember, `optimizer/update/slot/name`. Without
+    moves and units the training goes on where it was, loaded anew.
     """
     state, slots = session.state(), session.optimizer_state()
     rng = np.random.default_rng([number, step])
@@ -155,7 +156,7 @@ def shake(session: Session, moves: Mapping[str, Array], number: int, step: int) 
         return {n: (a + moves.get(f"{prefix}{n}", 0)).astype(a.dtype) for n, a in arrays.items()}
 
     coins = {n: np.asarray(rng.random(a.shape) < 0.5) for n, a in state.items()}  # noqa: PLR2004 - fair ones
-    session.load({n: beside(a, coins[n], SHAKEN_UNITS) for n, a in added("state/", state).items()})
+    session.load({n: beside(a, coins[n], units) for n, a in added("state/", state).items()})
     session.load_optimizer(added("optimizer/", slots))
 
 

@@ -165,7 +165,7 @@ class Judging:
         asked = [c for c in self.judged().comparisons if c.worst is not None and c.worst.times is not None]
         worst = max(asked, key=lambda c: c.worst.times or 0.0 if c.worst else 0.0, default=None)
         return {
-            "count": self.yardstick.count, "allowed": TIMES, "times": self.times(),
+            "count": self.yardstick.count, "shaken": self.yardstick.shaken, "allowed": TIMES, "times": self.times(),
             "worst": None if worst is None else worst.record(),
         }  # fmt: skip
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from harness import initial, questions, spec, words
-from harness.backend import BACKENDS, SHAKEN, SHAKEN_UNITS, Arrays
+from harness.backend import BACKENDS, MOVES, SHAKEN_UNITS, Arrays
 from harness.checkpoint import Checkpoint, Origin, Table
 from harness.compare import TOLERANCES
 from harness.data.datasets import Text
@@ -41,7 +41,7 @@ from harness.results import BackendResult, RunResult
 from harness.side_by_side import Job, Meanwhile, side_by_side
 from harness.source import Source
 from harness.supervise import Listener, Waiting, train, waiting
-from harness.twins import ECHO, HOPELESS, NEAR, ROUNDS, SHAKES, moved, nudged, shaken
+from harness.twins import ECHO, HOPELESS, NEAR, ROUNDS, SHAKES, moved, nudged, rounding_moves
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -136,8 +136,8 @@ class Training:
     """The backends whose twins are training."""
     rounds: int = 0
     """How many twins each backend has been asked for."""
-    shaken: bool = False
-    """Whether the twins that are asked for now, or were last, are the shaken ones."""
+    shaking: int | None = None
+    """The round with which shaken twins began; None before that."""
     restless: set[str] = field(default_factory=set)
     """The backends that do not repeat their own training: their twins are not asked again."""
     unsettled: list[str] = field(default_factory=list)
@@ -197,7 +197,7 @@ class Training:
 
     def twins(self) -> Iterator[Job]:
         """Train another twin of every backend that trained to its end."""
-        first = [own.gradients(self.judging.start) for own in self.judging.ok().values()] if self.shaken else None
+        first = None if self.shaking is None else self._gradients()
         try:
             write_twins(self.directory, self.program, self.rounds, self.judging.start, first)
         except (OSError, ValueError, SafetensorError) as error:
@@ -215,26 +215,32 @@ class Training:
         """Have one backend train a twin."""
         folder = self.directory / TWINS / str(self.rounds)
         request = twin_request(
-            self.directory, folder, backend, own, first=not self.rounds, shaken=self.rounds if self.shaken else None
-        )
+            self.directory, folder, backend, own,
+            first=self.rounds in (0, self.shaking), shaken=None if self.shaking is None else self.rounds,
+        )  # fmt: skip
         return self._trained(folder, backend, request, tell)
 
     def measured(self, result: BackendResult) -> Iterator[Job]:
         """Take how far a twin parted; with the last one of a round, ask for another where two backends part further."""
-        if self.repeats(result):
-            done = self.judging.yardstick.read(self.directory / TWINS / str(self.rounds) / result.backend)
+        if (self.shaking is not None and self.rounds > self.shaking) or self.repeats(result):
+            folder = self.directory / TWINS / str(self.rounds) / result.backend
+            done = self.judging.yardstick.read(folder, shaken=self.shaking is not None)
             if not done:
                 why = result.error or "it left the numbers"
                 self.unsettled.append(f"A twin of {result.backend} did not come to its end: {why}.")
         else:
             self.restless.add(result.backend)
-            self.unsettled.append(
-                f"{result.backend} does not repeat its own training: it keeps something that loading does not set, or draws "
-                "numbers of its own. Its twins excuse nothing."
+            why = (
+                "does not repeat its own training: it keeps something that loading does not set, or draws numbers of its own"
+                if self.shaking is None
+                else "trains otherwise where its parameters are loaded anew after every step: it keeps something more"
             )
+            self.unsettled.append(f"{result.backend} {why}. Its twins excuse nothing{' more' if self.shaking else ''}.")
         self.asked.discard(result.backend)
         if self.asked:
             return
+        # The run's own but for some units in the last place; of a large data set, all of it.
+        shutil.rmtree(self.directory / TWINS / str(self.rounds) / "inputs", ignore_errors=True)
         self.rounds += 1
         left = self.judging.ok().keys() - self.restless
         if self.judging.parted() and left and self._more():
@@ -245,13 +251,24 @@ class Training:
     def _more(self) -> bool:
         """Whether another round of twins may explain what parts: plain ones first, then shaken ones."""
         times = self.judging.times()
-        if not self.shaken:
-            if self.rounds < ROUNDS and not (self.rounds > 1 and times > HOPELESS):
-                return True
-            # A shaken twin's first step is made with the first gradients.
-            self.shaken = all(own.gradients(self.judging.start) for own in self.judging.ok().values())
-            return self.shaken
-        return times <= NEAR and self.rounds < ROUNDS + SHAKES
+        if self.shaking is not None:
+            return times <= NEAR and self.rounds < self.shaking + SHAKES
+        if self.rounds < ROUNDS and not (self.rounds > 1 and times > HOPELESS):
+            return True
+        if self._gradients():
+            self.shaking = self.rounds
+        return self.shaking is not None
+
+    def _gradients(self) -> list[list[Arrays]]:
+        """The gradients of every backend that has twins, by step: of the steps that were recorded from the first one on."""
+        first = self.judging.start
+        found = []
+        for step in (first, first + 1):
+            said = [own.gradients(step) for name, own in self.judging.ok().items() if name not in self.restless]
+            if not said or not all(said):
+                break
+            found.append(said)
+        return found
 
     def repeats(self, twin: BackendResult) -> bool:
         """Whether a program trains the same twice: only then a twin parts from its training for the sake of rounding alone."""
@@ -296,7 +313,7 @@ class Training:
             exact=None,
             asked=set(),
             rounds=0,
-            shaken=False,
+            shaking=None,
             restless=set(),
             unsettled=[],
             started=_now(),
@@ -334,8 +351,6 @@ class Training:
                 result = replace(
                     result, notes=[*result.notes, f"What was recorded could not be thinned: {error_text(error)}."]
                 )
-            for folder in (self.directory / TWINS).glob("*/inputs"):
-                shutil.rmtree(folder, ignore_errors=True)  # the run's own, but for a unit in the last place
         return written(self.directory, result)
 
 
@@ -388,11 +403,11 @@ def link_inputs(run: Path, other: Path, *, without: Sequence[str] = ()) -> None:
 
 
 def write_twins(
-    run: Path, program: Program, number: int, start: int = 0, gradients: Sequence[Arrays] | None = None
+    run: Path, program: Program, number: int, start: int = 0, gradients: Sequence[Sequence[Arrays]] | None = None
 ) -> None:  # fmt: skip
     """The inputs of a run's twins of this number: the same but for the parameters.
 
-    `gradients`: the first ones of every backend, for shaken twins, whose data are other, too.
+    `gradients`: of the first steps, those of every backend, for shaken twins, whose data are other, too.
     """
     folder = run / TWINS / str(number)
     given = ("data.safetensors", "batches.safetensors") if gradients else ()
@@ -417,7 +432,7 @@ def write_twins(
         fresh = {f"{u.name}/{n}": a for u in program.updates for n, a in initial_slots(program, u).items()}
         unit = float(np.finfo(PRECISIONS[precision].dtype).eps)
         slots = load_file(before) if before.exists() else fresh
-        write_arrays(folder / "inputs" / SHAKEN, shaken(program, wide, slots, gradients, start, unit, number))
+        write_arrays(folder / "inputs" / MOVES, rounding_moves(program, wide, slots, gradients, start, unit, number))
 
 
 def twin_request(
@@ -425,14 +440,15 @@ def twin_request(
 ) -> dict[str, Any]:
     """What a worker is asked for a twin of the training that lies in the run directory; `own`: its cores.
 
-    `first`: it is to show before that it repeats the training. `shaken`: its number, where its inputs hold what is added after its first step.
+    `first`: it is to show before that it repeats the training. `shaken`: its number, where its inputs hold what is added after
+    its first step; it is to show then that it trains on as it would where it is loaded anew after every step.
     """
     asked = json.loads((run / backend / "request.json").read_text(encoding="utf-8"))
     base = os.path.relpath(run / backend, folder / backend)
     request: dict[str, Any] = asked | {
         "program": f"{base}/{asked['program']}",
         "twin_of": base,
-        "echo": ECHO if first else 0,
+        "echo": 0 if not first else ECHO if shaken is None else asked["stop"] - asked["start"],
         "shaken": shaken,
         "checkpoint": False,
     }

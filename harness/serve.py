@@ -169,8 +169,9 @@ class Server:
         """Steps `first` to `last` - 1 from the present state.
 
         `keep`: remember every state under this name. `against`: the distance of every tensor at every step from the
-        states that were kept under that name. `shake`: a file of what is added after the first of the steps; all are followed by a move of some units, by the coins of `number`. `at`: the steps, from 1, whose states these are; left out, all. `into`: a file
-        for all states (`all`) or for the end (`last`).
+        states that were kept under that name. `units`: how far all is moved after every step, by the coins of
+        `number`, and `shake`: a file of what is added after the first (see harness.backend.shake). `at`: the steps, from 1, whose
+        states these are; left out, all. `into`: a file for all states (`all`) or for the end (`last`).
         """
         here = self.opened[asked["name"]]
         session, first, last, given = here.session, asked["first"], asked["last"], self._given(asked)
@@ -182,8 +183,9 @@ class Server:
         for step in range(first, last):
             for name, loss in session.wait(session.step(step, session.batch(given, step))).items():
                 losses.setdefault(name, []).append(loss)
-            if asked.get("shake"):
-                shake(session, load_file(asked["shake"]) if step == first else {}, asked["number"], step)
+            if asked.get("units") is not None:
+                moves = load_file(asked["shake"]) if asked.get("shake") and step == first else {}
+                shake(session, moves, asked["number"], step, asked["units"])
             if asked.get("at") and step + 1 not in asked["at"]:
                 continue
             if asked.get("keep") or base is not None or asked.get("write") == "all":

@@ -43,7 +43,7 @@ SHAKES, NEAR = 10, 10
 ZERO_ROOM = 1000
 """Units in the last place of its update's largest gradient that a gradient may be whose true value is zero."""
 HOPELESS = 100
-"""Where two part so many times as far as the worst twin of two rounds, further twins are not asked."""
+"""Where two part so many times as far as the worst twin of two rounds, no further plain ones are asked."""
 
 
 def moved(
@@ -70,55 +70,74 @@ def moved(
 
 
 def nudged(inputs: Mapping[str, Array], number: int) -> Arrays:
-    """The same data, every number of a float field SHAKEN_UNITS up or down; zeros stay, as in `moved`."""
+    """The same data, every number of a float field SHAKEN_UNITS up or down; zeros stay, as in `moved`.
+
+    Equal numbers are moved alike: a tie stays a tie, whose winner is a convention and no rounding.
+    """
     return {
-        name: beside(value, _coin(0, "data", number, name, value.shape), SHAKEN_UNITS)
-        if value.dtype.kind == "f"
-        else value
+        name: beside(value, _alike(value, number), SHAKEN_UNITS) if value.dtype.kind == "f" else value
         for name, value in inputs.items()
     }
+
+
+def _alike(value: Array, number: int) -> Array:
+    """A coin for each value, by its bits: those of a SplitMix64 generator (Steele, Lea and Flood 2014) that starts there."""
+    wide = np.ascontiguousarray(value)
+    bits = wide.view(np.dtype(f"u{value.dtype.itemsize}")).astype(np.uint64) + np.uint64(number)
+    bits = bits * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
+    return np.asarray(bits >> np.uint64(63) == 1)
 
 
 def _coin(seed: int, purpose: str, number: int, name: str, shape: tuple[int, ...]) -> Array:
     return np.asarray(initial.stream(seed, purpose, number, name).random(shape) < 0.5)  # noqa: PLR2004 - a fair coin
 
 
-def shaken(
-    program: Program, parameters: Mapping[str, Array], slots: Mapping[str, Array], gradients: Sequence[Mapping[str, Array]],
+def rounding_moves(
+    program: Program, parameters: Mapping[str, Array], slots: Mapping[str, Array], gradients: Sequence[Sequence[Mapping[str, Array]]],
     step: int, unit: float, number: int,
 ) -> Arrays:  # fmt: skip
-    """What a step's position is moved by, where its gradients are off by rounding, away from zero.
+    """How far the first update of a step moves otherwise where its gradients are off by rounding, away from zero.
 
-    That is SHAKEN_UNITS of the largest of their tensor, or as far as those of the backends lie apart, where that is ZERO_ROOM units of
-    the update's largest or less.
+    A gradient is off by SHAKEN_UNITS of the largest of its tensor, or as far as the backends' own lie apart, where that is
+    ZERO_ROOM units of the update's largest or less. A tensor of which all is as small as that is off by units of the update's
+    largest. What is exactly 0 in every backend stays: nothing reaches it. But where it is not 0 in the next step, and as small as
+    rounding, it is a sum that cancels, and is off as well.
 
-    By the rules, in float64: `state/name`, and `optimizer/update/slot/name`. A gradient that is 0 everywhere may be rounding in
-    the next step, and an optimizer's step is as large then. A tensor as small as rounding beside the others of its update is as
-    far off as these are.
-
-    `slots` before the step, as `update/slot/name`; `gradients` of each backend at the position before it, as `update/name`.
+    Of the first update alone: what later ones of the step see, it has moved. By the rules, in float64: `state/name`, and
+    `optimizer/update/slot/name`. `gradients`: by step, from this one on, those of every backend, as `update/name`; `slots`
+    before the step, as `update/slot/name`.
     """
-    found: Arrays = {}
-    for update in program.updates:
-        names = list(reference.moved(program, update))
-        said = {n: np.stack([g[f"{update.name}/{n}"] for g in gradients]).astype(np.float64) for n in names}
-        sizes = {n: float(np.abs(values).max(initial=0.0)) for n, values in said.items()}
-        largest = max(sizes.values(), default=0.0)
-        off = {}
-        for name, values in said.items():
-            size = sizes[name] if sizes[name] > ZERO_ROOM * unit * largest else largest
-            coin = np.where(_coin(program.seed, f"shaken {update.name}", number, name, values.shape[1:]), 1, -1)
-            away = np.where(values[0] == 0, coin, np.sign(values[0]))
-            apart = np.minimum(np.ptp(values, axis=0), ZERO_ROOM * unit * largest)
-            off[name] = values[0] + np.maximum(SHAKEN_UNITS * unit * size, apart) * away
-        before = {n: parameters[n].astype(np.float64) for n in names}
-        own = {f"{s}/{n}": slots[f"{update.name}/{s}/{n}"].astype(np.float64) for s in update.optimizer.remembers for n in names}  # fmt: skip
-        exact, exact_slots = reference.apply_update(update, before, {n: v[0] for n, v in said.items()}, own, step)
-        other, other_slots = reference.apply_update(update, before, off, own, step)
-        for name in names:
-            found[f"state/{name}"] = found.get(f"state/{name}", np.zeros(())) + (other[name] - exact[name])
-        found |= {f"optimizer/{update.name}/{n}": other_slots[n] - value for n, value in exact_slots.items()}
-    return found
+    update = program.updates[0]
+    names = list(reference.moved(program, update))
+    said, *later = (
+        {n: np.stack([g[f"{update.name}/{n}"] for g in own]).astype(np.float64) for n in names} for own in gradients
+    )
+    largest = max((float(np.abs(values).max(initial=0.0)) for values in said.values()), default=0.0)
+    rounding = ZERO_ROOM * unit * largest
+    base, off = {}, {}
+    for name, values in said.items():
+        base[name] = values[0]
+        size = float(np.abs(values).max(initial=0.0))
+        far = SHAKEN_UNITS * unit * (size if size > rounding else largest)
+        apart = np.minimum(np.ptp(values, axis=0), rounding)
+        reached = np.any(values != 0, axis=0)
+        for own in later:
+            reached |= np.any(own[name] != 0, axis=0) & (np.abs(own[name]).max(axis=0) <= rounding)
+        coin = np.where(_coin(program.seed, "moves", number, name, values.shape[1:]), 1, -1)
+        away = np.where(values[0] == 0, coin, np.sign(values[0]))
+        off[name] = values[0] + np.where(reached, np.maximum(far, apart), 0.0) * away
+    before = {n: parameters[n].astype(np.float64) for n in names}
+    kept = {
+        f"{s}/{n}": slots[f"{update.name}/{s}/{n}"].astype(np.float64)
+        for s in update.optimizer.remembers
+        for n in names
+    }
+    exact, exact_slots = reference.apply_update(update, before, base, kept, step)
+    other, other_slots = reference.apply_update(update, before, off, kept, step)
+    moves = {f"state/{name}": other[name] - exact[name] for name in names}
+    return moves | {f"optimizer/{update.name}/{n}": other_slots[n] - value for n, value in exact_slots.items()}
 
 
 @dataclass
@@ -131,6 +150,8 @@ class Yardstick:
 
     count: int = 0
     """Twins whose distances are in it."""
+    shaken: int = 0
+    """How many of these are shaken ones."""
     worst: dict[tuple[str, str], list[tuple[int, float]]] = field(default_factory=dict)
     """By kind and name: (step from 1, or 0 outside training; the largest distance up to it), in the order of the steps."""
 
@@ -154,7 +175,7 @@ class Yardstick:
             together = np.maximum.accumulate([max(own.get(step, 0.0), have.get(step, 0.0)) for step in merged])
             self.worst[kind, name] = list(zip(merged, together.tolist(), strict=True))
 
-    def read(self, folder: Path) -> bool:
+    def read(self, folder: Path, *, shaken: bool = False) -> bool:
         """Add what the twin in a worker's folder wrote; whether it had come to its end, and that can be read."""
         try:
             if json.loads((folder / "result.json").read_text(encoding="utf-8")).get("stopped_at") is not None:
@@ -163,6 +184,7 @@ class Yardstick:
         except (OSError, ValueError, SafetensorError):
             return False
         self.add(distances)
+        self.shaken += shaken
         return True
 
     def at(self, kind: str, name: str, step: int | None) -> float:

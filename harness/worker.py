@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from harness.backend import PACKAGES, SHAKEN, Array, Arrays, Session, digest, shake, to_bytes
+from harness.backend import MOVES, PACKAGES, Array, Arrays, Session, digest, shake, to_bytes
 from harness.checkpoint import Checkpoint, Origin
 from harness.files import make_folder, write_arrays, write_last
 
@@ -148,7 +148,8 @@ def _echo(
     """The first losses of the training itself, of its own parameters, once more in the session that is to train its twin.
 
     Where they are others than the first time, the program keeps something that loading does not set, or draws numbers of its
-    own: then its twin would part from it for that reason, and say nothing of rounding.
+    own: then its twin would part from it for that reason, and say nothing of rounding. Before a shaken twin it is loaded anew
+    after every step, as that is: who keeps something from step to step, gradients that nobody clears, trains otherwise then.
     """
     session = ready.session
 
@@ -156,11 +157,15 @@ def _echo(
         session.load(own)
         session.load_optimizer(ready.optimizer)
 
+    # A shaken twin has other data, too.
+    inputs = _given(given, request, "data", "batches") if request["shaken"] is not None else inputs
     load(_given(given, request, "parameters"))
     found: dict[str, list[float]] = {update["name"]: [] for update in request["updates"]}
     for step in range(request["start"], min(request["stop"], request["start"] + request["echo"])):
         for name, loss in session.wait(session.step(step, session.batch(inputs, step))).items():
             found[name].append(loss)
+        if request["shaken"] is not None:
+            shake(session, {}, 0, step, units=0)
         tell.beat()
     load(parameters)
     return found
@@ -285,7 +290,7 @@ class _Run:
                 self.stopped_at = step
                 break
             if (number := self.request.get("shaken")) is not None:
-                given = self.directory.parent / "inputs" / SHAKEN
+                given = self.directory.parent / "inputs" / MOVES
                 shake(self.session, load_file(given) if step == self.request["start"] else {}, number, step)
             start = time.perf_counter()
             if step in states:

@@ -234,6 +234,9 @@ TWO_UPDATES = {
 @pytest.mark.skipif("tensorflow" not in INSTALLED, reason="TensorFlow is not installed")
 def test_an_update_reads_what_the_one_before_it_left(tmp_path: Path) -> None:
     """As a graph, built anew many times: without the line in the program most of 30 graphs were wrong."""
+    import tensorflow as tf  # noqa: PLC0415 - where it is installed
+
+    tf.config.optimizer.set_experimental_options({"dependency_optimization": True})  # as a process has it
     case = live("tensorflow", program_of(TWO_UPDATES), tmp_path)
     module = case.session.module  # type: ignore[attr-defined]
     batch = case.session.batch(case.inputs, 0)

@@ -168,7 +168,7 @@ def test_a_loss_that_is_rounding_is_drawn_again(files: Path) -> None:
 
     norm = {"layer_norm": {"epsilon": 1e-6}}
     assert resolved(0, spec_of({"dense": {"units": 2}}, norm))
-    with pytest.raises(Redrawn, match="what is rounded is multiplied by"):
+    with pytest.raises(Redrawn, match="what rounding has left"):
         resolved(0, spec_of(norm, norm))
 
 

@@ -276,9 +276,9 @@ def test_frameworks_may_part_as_twins_do(shift: float, ratio: float, status: str
     assert found.overall["torch~jax"] == pytest.approx([ratio] * 3, rel=1e-4)
     assert found.tensors["torch~jax"] == {"a": pytest.approx(shift / 3e-10, rel=1e-4), "b": 0.0}
     assert found.twins == pytest.approx(list(5e-10 * STEP))
-    rung = twins_rung(subject, found, 5)
+    rung = twins_rung(subject, found)
     assert rung.status == status
-    assert f"{ratio:.2g} times the worst of 5 twins" in rung.sentence
+    assert f"{ratio:.2g} times the worst of 2 twins" in rung.sentence
     assert rung.sentence.startswith("within rounding" if status == "passed" else "differs")
 
 
@@ -287,7 +287,7 @@ def test_one_step_beyond_is_beyond() -> None:
     other["b"][1] += 1e-7
     found = drifted(fake({"null": "why"}), other)
     assert found.overall["torch~jax"][1] == pytest.approx(100, rel=1e-3)
-    rung = twins_rung(fake(), found, 5)
+    rung = twins_rung(fake(), found)
     assert rung.status == "failed"
     assert "step 2" in rung.sentence
 
@@ -302,7 +302,7 @@ def test_a_parameter_with_no_gradient_hides_nothing_else() -> None:
 
 def test_the_same_bits_are_exact_and_only_those() -> None:
     subject = fake({"null": "why"})
-    assert twins_rung(subject, drifted(subject, shifted()), 5).sentence == "exact: the same bits at every step"
+    assert twins_rung(subject, drifted(subject, shifted())).sentence == "exact: the same bits at every step"
     assert not drifted(subject, shifted(a=1e-15)).exact
 
 
@@ -314,7 +314,7 @@ def test_each_tensor_has_a_verdict_of_its_own() -> None:
     }  # fmt: skip
     near = drifted(subject, shifted(a=1e-10, b=1e-10))
     assert {one["verdict"] for one in near.verdicts.values()} == {"within rounding"}
-    rung = twins_rung(subject, drifted(subject, shifted(a=1.4e-9)), 5)
+    rung = twins_rung(subject, drifted(subject, shifted(a=1.4e-9)))
     assert rung.status == "passed"
     assert "each tensor by itself: 1 exact, 1 beyond" in rung.sentence
     assert rung.notes == ("beyond their own twins' drift, each by itself (times): a 4.7",)
@@ -330,7 +330,7 @@ def test_a_drift_that_is_no_number_is_no_small_drift(value: float, step: int) ->
         found = drifted(fake({"null": "why"}), other)
         assert found.worst == math.inf
         assert found.verdicts["a"]["verdict"] == "differs"
-        assert twins_rung(fake(), found, 5).status == "failed"
+        assert twins_rung(fake(), found).status == "failed"
 
 
 def test_no_yardstick_is_shorter_than_a_unit_in_the_last_place() -> None:
@@ -353,16 +353,16 @@ def test_a_mean_is_as_exact_as_the_values_that_it_is_of() -> None:
 
 def test_one_backend_has_nobody_to_drift_from() -> None:
     found = drift(fake(), {"torch": trained(BASE)}, TWINS)
-    assert twins_rung(fake(), found, 5).status == "skipped"
+    assert twins_rung(fake(), found).status == "skipped"
 
 
 def test_dead_trainings_drift_nowhere_and_that_says_nothing() -> None:
     subject = fake({"null": "why"})
     for other in (shifted(), shifted(a=1e-10)):
-        rung = twins_rung(subject, drifted(subject, other), 5, ["torch: the loss is the same"])
+        rung = twins_rung(subject, drifted(subject, other), ["torch: the loss is the same"])
         assert rung.status == "void"
         assert "torch: the loss is the same" in rung.sentence
-    assert twins_rung(subject, drifted(subject, shifted(a=1.0)), 5, ["dead"]).status == "failed"
+    assert twins_rung(subject, drifted(subject, shifted(a=1.0)), ["dead"]).status == "failed"
 
 
 # ---- Trajectories

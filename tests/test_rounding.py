@@ -6,6 +6,9 @@ import pytest
 from build import INSTALLED
 
 from harness import spec
+from harness.check.mutants import MUTANTS, plantings
+from harness.graph import Program
+from harness.programs import emitted
 from harness.runs import Options, run_spec
 
 pytestmark = [
@@ -49,3 +52,19 @@ def test_what_rounding_alone_sets_apart_is_the_same(precision: str, tmp_path: Pa
     loaded, source = spec.loads(CANCELLED)
     found = run_spec(loaded, source, Options(precision=precision, out=tmp_path / "out"), lambda _backend, _event: None)
     assert found.verdict == "same", (found.reasons, found.notes)
+    assert found.twins is not None
+    assert found.twins["shaken"], "plain twins do not explain it"
+
+
+def test_gradients_that_nobody_clears_are_no_rounding(tmp_path: Path) -> None:
+    """A shaken twin is loaded anew after every step, which clears them: it would be the honest training, and excuse the fault."""
+    (accumulated,) = (mutant for mutant in MUTANTS if mutant.name == "gradients accumulated")
+
+    def planted(backend: str, program: Program) -> str:
+        return plantings(accumulated, program, backend, "float64").get("first") or emitted(program, backend, "float64")
+
+    loaded, source = spec.loads(CANCELLED.replace("mae", "mse"))
+    options = Options(precision="float64", out=tmp_path / "out", plant=planted)
+    found = run_spec(loaded, source, options, lambda _backend, _event: None)
+    assert found.verdict == "differs"
+    assert any(note.startswith("torch trains otherwise where its parameters are loaded anew") for note in found.notes)

@@ -420,7 +420,7 @@ PLAIN = (9.0, 8.0, 7.0, 6.0, 5.0)
         ((2.9,), 1, True), ((3.1, 3.0), 2, True), (PLAIN, 5, False), ((500.0, 400.0), 2, False), ((500.0, 2.0), 2, True),
         # Shaken ones, where first gradients are recorded: one at least, and more while it is near.
         ((*PLAIN, 2.0), 6, True), ((*PLAIN, 5.0, 4.0, 3.0), 8, True), ((500.0, 400.0, 11.0), 3, True), ((500.0, 400.0, 9.0, 2.0), 4, True),
-        ((*PLAIN, *(4.0,) * 10), 15, True),
+        ((*PLAIN, *(4.0,) * 10), 15, True), ((500.0, 400.0, *(4.0,) * 10), 12, True),
     ],
 )  # fmt: skip
 def test_twins_are_asked_round_by_round_until_they_explain_it_or_never_will_and_then_float64(
@@ -494,7 +494,7 @@ def test_a_program_that_does_not_repeat_its_own_training_has_no_twin(
     parting(monkeypatch, (2.0, 2.0))
     loaded, text = spec.load(spec_file)
 
-    def read(_self: Yardstick, folder: Path) -> bool:
+    def read(_self: Yardstick, folder: Path, *, shaken: bool = False) -> bool:
         asked.append(folder.name)
         return True
 

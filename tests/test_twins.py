@@ -17,7 +17,7 @@ from harness.backend import SHAKEN_UNITS, Session, shake
 from harness.compare import TOLERANCES, Measured, Tolerance, compare, compare_losses
 from harness.graph import Program
 from harness.judge import Allowance
-from harness.twins import ROUNDS, TIMES, Yardstick, moved, nudged, shaken
+from harness.twins import ROUNDS, TIMES, Yardstick, moved, nudged, rounding_moves
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -70,9 +70,11 @@ def test_data_of_a_shaken_twin_are_some_units_away_and_what_is_no_number_of_that
     assert units[0] == 0
     assert set(np.abs(units[1:])) == {SHAKEN_UNITS}
     assert all(np.array_equal(found[n], data[n]) for n in ("train.label", "order"))
-    many = {"x": np.ones(1000, dtype)}
+    many = {"x": np.linspace(1, 2, 1000, dtype=dtype)}
     assert not np.array_equal(nudged(many, 0)["x"], nudged(many, 1)["x"]), "other coins"
-    assert abs(np.mean(nudged(many, 0)["x"] > 1) - 0.5) < 0.1
+    assert abs(np.mean(nudged(many, 0)["x"] > many["x"]) - 0.5) < 0.1
+    tied = nudged({"a": np.full(50, 0.75, dtype), "b": np.full(2, 0.75, dtype)}, 0)
+    assert len({*tied["a"], *tied["b"]}) == 1, "a tie stays one"
 
 
 def made(rule: str) -> Program:
@@ -85,13 +87,26 @@ def made(rule: str) -> Program:
     )  # fmt: skip
 
 
-def first_moves(rule: str, *said: tuple[list[float], float]) -> dict[str, np.ndarray]:
-    """What shakes a step of which backends say these gradients of the bias, and of every number of the kernel."""
+def first_moves(rule: str, *said: tuple[list[float], float], later: list[float] | None = None) -> dict[str, np.ndarray]:
+    """What shakes a step of which backends say these gradients of the bias, and of every number of the kernel.
+
+    `later`: the gradient of the bias in the next step.
+    """
     program = made(rule)
     zeros = {n: np.zeros(p.shape) for n, p in program.parameters.items()}
     slots = {f"model/{n}": a for n, a in reference.initial_slots(program, program.updates[0]).items()}
     gradients = [{"model/dense1.bias": np.array(bias), "model/dense1.kernel": np.full((2, 2), kernel)} for bias, kernel in said]  # fmt: skip
-    return shaken(program, zeros, slots, gradients, 0, 2.0**-52, 0)
+    following = [[{**gradients[0], "model/dense1.bias": np.array(later)}]] if later else []
+    return rounding_moves(program, zeros, slots, [gradients, *following], 0, 2.0**-52, 0)
+
+
+def test_what_nothing_reaches_stays_and_a_sum_that_cancels_does_not() -> None:
+    """Rows of an embedding that nobody looks up, and a sum that is 0 by chance in every backend."""
+    once = ([0.5, 0.0], 1.0)
+    assert first_moves("adam", once, once)["state/dense1.bias"][1] == 0
+    assert first_moves("adam", once, once, later=[0.5, 0.0])["state/dense1.bias"][1] == 0
+    assert first_moves("adam", once, once, later=[0.5, 0.1])["state/dense1.bias"][1] == 0, "it was not looked up before"
+    assert first_moves("adam", once, once, later=[0.5, 1e-16])["state/dense1.bias"][1] != 0
 
 
 def test_rounding_that_an_optimizer_divides_by_its_own_size_is_a_step() -> None:
@@ -151,6 +166,10 @@ def test_a_shaken_position_is_added_to_and_moved() -> None:
     assert np.array_equal(live.slots["model/first_moment/w"], [1.5, 1.5])
     assert live.slots["model/count"] == 3
     assert live.slots["model/count"].dtype == np.array(3).dtype
+    now, slots = live.now, live.slots
+    shake(cast("Session", live), {}, 0, 1, units=0)
+    assert all(np.array_equal(live.now[n], a) for n, a in now.items()), "loaded anew, and where it was"
+    assert all(np.array_equal(live.slots[n], a) for n, a in slots.items())
 
 
 def test_statistics_are_no_parameters() -> None:

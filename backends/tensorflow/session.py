@@ -107,6 +107,9 @@ class Session(StepByStep):
         self.module, self.updates, self.networks = module, request["updates"], request["networks"]
         self.model = module.make_model()
         self.single = len(self.updates) == 1
+        if self.single:
+            # A program of several updates that was here before has switched it off.
+            tf.config.optimizer.set_experimental_options({"dependency_optimization": True})
         self.observes = bool(request.get("observe"))
         make = module.make_optimizer if self.single else module.make_optimizers
         self.optimizers = make(self.model)

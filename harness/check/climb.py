@@ -421,7 +421,7 @@ def _trained(subject: Subject, options: CheckOptions, effort: Effort) -> list[Ru
     along = timed(lambda: long.trajectory(subject, trainings, measured), "trajectory") if {"trajectory", "relay"} & set(asked) else None  # fmt: skip
     found = [along] if along is not None and "trajectory" in asked else []
     if known is not None:
-        rung = timed(lambda: long.twins_rung(subject, known, options.twins, long.still(subject, trainings)), "twins")
+        rung = timed(lambda: long.twins_rung(subject, known, long.still(subject, trainings)), "twins")
         found.append(replace(rung, seconds=rung.seconds + spent["twins"]))
     if "relay" in asked:
         rounding = along is not None and "rounding" in along.details

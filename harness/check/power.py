@@ -146,12 +146,12 @@ def honest(subject: Subject, steps: int, twins: int = 5) -> Honest:
     evidence = each(subject, lambda live: gather(subject, live, subject.sources[live.name, True], support=True))
     trainings = long.train(subject, steps)
     distances = long.twin_distances(subject, steps, twins)
-    steady = [name for name, own in distances.items() if own]
-    for number in range(SHAKEN):
+    steady = long.loads_anew(subject, steps, [name for name, own in distances.items() if own])
+    for number in range(SHAKEN if steady else 0):
         for name, more in long.shaken_distances(subject, steps, steady, number).items():
             distances[name] += more
-    trainings = {name: own for name, own in trainings.items() if name in distances}
-    evidence = {name: own for name, own in evidence.items() if name in distances}
+    trainings = {name: own for name, own in trainings.items() if name in distances and name in subject.backends}
+    evidence = {name: own for name, own in evidence.items() if name in trainings}
     return Honest(subject, evidence, allowances(subject, evidence), trainings, distances, steps)
 
 
@@ -253,10 +253,9 @@ def judge(base: Honest, backend: str, faulty: Faulty, steps: int) -> dict[str, R
         for name, all_twins in base.twins.items()
     }
     apart = long.drift(subject, trainings, twins)
-    count = len(next(iter(twins.values())))
     return found | {
         "trajectory": _trajectory(subject, trainings, backend, apart),
-        "twins": long.twins_rung(subject, apart, count),
+        "twins": long.twins_rung(subject, apart),
     }
 
 

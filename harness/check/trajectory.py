@@ -9,12 +9,13 @@ from typing import TypeVar
 import numpy as np
 from safetensors.numpy import load_file
 
-from harness.backend import SHAKEN_UNITS, Array, Arrays
+from harness.backend import Array, Arrays
 from harness.check.live import LiveWorker, allowed_cores
 from harness.check.record import Rung, judged
+from harness.check.shaken import loaded_anew, shaken
 from harness.check.subject import Subject, each, open_program, part, twin
 from harness.compare import FLOAT64, TOLERANCES, Comparison, Derived, Difference, Tolerance, compare, compare_losses
-from harness.twins import ECHO, NEAR, SHAKES, TIMES, moved, shaken
+from harness.twins import ECHO, NEAR, SHAKES, TIMES
 
 Losses = dict[str, list[float]]
 T = TypeVar("T")
@@ -181,12 +182,6 @@ class Drift:
     """Twins of each of the others, shaken ones among them."""
 
     @property
-    def farthest(self) -> float:
-        """The largest ratio of all tensors together, or of any by itself; infinite where one is no number."""
-        ratios = [self.worst, *(ratio for own in self.tensors.values() for ratio in own.values())]
-        return max(ratio if np.isfinite(ratio) else np.inf for ratio in ratios)
-
-    @property
     def notes(self) -> tuple[str, ...]:
         """What is to be said of those."""
         return tuple(f"{name} does not repeat its own training: it has no twins" for name in self.restless)
@@ -209,13 +204,11 @@ def twin_distances(subject: Subject, steps: int, count: int) -> dict[str, list[d
     None of a backend that does not train the same twice: it keeps something that loading does not set, or draws numbers of its
     own, and parts from its twin for that.
     """
-    exact = TOLERANCES[subject.precision if subject.precision == "float64" else "float32"]["loss"].relative
 
     def repeats(live: LiveWorker) -> bool:
         live.ask("load", name="plain", arrays=subject.position("start", subject.start))
         said = live.ask("train", name="plain", first=0, last=min(ECHO, steps), against="plain/base")
-        sizes = {n.removeprefix("state/"): float(np.linalg.norm(a)) for n, a in subject.start.items()}
-        return all(max(gaps) <= exact * max(sizes.get(name, 0.0), 1.0) for name, gaps in said["distances"].items())
+        return repeated(subject, said["distances"])
 
     def work(live: LiveWorker) -> list[dict[str, list[float]]]:
         found: list[dict[str, list[float]]] = []
@@ -234,45 +227,67 @@ def twin_distances(subject: Subject, steps: int, count: int) -> dict[str, list[d
 def measured(subject: Subject, trainings: Mapping[str, Training], steps: int, count: int) -> "Drift | None":
     """How far trainings part beside so many twins of each, and where that explains it not, beside shaken ones."""
     distances = twin_distances(subject, steps, count)
-    own = {name: training for name, training in trainings.items() if name in distances}
-    if not own:
-        return None
-    found = drift(subject, own, distances)
-    steady = [name for name in own if distances[name]]
+
+    def beside() -> "Drift | None":
+        own = {name: one for name, one in trainings.items() if name in distances and name in subject.backends}
+        return drift(subject, own, distances) if own else None
+
+    found = beside()
     for number in range(SHAKES):
-        if settled(subject, found) or not steady or (number and found.farthest > NEAR):
+        if found is None or settled(subject, found) or (number and farthest(subject, found) > NEAR):
+            break
+        if not number:
+            steady = loads_anew(subject, steps, [name for name, own in distances.items() if own])
+        if not steady:
             break
         for name, more in shaken_distances(subject, steps, steady, number).items():
             distances[name] += more
-        own = {name: training for name, training in own.items() if name in subject.backends}
-        found = drift(subject, own, distances)
+        found = beside()
     return found
+
+
+def loads_anew(subject: Subject, steps: int, backends: Sequence[str]) -> list[str]:
+    """Those that train on as they did where they are loaded anew after every step, as a shaken twin is."""
+    same = loaded_anew(subject)
+
+    def ask(live: LiveWorker) -> bool:
+        if live.name not in backends:
+            return False
+        live.ask("load", name="plain", arrays=same.position)
+        said = live.ask("train", name="plain", first=0, last=steps, against="plain/base", **same.train)
+        return repeated(subject, said["distances"])
+
+    return [name for name, steady in each(subject, ask).items() if steady]
 
 
 def shaken_distances(
     subject: Subject, steps: int, backends: Sequence[str], number: int
 ) -> dict[str, list[dict[str, list[float]]]]:
-    """The same of one shaken twin of each of these (see harness.twins), which the base of their twins is held beside."""
-
-    def first(live: LiveWorker) -> Arrays:
-        live.ask("load", name="plain", arrays=subject.position("start", subject.start))
-        return live.arrays("gradients", name="plain", step=0)
-
-    said = subject.known("first gradients", lambda: each(subject, first))
-    state, slots = part(subject.start, "state/"), part(subject.start, "optimizer/")
-    moves = shaken(subject.program, state, slots, [*said.values()], 0, subject.unit, number)
-    near = moved(subject.program, state, number, units=SHAKEN_UNITS)
-    start = {n: a for n, a in subject.start.items() if not n.startswith("state/")}
-    position = subject.position(f"shaken-{number}", start | {f"state/{n}": a for n, a in near.items()})
-    given = {"inputs": subject.nudged(number), "shake": subject.position(f"moves-{number}", moves), "number": number}
+    """As `twin_distances`, of one shaken twin of each of these."""
+    how = shaken(subject, "plain", backends, number)
 
     def work(live: LiveWorker) -> list[dict[str, list[float]]]:
         if live.name not in backends:
             return []
-        live.ask("load", name="plain", arrays=position)
-        return [live.ask("train", name="plain", first=0, last=steps, against="plain/base", **given)["distances"]]
+        live.ask("load", name="plain", arrays=how.position)
+        return [live.ask("train", name="plain", first=0, last=steps, against="plain/base", **how.train)["distances"]]
 
-    return each(subject, work)
+    return {name: own for name, own in each(subject, work).items() if own}
+
+
+def repeated(subject: Subject, distances: Mapping[str, Sequence[float]]) -> bool:
+    """Whether a training has gone the way of the unbroken one, by how far its tensors were from it."""
+    exact = TOLERANCES[subject.precision if subject.precision == "float64" else "float32"]["loss"].relative
+    sizes = {n.removeprefix("state/"): float(np.linalg.norm(a)) for n, a in subject.start.items()}
+    return all(max(gaps) <= exact * max(sizes.get(name, 0.0), 1.0) for name, gaps in distances.items())
+
+
+def farthest(subject: Subject, found: Drift) -> float:
+    """The largest ratio of those that `settled` looks at; infinite where one is no number."""
+    alone = (
+        [ratio for own in found.tensors.values() for ratio in own.values()] if subject.precision == "float64" else []
+    )
+    return max(ratio if np.isfinite(ratio) else np.inf for ratio in (found.worst, *alone))
 
 
 def settled(subject: Subject, found: Drift) -> bool:
@@ -317,13 +332,15 @@ def drift(
     # What is no number is no small drift: Python's max would pass over it.
     largest = max((float(np.max(np.nan_to_num(r, nan=np.inf, posinf=np.inf))) for r in overall.values()), default=0.0)
     restless = tuple(backend for backend in trainings if not twins[backend])
-    return Drift(largest, overall, tensors, together.tolist(), exact, restless, max(map(len, twins.values()), default=0))
+    return Drift(
+        largest, overall, tensors, together.tolist(), exact, restless, max(map(len, twins.values()), default=0)
+    )
 
 
-def twins_rung(subject: Subject, found: Drift, count: int, void: Sequence[str] = ()) -> Rung:
+def twins_rung(subject: Subject, found: Drift, void: Sequence[str] = ()) -> Rung:
     """The verdict on drift: exact, within rounding, or different; `void`: why the trainings say nothing."""
     details = {
-        "twins": found.count or count, "worst": found.worst, "overall": found.overall, "tensors": found.tensors,
+        "twins": found.count, "worst": found.worst, "overall": found.overall, "tensors": found.tensors,
         "drift": found.twins, "allowed": TIMES, "verdicts": found.verdicts,
     }  # fmt: skip
     pair, at = max(
@@ -342,7 +359,7 @@ def twins_rung(subject: Subject, found: Drift, count: int, void: Sequence[str] =
         return judged("twins", subject.precision, (), void=void, details=details)
     if found.exact:
         return Rung("twins", subject.precision, "passed", "exact: the same bits at every step", details=details)
-    said = f"{found.worst:.2g} times the worst of {found.count or count} twins a backend ({pair}, step {at + 1}); {_counted(found)}, up to {ratio:.2g} ({tensor})"
+    said = f"{found.worst:.2g} times the worst of {found.count} twins a backend ({pair}, step {at + 1}); {_counted(found)}, up to {ratio:.2g} ({tensor})"
     if not np.isfinite(found.worst) or found.worst > TIMES:
         why = f"differs: {said}, {TIMES} allowed"
         return Rung("twins", subject.precision, "failed", why, (), found.notes, details)

@@ -12,10 +12,11 @@ from itertools import count
 from pathlib import Path
 
 from harness import initial
-from harness.backend import BACKENDS, SHAKEN_UNITS, Arrays
+from harness.backend import BACKENDS, Arrays
 from harness.check.live import LiveWorker
 from harness.check.mutants import MUTANTS, Mutant, first_step, plantings
-from harness.check.subject import Subject, each, part, workers
+from harness.check.shaken import Shaken, loaded_anew, shaken
+from harness.check.subject import Subject, each, workers
 from harness.environment import interpreters
 from harness.errors import CallError, HarnessError
 from harness.fuzz import corpus, keep, training
@@ -27,7 +28,7 @@ from harness.graph import Program
 from harness.lanes import PLAIN, strategies
 from harness.precision import proving
 from harness.programs import emitted
-from harness.twins import moved, shaken
+from harness.twins import moved
 
 __all__ = ["FuzzOptions", "fuzz"]
 RENEWED = 120
@@ -233,11 +234,9 @@ def _outcome(options: FuzzOptions, ready: _Ready, live: Mapping[str, LiveWorker]
                 ready.drawn, found, trained.failures, options.precision, live, folder / "kept", options.out
             )
         except Exception as error:  # noqa: BLE001 - what was found stands, whatever became of the smaller one
-            (options.out / str(ready.number) / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            found = replace(
-                found, notes=(*found.notes, f"it could not be made smaller: {_last(str(error) or repr(error))}")
-            )
-            kept = (str(options.out / str(ready.number)),)
+            kept = keep.traceback_of(ready.number, "", traceback.format_exc(), options.out)
+            why = f"it could not be made smaller: {_last(str(error) or repr(error))}"
+            found = replace(found, notes=(*found.notes, why))
         found = replace(found, kept=kept)
     shutil.rmtree(folder, ignore_errors=True)
     return replace(found, seconds=time.perf_counter() - began)
@@ -245,13 +244,14 @@ def _outcome(options: FuzzOptions, ready: _Ready, live: Mapping[str, LiveWorker]
 
 @dataclass
 class _Twins:
-    """Asks for the answers from parameters moved by one unit in the last place; only of backends that repeat themselves."""
+    """Asks for the answers of twins; only of backends that repeat themselves."""
 
     subject: Subject
     base: Mapping[str, training.Answer]
     ways: Mapping[str, str | None]
     gradients: bool
     repeating: frozenset[str] | None = None
+    steady: frozenset[str] | None = None
 
     def moved(self, number: int) -> dict[str, training.Answer]:
         """A twin of each. Raises HarnessError where a worker fails."""
@@ -266,24 +266,18 @@ class _Twins:
         return {name: own for name, own in found.items() if name in self.repeating}
 
     def shaken(self, number: int) -> dict[str, training.Answer]:
-        """Of those that are trained step by step, as a run does it."""
-        subject = self.subject
-        gradients = subject.known("first gradients", lambda: [*each(subject, self._gradients).values()])
-        state, slots = part(subject.start, "state/"), part(subject.start, "optimizer/")
-        moves = shaken(subject.program, state, slots, gradients, 0, subject.unit, number)
-        near = moved(subject.program, state, number, units=SHAKEN_UNITS)
-        start = {n: a for n, a in subject.start.items() if not n.startswith("state/")} | {
-            f"state/{n}": a for n, a in near.items()
-        }
-        plainly = {n for n in self.repeating or () if not self.ways.get(n)}
-        return self._answers(f"shaken-{number}", start, (number, subject.position(f"moves-{number}", moves)), plainly)
-
-    def _gradients(self, live: LiveWorker) -> Arrays:
-        live.ask("load", name=training.NAME, arrays=self.subject.position("start", self.subject.start))
-        return live.arrays("gradients", name=training.NAME, step=0)
+        """Of those that are trained step by step, as a run does it, and go on as they would where they are loaded anew."""
+        if self.steady is None:
+            plainly = {n for n in self.repeating or () if not self.ways.get(n)}
+            again = self._answers("start", self.subject.start, loaded_anew(self.subject), plainly)
+            self.steady = frozenset(n for n, own in again.items() if alike(self.subject, self.base[n], own))
+        if not self.steady:
+            return {}
+        how = shaken(self.subject, training.NAME, self.steady, number)
+        return self._answers("start", self.subject.start, how, self.steady)
 
     def _answers(
-        self, name: str, arrays: Arrays, shake: tuple[int, str] | None = None, those: Collection[str] | None = None
+        self, name: str, arrays: Arrays, how: Shaken | None = None, those: Collection[str] | None = None
     ) -> dict[str, training.Answer]:
         position = self.subject.position(name, arrays)
 
@@ -291,7 +285,7 @@ class _Twins:
             if those is not None and live.name not in those:
                 return None
             way = self.ways.get(live.name)
-            return training.answer(self.subject, live, way, position, gradients=self.gradients, shake=shake)
+            return training.answer(self.subject, live, way, position, gradients=self.gradients, shaken=how)
 
         found = {name: own for name, own in each(self.subject, work).items() if own is not None}
         if self.subject.failures:

@@ -44,7 +44,7 @@ def traceback_of(number: int, text: str, error: str, out: Path | None) -> tuple[
     if out is None:
         return ()
     folder = out / f"{number}"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, content in ((f"fuzz_{number}.yaml", text), ("traceback.txt", error)):
         if content:

@@ -8,6 +8,7 @@ from safetensors.numpy import load_file
 
 from harness.backend import Arrays
 from harness.check.live import LiveWorker
+from harness.check.shaken import Shaken
 from harness.check.subject import Subject, each, open_program, part
 from harness.fuzz.generate import Drawn
 from harness.lanes import STRATEGIES
@@ -82,25 +83,23 @@ def train(
 
 
 def answer(
-    subject: Subject, live: LiveWorker, strategy: str | None, position: str, *, gradients: bool, shake: tuple[int, str] | None = None
+    subject: Subject, live: LiveWorker, strategy: str | None, position: str, *, gradients: bool, shaken: Shaken | None = None
 ) -> Answer:  # fmt: skip
-    """What an opened program says from a position on.
-
-    `shake`: that of a shaken twin, by its number and a file of what is added after its first step.
-    """
+    """What an opened program says from a position on. `shaken`: how it is shaken there, from a position of its own."""
     steps = subject.program.steps
-    live.ask("load", name=NAME, arrays=position)
-    given = {"inputs": subject.nudged(shake[0])} if shake else {}
-    moves = {"shake": shake[1], "number": shake[0]} if shake else {}
+    live.ask("load", name=NAME, arrays=shaken.position if shaken else position)
+    given = shaken.inputs if shaken else {}
     forward = _outputs(subject, live, given)
-    found = live.arrays("gradients", name=NAME, step=0) if gradients else {}
+    found = live.arrays("gradients", name=NAME, step=0, **given) if gradients else {}
     path = live.fresh()
     if strategy is not None and STRATEGIES[live.backend, strategy].many:
         said = live.ask("train_stacked", name=NAME, count=steps, into=str(path))
         last = load_file(path)
         states, slots = {n: a[None] for n, a in part(last, "state/").items()}, {}
     else:
-        said = live.ask("train", name=NAME, first=0, last=steps, write="all", into=str(path), **moves, **given)
+        said = live.ask(
+            "train", name=NAME, first=0, last=steps, write="all", into=str(path), **(shaken.train if shaken else {})
+        )
         arrays = load_file(path)
         states, slots = part(arrays, "states/"), part(arrays, "optimizer/")
     path.unlink()

@@ -53,7 +53,8 @@ OVERRIDES = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 """Characters that turn the writing's direction: text that shows another order than it has."""
 ROUNDING = (
     "Rounding: they part by more than the tight tolerance, and no further than three times as far as the worst twin: the same "
-    "framework's own training with every parameter moved by one unit in the last place before it."
+    "framework's own training with every parameter moved by one unit in the last place before it, or, where that does not explain "
+    "it, with data, first gradients and every step's parameters moved by rounding."
 )
 
 

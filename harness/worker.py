@@ -61,7 +61,7 @@ def _train(directory: Path, tell: "_Teller", *, again: bool) -> None:
 
     beside = _Beside((directory / request["twin_of"]).resolve()) if "twin_of" in request else None
     echo: dict[str, list[float]] = {}
-    if beside is not None and request["echo"] and not opened:
+    if beside is not None and request["echo"] and (not opened or request["shaken"] is not None):
         echo = _echo(ready, request, beside.base.parent / "inputs", inputs, parameters, tell)
     run = _Run(session, request, inputs, directory, tell, beside)
     start = tell.phase("forward")

@@ -322,6 +322,7 @@ def test_those_that_trained_are_settled_in_float64_without_the_one_that_failed(
     assert list(exact.backends) == ["torch", "jax"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_float64_and_twins_in_a_worker_that_waited_are_those_of_a_fresh_one(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -346,15 +347,16 @@ def test_float64_and_twins_in_a_worker_that_waited_are_those_of_a_fresh_one(
     trained = runs.train
     monkeypatch.setattr(runs, "train", lambda *a: trained(*a[:-1], None))
     fresh = run("digits_cnn", tmp_path / "fresh", precision=precision, steps=8)
-    assert len(begun) == 4 * len(INSTALLED), "each in a process of its own: the training, its twin, float64"
+    assert len(begun) == 5 * len(INSTALLED), "each in a process of its own: the training, two twins, float64"
     for name in INSTALLED:
-        for folder in ("", "float64-evidence/", "twins/0/"):
+        for folder in ("", "float64-evidence/", "twins/0/", "twins/1/"):
             own, other = (
                 json.loads((r.directory / folder / name / "result.json").read_text()) for r in (fresh, parted)
             )
             assert all(own[what] == other[what] for what in ("losses", "digests", "recorded")), (folder, name)
-        files = [r.directory / "twins" / "0" / name / "distances.safetensors" for r in (fresh, parted)]
-        assert files[0].read_bytes() == files[1].read_bytes()
+        for number in ("0", "1"):  # a plain one and a shaken one
+            files = [r.directory / "twins" / number / name / "distances.safetensors" for r in (fresh, parted)]
+            assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_fault_in_float32_alone_is_not_excused_by_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

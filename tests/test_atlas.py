@@ -254,6 +254,7 @@ def test_default_initial_values_are_those_of_each_framework_by_formula() -> None
         assert np.any(arrays["dense1.bias"]) == (backend == "torch")
 
 
+@pytest.mark.slow
 @pytest.mark.frameworks
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_default_initial_values_spread_as_the_frameworks_own(backend: str) -> None:

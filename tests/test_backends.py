@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from build import EACH, INSTALLED, Arrays, Live, drawn, live, program_of
-from cases import CASES, spec_of
+from cases import CASES, ONE_A_WORD, spec_of
 
 from harness import initial, reference
 from harness.expressions import Call, Name
@@ -40,7 +40,9 @@ def assert_near(a: np.ndarray, b: np.ndarray, what: str, close: float = CLOSE) -
 
 
 @pytest.mark.parametrize("backend", EACH)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ONE_A_WORD else pytest.mark.slow) for name in CASES]
+)
 def test_forward_in_evaluation_equals_the_reference(
     backend: str, name: str, sessions: dict[tuple[str, str], Live], tmp_path: Path
 ) -> None:
@@ -72,7 +74,14 @@ def test_training_loss_and_statistics_equal_the_reference(
 
 
 @pytest.mark.parametrize("backend", EACH)
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.rounded])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ONE_A_WORD else pytest.mark.slow)
+        for name, case in CASES.items()
+        if not case.rounded
+    ],
+)
 def test_gradients_equal_finite_differences_of_the_reference(
     backend: str, name: str, sessions: dict[tuple[str, str], Live], tmp_path: Path
 ) -> None:

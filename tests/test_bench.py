@@ -405,6 +405,7 @@ def test_a_spec_is_checked_and_timed_on_every_backend(tmp_path: Path, monkeypatc
     json.dumps(found.to_json(), allow_nan=False)
 
 
+@pytest.mark.slow
 @pytest.mark.frameworks
 def test_what_does_not_train_identically_has_no_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "case.yaml"
@@ -457,7 +458,7 @@ def test_rounds_are_shared_by_processes(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.frameworks
-@pytest.mark.parametrize("lanes", [("default", "step"), ("best",)])
+@pytest.mark.parametrize("lanes", [("default", "step"), pytest.param(("best",), marks=pytest.mark.slow)])
 def test_what_goes_wrong_in_the_process_that_is_timed_has_no_times(
     lanes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -485,7 +486,8 @@ def test_what_goes_wrong_in_the_process_that_is_timed_has_no_times(
 
 
 @pytest.mark.frameworks
-@pytest.mark.parametrize("how", [pytest.param("parts", marks=pytest.mark.slow), "dies"])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["parts", "dies"])
 def test_who_fails_in_one_process_has_no_times_and_the_others_do(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -801,6 +803,7 @@ def test_a_metric_that_the_spec_lacks_is_a_sentence() -> None:
         bench(["digits_mlp"], BenchOptions(target=Target(0.9, "acuracy")))
 
 
+@pytest.mark.slow
 @pytest.mark.frameworks
 def test_the_time_to_a_metric_ends_where_a_run_of_as_many_steps_has_it(tmp_path: Path) -> None:
     path = tmp_path / "short.yaml"
@@ -937,6 +940,7 @@ PEERS = {{"case": {{"fast": build(0), "everyday": build(0), "wrong": build(0, 0.
 """
 
 
+@pytest.mark.slow
 @pytest.mark.frameworks
 def test_what_is_written_by_hand_is_checked_and_timed_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benches, "strategies", quick)

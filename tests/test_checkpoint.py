@@ -218,7 +218,7 @@ def test_a_run_from_a_checkpoint_is_the_unbroken_run_bit_for_bit(backend: str, t
 
 
 @pytest.mark.frameworks
-@pytest.mark.parametrize("name", ["digits_cnn", "digits_gan"])
+@pytest.mark.parametrize("name", [pytest.param("digits_cnn", marks=pytest.mark.slow), "digits_gan"])
 def test_a_run_handed_from_framework_to_framework_lands_where_each_unbroken_one_does(name: str, tmp_path: Path) -> None:
     if len(INSTALLED) < 2:
         pytest.skip("needs two frameworks")
@@ -269,7 +269,13 @@ def test_the_inputs_digest_covers_the_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.frameworks
-@pytest.mark.parametrize("name", sorted(path.stem for path in directory().glob("*.yaml")))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("digits_mlp", "digits_gan") else pytest.mark.slow)
+        for name in sorted(path.stem for path in directory().glob("*.yaml"))
+    ],
+)
 def test_every_bundled_spec_goes_on_bit_for_bit_in_every_backend(name: str, tmp_path: Path) -> None:
     common: dict[str, Any] = {"precision": "float32", "steps": 6, "record": False, "evidence": False}
     whole = run(name, tmp_path / "whole", backends=INSTALLED, **common)

@@ -162,6 +162,7 @@ SEVERAL = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.frameworks
 @several
 @pytest.mark.parametrize("name", SEVERAL)
@@ -412,8 +413,12 @@ def test_a_run_from_a_checkpoint_is_taken_apart_from_there(tmp_path: Path, borro
 
 @pytest.mark.frameworks
 @pytest.mark.parametrize(
-    "fault", ["dropped activation", "rows of a batch reversed", "half the loss", "learning rate one per cent off"]
-)
+    "fault",
+    [
+        "dropped activation",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("rows of a batch reversed", "half the loss", "learning rate one per cent off")),
+    ],
+)  # fmt: skip
 def test_the_smallest_spec_and_files_that_need_no_harness(tmp_path: Path, borrowed: None, fault: str) -> None:
     backend = INSTALLED[0]
     run = trained(tmp_path / "a", {backend: fault})

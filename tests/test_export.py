@@ -112,7 +112,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunResult]:
 
 
 @pytest.mark.frameworks
-@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("name", [pytest.param("digits_cnn", marks=pytest.mark.slow), "digits_gan"])
 @pytest.mark.parametrize(("backend", "suffix"), FORMATS)
 def test_an_export_is_loaded_by_its_framework_alone(
     backend: str, suffix: str, name: str, trained: dict[str, RunResult], tmp_path: Path

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from build import INSTALLED, Arrays, Live, live, program_of, program_of_case
-from cases import CASES, CORNERS, spec_of
+from cases import CASES, ONE_A_WORD, spec_of
 
 from harness import flops, lanes, spec
 from harness.errors import CallError
@@ -246,6 +246,7 @@ def by_hand(program: Program, strategy: lanes.Strategy | None, backend: str, fol
 
 
 SLOW = {
+    *((s.backend, s.name, name) for s in STRATEGIES for name in MINIS if name not in ("single", "several", "sequence")),
     *(("torch", "unrolled", name) for name in MINIS if name != "single"), ("torch", "whole", "sequence"), ("torch", "compiled", "sequence"),
     ("jax", "nnx", "sequence"), ("jax", "tuned_scan", "sequence"),
 }  # fmt: skip
@@ -330,7 +331,7 @@ def same(one: Live, other: Live, *, rough: bool = False) -> None:
 OF_ITS_OWN = [
     pytest.param(s, name, id=f"{s.backend}-{s.name}-{name}", marks=[
         *([] if s.backend in INSTALLED else [pytest.mark.skip(reason=f"{s.backend} is not installed")]),
-        *([pytest.mark.slow] if name in CORNERS else []),
+        *([] if name in ONE_A_WORD else [pytest.mark.slow]),
     ])
     for s in STRATEGIES if s.name in ("tuned", "native")
     for name in CASES if lanes.applies(program_of_case(name), s)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from build import EACH, INSTALLED, Arrays, live, program_of
-from cases import CASES, spec_of
+from cases import CASES, ONE_A_WORD, spec_of
 from test_lanes import MINIS, RUNNABLE, SINGLE, captured_on_a_cpu
 
 from harness import api, lanes, reference
@@ -128,7 +128,9 @@ def size(x: np.ndarray) -> float:
 
 @pytest.mark.frameworks
 @pytest.mark.parametrize("backend", EACH)
-@pytest.mark.parametrize("name", WITH_PRODUCTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ONE_A_WORD else pytest.mark.slow) for name in WITH_PRODUCTS]
+)
 def test_every_product_rounds_its_factors_and_its_result(backend: str, name: str, tmp_path: Path) -> None:
     """What is left beside a reference that rounds alike is a tenth of what rounding makes: not one rounding more or less."""
     case = live(backend, program_of(spec_of(CASES[name])), tmp_path, "bfloat16")
@@ -231,8 +233,9 @@ def gap_of(strategy: lanes.Strategy, name: str, *changes: str) -> float:
     return float(alone("gap", *arguments)) if strategy.name.endswith("_xla") else gap(*arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.frameworks
-@pytest.mark.parametrize("name", ["single", pytest.param("several", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["single", "several"])
 @pytest.mark.parametrize("strategy", [
     pytest.param(*p.values, id=p.id, marks=[*p.marks, pytest.mark.slow]) if p.id in ("torch-unrolled", "tensorflow-loop_xla", "tensorflow-function_xla") else p
     for p in RUNNABLE

@@ -254,9 +254,10 @@ def test_default_initial_values_are_those_of_each_framework_by_formula() -> None
         assert np.any(arrays["dense1.bias"]) == (backend == "torch")
 
 
-@pytest.mark.slow
 @pytest.mark.frameworks
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "backend", [pytest.param(name, marks=() if name == "torch" else pytest.mark.slow) for name in BACKENDS]
+)
 def test_default_initial_values_spread_as_the_frameworks_own(backend: str) -> None:
     if backend not in INSTALLED:
         pytest.skip(f"{backend} is not installed")

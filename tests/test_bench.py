@@ -405,7 +405,6 @@ def test_a_spec_is_checked_and_timed_on_every_backend(tmp_path: Path, monkeypatc
     json.dumps(found.to_json(), allow_nan=False)
 
 
-@pytest.mark.slow
 @pytest.mark.frameworks
 def test_what_does_not_train_identically_has_no_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "case.yaml"

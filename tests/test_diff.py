@@ -162,10 +162,11 @@ SEVERAL = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.frameworks
 @several
-@pytest.mark.parametrize("name", SEVERAL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "read_twice" else ()) for name in SEVERAL]
+)
 def test_a_fault_is_named_wherever_it_is_and_where_it_is_everywhere(name: str, tmp_path: Path, borrowed: None) -> None:
     text, faults = SEVERAL[name]
     (tmp_path / f"{name}.yaml").write_text(text)

@@ -233,11 +233,21 @@ def gap_of(strategy: lanes.Strategy, name: str, *changes: str) -> float:
     return float(alone("gap", *arguments)) if strategy.name.endswith("_xla") else gap(*arguments)
 
 
-@pytest.mark.slow
+TO_COMPILE = (
+    "torch-unrolled",
+    "torch-compiled",
+    "torch-whole",
+    "tensorflow-loop_xla",
+    "tensorflow-function_xla",
+    "jax-nnx",
+)
+"""The strategies that take longest to compile; the others are tried in `tests`."""
+
+
 @pytest.mark.frameworks
-@pytest.mark.parametrize("name", ["single", "several"])
+@pytest.mark.parametrize("name", ["single", pytest.param("several", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("strategy", [
-    pytest.param(*p.values, id=p.id, marks=[*p.marks, pytest.mark.slow]) if p.id in ("torch-unrolled", "tensorflow-loop_xla", "tensorflow-function_xla") else p
+    pytest.param(*p.values, id=p.id, marks=[*p.marks, pytest.mark.slow]) if p.id in TO_COMPILE else p
     for p in RUNNABLE
 ])  # fmt: skip
 def test_every_strategy_rounds_what_the_plain_one_rounds(strategy: lanes.Strategy, name: str) -> None:

@@ -35,7 +35,7 @@ from harness.check.subject import Subject, moved_input, moved_parameters, prepar
 from harness.check.trajectory import Training, compare_series, dead, drift, relay, trajectory, twins_rung
 from harness.compare import Comparison, Difference, Tolerance
 from harness.environment import interpreters
-from harness.errors import CallError, WorkerFailed
+from harness.errors import CallError, HarnessError, WorkerFailed
 from harness.graph import Program
 from harness.resolve import compile_spec
 from harness.runs import prepared
@@ -999,3 +999,57 @@ def test_a_backend_that_is_killed_leaves_the_others_and_their_rungs(tmp_path: Pa
     assert not psutil.Process().children() or not any(
         folder.name in str(p.cwd()) for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE
     )
+
+
+def measured(
+    monkeypatch: pytest.MonkeyPatch,
+    shift: float,
+    shaken: Callable[[int], Any],
+    steady: Sequence[str] = ("torch", "jax"),
+) -> tuple[long.Drift | None, list[int]]:
+    """The drift of two trainings whose first elements are `shift` apart, and the shaken twins that were asked for."""
+    asked: list[int] = []
+    subject = fake({"null": "why"})
+    subject.backends = ("torch", "jax")
+
+    def further(_subject: Any, _steps: int, _names: Sequence[str], number: int) -> Any:
+        asked.append(number)
+        return shaken(number)
+
+    monkeypatch.setattr(long, "twin_distances", lambda *_: {name: list(own) for name, own in TWINS.items()})
+    monkeypatch.setattr(long, "loads_anew", lambda *_: list(steady))
+    monkeypatch.setattr(long, "shaken_distances", further)
+    trainings = {"torch": trained(BASE), "jax": trained(shifted(a=shift))}
+    return long.measured(subject, trainings, 3, 2), asked
+
+
+def far(by: float) -> dict[str, list[dict[str, list[float]]]]:
+    """What one shaken twin of each says: so far from its training in the tensor that parts."""
+    return {name: [{"a": list(by * STEP), "b": [0.0] * 3, "null": [0.0] * 3}] for name in ("torch", "jax")}
+
+
+def test_shaken_twins_are_asked_for_what_plain_ones_do_not_explain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the tensor alone, plain twins part by 3e-10: 5e-10 is 1.7 times that, 2.4e-9 eight times, 1e-7 three hundred times."""
+    assert measured(monkeypatch, 5e-10, lambda _n: far(1.0))[1] == []
+    found, asked = measured(monkeypatch, 2.4e-9, lambda n: far((3e-10, 4e-10, 1e-9)[n]))
+    assert found is not None
+    assert (found.count, asked) == (5, [0, 1, 2]), "two plain ones, and shaken ones as long as it is near"
+    assert found.worst < TIMES
+    found, asked = measured(monkeypatch, 1e-7, lambda _n: far(1e-10))
+    assert found is not None
+    assert asked == [0], "one, where it is far"
+    assert found.worst > TIMES
+
+
+def test_what_is_loaded_otherwise_has_no_shaken_twins_and_who_dies_has_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, asked = measured(monkeypatch, 2.4e-9, lambda _n: far(1.0), steady=())
+    assert found is not None
+    assert (found.count, asked) == (2, [])
+    assert found.worst > TIMES, "nothing excuses it"
+
+    def dies(_number: int) -> Any:
+        raise HarnessError("no worker said its first gradients")
+
+    found, asked = measured(monkeypatch, 2.4e-9, dies)
+    assert found is not None
+    assert (found.count, asked) == (2, [0])

@@ -15,6 +15,7 @@ from harness.check.record import Rung, judged
 from harness.check.shaken import loaded_anew, shaken
 from harness.check.subject import Subject, each, open_program, part, twin
 from harness.compare import FLOAT64, TOLERANCES, Comparison, Derived, Difference, Tolerance, compare, compare_losses
+from harness.errors import HarnessError
 from harness.twins import ECHO, NEAR, SHAKES, TIMES
 
 Losses = dict[str, list[float]]
@@ -240,7 +241,11 @@ def measured(subject: Subject, trainings: Mapping[str, Training], steps: int, co
             steady = loads_anew(subject, steps, [name for name, own in distances.items() if own])
         if not steady:
             break
-        for name, more in shaken_distances(subject, steps, steady, number).items():
+        try:
+            further = shaken_distances(subject, steps, steady, number)
+        except HarnessError:
+            return beside()  # those who had twins have died since: their failures are told
+        for name, more in further.items():
             distances[name] += more
         found = beside()
     return found

@@ -4,12 +4,15 @@ import atexit
 import gc
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -64,6 +67,7 @@ def main() -> None:
     gc.set_threshold(20_000)
     atexit.register(gc.freeze)
     _speak_in_any_locale()
+    interrupt = _hear_interrupts()
     try:
         status = app(standalone_mode=False)
         sys.stdout.flush()
@@ -84,6 +88,10 @@ def main() -> None:
         _complain("there is not enough memory")
         sys.exit(3)
     except Exception as error:
+        # Compiled code that Ctrl-C stops may make an error of its own of it: pydantic does, in the middle of an import.
+        if interrupt.is_set():
+            _complain("interrupted; no result was written")
+            sys.exit(INTERRUPTED)
         # Usage errors of the command-line library know how to show themselves.
         if not hasattr(error, "show") or not hasattr(error, "exit_code"):
             raise
@@ -92,6 +100,20 @@ def main() -> None:
     if status == INTERRUPTED:
         _complain("interrupted; no result was written")
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _hear_interrupts() -> threading.Event:
+    """What is set once Ctrl-C was pressed, whatever became of the KeyboardInterrupt that it raised."""
+    pressed = threading.Event()
+
+    def press(number: int, frame: FrameType | None) -> None:
+        pressed.set()
+        signal.default_int_handler(number, frame)
+
+    # Who ignores it (a shell's background) goes on ignoring it.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, press)
+    return pressed
 
 
 def _kept(record: str) -> bool:

@@ -212,6 +212,30 @@ def test_an_interrupt_in_the_first_second_is_no_traceback() -> None:
         assert process.returncode in (0, 130), errors
 
 
+def test_an_interrupt_of_which_a_library_makes_another_error_is_no_traceback() -> None:
+    # pydantic's core, interrupted while it builds a model, raises a SchemaError that only mentions KeyboardInterrupt.
+    code = """
+import os, signal
+from harness import catalogue, cli
+
+def listing(what):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("no interrupt came")
+    except KeyboardInterrupt:
+        raise ValueError("a model could not be built") from None
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+catalogue.listing = listing
+cli.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, "list", "ops"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stderr == "interrupted; no result was written\n"
+    assert done.returncode == 130
+
+
 def test_an_interpreter_that_prints_anything_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for number, (out, expected) in enumerate([

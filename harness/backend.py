@@ -23,7 +23,7 @@ PACKAGES = {
 """The packages whose versions a result records; the first is what is imported."""
 
 MOVES = "moves.safetensors"
-"""What is added to a shaken twin's position after its first step, among a run's inputs (see harness.twins)."""
+"""What is added to a shaken twin's position after each of its first steps, among a run's inputs (see harness.twins)."""
 SHAKEN_UNITS = 8
 """Units in the last place that its numbers are moved by: as far as one op of a framework is off (tanh, erf: measured)."""
 
@@ -158,6 +158,12 @@ def shake(session: Session, moves: Mapping[str, Array], number: int, step: int, 
     coins = {n: np.asarray(rng.random(a.shape) < 0.5) for n, a in state.items()}  # noqa: PLR2004 - fair ones
     session.load({n: beside(a, coins[n], units) for n, a in added("state/", state).items()})
     session.load_optimizer(added("optimizer/", slots))
+
+
+def moves_after(steps: Mapping[str, Array], step: int) -> Arrays:
+    """What is added after a step, counted from the first that is shaken, out of `0/state/name` and the like."""
+    prefix = f"{step}/"
+    return {name.removeprefix(prefix): array for name, array in steps.items() if name.startswith(prefix)}
 
 
 def beside(value: Array, up: Array, units: int = 1) -> Array:

@@ -41,7 +41,7 @@ from harness.results import BackendResult, RunResult
 from harness.side_by_side import Job, Meanwhile, side_by_side
 from harness.source import Source
 from harness.supervise import Listener, Waiting, train, waiting
-from harness.twins import ECHO, HOPELESS, NEAR, ROUNDS, SHAKES, moved, nudged, rounding_moves
+from harness.twins import ECHO, FIRST_STEPS, HOPELESS, NEAR, ROUNDS, SHAKES, moved, nudged, rounding_moves
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -197,7 +197,7 @@ class Training:
 
     def twins(self) -> Iterator[Job]:
         """Train another twin of every backend that trained to its end."""
-        first = None if self.shaking is None else self._gradients()
+        first = None if self.shaking is None else self._first_steps()
         try:
             write_twins(self.directory, self.program, self.rounds, self.judging.start, first)
         except (OSError, ValueError, SafetensorError) as error:
@@ -255,20 +255,24 @@ class Training:
             return times <= NEAR and self.rounds < self.shaking + SHAKES
         if self.rounds < ROUNDS and not (self.rounds > 1 and times > HOPELESS):
             return True
-        if self._gradients():
+        if self._first_steps()[1]:
             self.shaking = self.rounds
         return self.shaking is not None
 
-    def _gradients(self) -> list[list[Arrays]]:
-        """The gradients of every backend that has twins, by step: of the steps that were recorded from the first one on."""
+    def _first_steps(self) -> tuple[list[Arrays], list[list[Arrays]]]:
+        """What was recorded of those that have twins, from the first step on: a state after each, and all their gradients."""
         first = self.judging.start
+        twinned = [own for name, own in self.judging.ok().items() if name not in self.restless]
+        states: list[Arrays] = []
         found = []
-        for step in (first, first + 1):
-            said = [own.gradients(step) for name, own in self.judging.ok().items() if name not in self.restless]
+        for step in range(first, first + FIRST_STEPS):
+            said = [own.gradients(step) for own in twinned]
             if not said or not all(said):
                 break
             found.append(said)
-        return found
+            if len(states) == step - first and step in twinned[0].recorded:
+                states.append(twinned[0].state(step))
+        return states, found
 
     def repeats(self, twin: BackendResult) -> bool:
         """Whether a program trains the same twice: only then a twin parts from its training for the sake of rounding alone."""
@@ -403,14 +407,15 @@ def link_inputs(run: Path, other: Path, *, without: Sequence[str] = ()) -> None:
 
 
 def write_twins(
-    run: Path, program: Program, number: int, start: int = 0, gradients: Sequence[Sequence[Arrays]] | None = None
+    run: Path, program: Program, number: int, start: int = 0,
+    steps: tuple[Sequence[Arrays], Sequence[Sequence[Arrays]]] | None = None,
 ) -> None:  # fmt: skip
     """The inputs of a run's twins of this number: the same but for the parameters.
 
-    `gradients`: of the first steps, those of every backend, for shaken twins, whose data are other, too.
+    `steps`: of the first ones, a state after each and the gradients of every backend, for shaken twins, whose data are other, too.
     """
     folder = run / TWINS / str(number)
-    given = ("data.safetensors", "batches.safetensors") if gradients else ()
+    given = () if steps is None else ("data.safetensors", "batches.safetensors")
     link_inputs(run, folder, without=("parameters.safetensors", *given))
     parameters = load_file(run / "inputs" / "parameters.safetensors")
     request = next(run.glob("*/request.json"), None)
@@ -423,16 +428,19 @@ def write_twins(
     after = None if first is None else load_file(first)
     write_arrays(
         folder / "inputs" / "parameters.safetensors",
-        moved(program, wide, number, after, SHAKEN_UNITS if gradients else 1),
+        moved(program, wide, number, after, 1 if steps is None else SHAKEN_UNITS),
     )
     for file in given:
         write_arrays(folder / "inputs" / file, nudged(cast(load_file(run / "inputs" / file), precision), number))
-    if gradients:
+    if steps is not None:
+        states, gradients = steps
         before = run / "inputs" / "optimizer.safetensors"
         fresh = {f"{u.name}/{n}": a for u in program.updates for n, a in initial_slots(program, u).items()}
         unit = float(np.finfo(PRECISIONS[precision].dtype).eps)
         slots = load_file(before) if before.exists() else fresh
-        write_arrays(folder / "inputs" / MOVES, rounding_moves(program, wide, slots, gradients, start, unit, number))
+        write_arrays(
+            folder / "inputs" / MOVES, rounding_moves(program, [wide, *states], slots, gradients, start, unit, number)
+        )
 
 
 def twin_request(

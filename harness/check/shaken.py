@@ -8,7 +8,10 @@ from harness.backend import SHAKEN_UNITS, Arrays
 from harness.check.live import LiveWorker
 from harness.check.subject import Subject, each, part
 from harness.errors import HarnessError
-from harness.twins import moved, rounding_moves
+from harness.twins import FIRST_STEPS, moved, rounding_moves
+
+ROOM = 100_000_000
+"""Bytes of the gradients that one backend says for shaken twins, beyond which it is asked for those of fewer steps."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,8 @@ def loaded_anew(subject: Subject) -> Shaken:
 def shaken(subject: Subject, name: str, backends: Collection[str], number: int) -> Shaken:
     """A shaken twin of the program that these workers have open under a name. Raises HarnessError where none of them answers."""
     state, slots = part(subject.start, "state/"), part(subject.start, "optimizer/")
-    gradients = subject.known("first gradients", lambda: first_gradients(subject, name, backends))
-    moves = rounding_moves(subject.program, state, slots, gradients, 0, subject.unit, number)
+    states, gradients = subject.known("first steps", lambda: first_steps(subject, name, backends))
+    moves = rounding_moves(subject.program, states, slots, gradients, 0, subject.unit, number)
     near = moved(subject.program, state, number, units=SHAKEN_UNITS)
     start = {n: a for n, a in subject.start.items() if not n.startswith("state/")} | {f"state/{n}": a for n, a in near.items()}  # fmt: skip
     given = {"inputs": subject.nudged(number)}
@@ -40,20 +43,27 @@ def shaken(subject: Subject, name: str, backends: Collection[str], number: int) 
     return Shaken(subject.position(f"shaken-{number}", start), how | given, given)
 
 
-def first_gradients(subject: Subject, name: str, backends: Collection[str]) -> list[list[Arrays]]:
-    """The gradients at the first two steps, by step, of each of these. Raises HarnessError where none answers."""
+def first_steps(subject: Subject, name: str, backends: Collection[str]) -> tuple[list[Arrays], list[list[Arrays]]]:
+    """One backend's parameters before each of the first steps, and the gradients of each of these, by step.
 
-    def ask(live: LiveWorker) -> list[Arrays]:
+    Raises HarnessError where none answers.
+    """
+    size = sum(a.nbytes for n, a in subject.start.items() if n.startswith("state/"))
+    steps = min(subject.program.steps, max(2, min(FIRST_STEPS, ROOM // max(size, 1))))
+
+    def ask(live: LiveWorker) -> list[tuple[Arrays, Arrays]]:
         if live.name not in backends:
             return []
         live.ask("load", name=name, arrays=subject.position("start", subject.start))
-        found = [live.arrays("gradients", name=name, step=0)]
-        if subject.program.steps > 1:
-            live.ask("train", name=name, first=0, last=1)
-            found.append(live.arrays("gradients", name=name, step=1))
+        found = []
+        for step in range(steps):
+            before = part(live.arrays("position", name=name), "state/")
+            found.append((before, live.arrays("gradients", name=name, step=step)))
+            if step + 1 < steps:
+                live.ask("train", name=name, first=step, last=step + 1)
         return found
 
     said = [own for own in each(subject, ask).values() if own]
     if not said:
         raise HarnessError(f"no worker said its first gradients: {subject.failures}")
-    return [list(own) for own in zip(*said, strict=True)]
+    return [before for before, _ in said[0]], [[gradients for _, gradients in step] for step in zip(*said, strict=True)]

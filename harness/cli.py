@@ -302,7 +302,12 @@ def check(
     twins: Annotated[int, typer.Option(help="Twins a backend, of rung 5.")] = 5,
     seeds: Annotated[int, typer.Option(help="Seeds a backend, of rung 7.")] = 5,
     python: PythonOption = None,
-    out: Annotated[Path | None, typer.Option(help="A new folder that keeps what the check worked with.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A new folder that keeps what the check worked with. With --power, what was found: the same call with the same folder goes on where it was interrupted."
+        ),
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds of silence after which a worker is stopped.")] = 600.0,
     power: Annotated[  # noqa: FBT002 - a flag
         bool, typer.Option("--power", help="Plant faults, and show which rung finds which; no SPEC: all there are.")

@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from math import factorial
 from pathlib import Path
@@ -15,6 +15,7 @@ from harness.check import rungs
 from harness.check import trajectory as long
 from harness.check.diagnose import Diagnosis, diagnose
 from harness.check.evidence import Evidence, allowances, gather, slopes
+from harness.check.kept import Kept
 from harness.check.live import LiveWorker, allowed_cores
 from harness.check.mutants import MUTANTS, Mutant
 from harness.check.power import Cell, PowerResult, Sensitivity, Untried, power
@@ -36,6 +37,8 @@ from harness.source import Source
 
 __all__ = ["SCHEMA", "CheckOptions", "check", "planted", "proved", "rung_names"]
 Listener = Callable[[str, Mapping[str, Any]], None]
+Found = dict[str, Any]
+"""What planting faults into one spec has found, as JSON has it."""
 STEPS = 200
 """Steps of whole trainings, where the spec has as many."""
 
@@ -55,7 +58,7 @@ class CheckOptions:
     pythons: tuple[str, ...] = ()
     timeout: float = 600.0
     out: Path | None = None
-    """A new folder that keeps what the check worked with; left out, a temporary one."""
+    """A new folder that keeps what the check worked with; left out, a temporary one. Of planted faults: what was found."""
     programs: tuple[str, ...] = ()
     """Programs of the user's own, like `torch=my_model.py`: the emitted ones of their backends, changed."""
 
@@ -104,20 +107,26 @@ def planted(
 ) -> PowerResult:  # fmt: skip
     """Plant every fault that applies (or only `mutants`) and see which rung finds it. No specs: the bundled and the probes.
 
+    `options.out` keeps what was found: a call with the same folder goes on where this one was interrupted.
     Raises SpecError, DataError or CallError before any worker starts.
     """
-    cells: list[Cell] = []
-    smallest: list[Sensitivity] = []
-    left: list[Untried] = []
 
-    def work(subject: Subject, wanted: Callable[[Mutant], bool], said: Listener) -> None:
-        found, small, untried = power(subject, wanted, said, bisect=bisect)
-        cells.extend(found)
-        smallest.extend(small)
-        left.extend(untried)
+    def work(subject: Subject, wanted: Callable[[Mutant], bool], said: Listener) -> Found:
+        cells, smallest, left = power(subject, wanted, said, bisect=bisect)
+        return {
+            "cells": [asdict(cell) for cell in cells],
+            "smallest": [asdict(one) for one in smallest],
+            "left": [asdict(one) for one in left],
+        }
 
-    failed, seconds = _planted(paths, options, listen, mutants, work)
-    return PowerResult(tuple(cells), tuple(smallest), failed, seconds, tuple(left))
+    every, failed, seconds = _planted(paths, options, listen, mutants, work, f"power {bisect}")
+    return PowerResult(
+        tuple(Cell(**cell) for found in every for cell in found["cells"]),
+        tuple(Sensitivity(**one) for found in every for one in found["smallest"]),
+        failed,
+        seconds,
+        tuple(Untried(**one) for found in every for one in found["left"]),
+    )
 
 
 def proved(
@@ -125,23 +134,28 @@ def proved(
     mutants: Sequence[str] = (),
 ) -> ProofResult:  # fmt: skip
     """Plant every fault that applies and have `diff` find it. As `planted`."""
-    cells: list[Located] = []
-    left: list[Untried] = []
 
-    def work(subject: Subject, wanted: Callable[[Mutant], bool], said: Listener) -> None:
-        found, untried = proof(subject, wanted, said)
-        cells.extend(found)
-        left.extend(untried)
+    def work(subject: Subject, wanted: Callable[[Mutant], bool], said: Listener) -> Found:
+        cells, left = proof(subject, wanted, said)
+        return {"cells": [asdict(cell) for cell in cells], "left": [asdict(one) for one in left]}
 
-    failed, seconds = _planted(paths, options, listen, mutants, work)
-    return ProofResult(tuple(cells), failed, seconds, tuple(left))
+    every, failed, seconds = _planted(paths, options, listen, mutants, work, "proof")
+    return ProofResult(
+        tuple(Located(**cell | {"causes": tuple(cell["causes"])}) for found in every for cell in found["cells"]),
+        failed,
+        seconds,
+        tuple(Untried(**one) for found in every for one in found["left"]),
+    )
 
 
 def _planted(
     paths: Sequence[str | Path], options: CheckOptions | None, listen: Listener | None, mutants: Sequence[str],
-    work: Callable[[Subject, Callable[[Mutant], bool], Listener], None],
-) -> tuple[dict[str, str], float]:  # fmt: skip
-    """Do something with every subject there is, each with workers of its own. Returns failures and seconds."""
+    work: Callable[[Subject, Callable[[Mutant], bool], Listener], Found], what: str,
+) -> tuple[list[Found], dict[str, str], float]:  # fmt: skip
+    """Do something with every subject there is, each with workers of its own. Returns what was found, failures and seconds.
+
+    `what`: the name of what is done, by which it is kept.
+    """
     options, listen = options or CheckOptions(), listen or (lambda _backend, _event: None)
     _validate(options)
     proving(options.precisions, "--power plants its faults")
@@ -156,32 +170,48 @@ def _planted(
     programs = [_program(own, text, options) for own, text in loaded]
     _distinct(programs)
     pythons = interpreters(options.pythons)
-    folder = _folder(options)
-    began = time.perf_counter()
+    call = [
+        what,
+        str(replace(options, out=None, precisions=(), timeout=0.0)),
+        *mutants,
+    ]
+    kept = Kept.open(options.out, call)
+    folder = new_folder("harness-check-")
+    seconds = 0.0
     try:
         failed: dict[str, str] = {}
+        every: list[Found] = []
         wanted = (lambda m: m.name in mutants) if mutants else (lambda _m: True)
-        subjects, every = 0, len(programs) * len(options.precisions)
+        subjects, count = 0, len(programs) * len(options.precisions)
         for program, (_, text) in zip(programs, loaded, strict=True):
             inputs = prepared(program, text)
             for precision in options.precisions:
-                place = folder / program.name / precision
-                listen(program.name, {"whole": [subjects, every]})
                 subjects += 1
+                if (before := kept.read(program.name, text.text, precision)) is not None:
+                    every.append(before["found"])
+                    seconds += before["seconds"]
+                    listen(program.name, {"whole": [subjects, count], "exit": 0})
+                    continue
+                began = time.perf_counter()
+                place = folder / program.name / precision
+                listen(program.name, {"whole": [subjects - 1, count]})
                 backends = [name for name in options.backends if name not in failed]
                 # Compiled programs stay in a worker's memory: hundreds of them fill it, so each subject has its own.
                 with workers(backends, (precision,), pythons, place / "workers", options.timeout) as (live, failures):
                     failed |= failures
                     if live[precision]:
                         subject = prepare(program, text, inputs, precision, place / "subject", live[precision])
-                        work(subject, wanted, listen)
+                        every.append(work(subject, wanted, listen))
                         failed |= subject.failures
+                        own = time.perf_counter() - began
+                        if not failed:
+                            kept.write(program.name, text.text, precision, {"found": every[-1], "seconds": own})
+                        seconds += own
                 shutil.rmtree(place, ignore_errors=True)
-                listen(program.name, {"whole": [subjects, every], "exit": 0})
-        return failed, time.perf_counter() - began
+                listen(program.name, {"whole": [subjects, count], "exit": 0})
+        return every, failed, seconds
     finally:
-        if options.out is None:
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _close(subject: Subject) -> None:

@@ -1,0 +1,133 @@
+"""Planting faults takes hours: what was found is kept, spec by spec, and a call goes on from it. Needs no framework."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness.check import climb, kept
+from harness.check.climb import CheckOptions
+from harness.check.power import Cell, Sensitivity, Untried
+from harness.check.proof import Located
+from harness.errors import CallError
+
+SPECS = ["digits_mlp", "digits_cnn"]
+
+
+class Planter:
+    """Stands for `power` and `proof`: a cell a subject, until the one at which somebody presses Ctrl-C."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self.stop: tuple[str, str] | None = None
+
+    def power(self, subject: Any, *_: Any, **__: Any) -> tuple[list[Cell], list[Sensitivity], list[Untried]]:
+        name, precision = self._ask(subject)
+        cell = Cell("half the loss", "loss", name, "torch", precision, {"forward": "killed"}, where="every")
+        small = Sensitivity(name, precision, "the learning rate", {"forward": 1e-14, "gradients": None})
+        return [cell], [small], [Untried("swapped gates", "forward", name, "jax", precision, "no plan")]
+
+    def proof(self, subject: Any, *_: Any) -> tuple[list[Located], list[Untried]]:
+        name, precision = self._ask(subject)
+        return [
+            Located(
+                "half the loss",
+                "loss",
+                name,
+                "torch",
+                precision,
+                {"step": 1, "phase": "loss", "backend": "torch"},
+                True,
+                True,
+                ("half the loss",),
+            )
+        ], []
+
+    def _ask(self, subject: Any) -> tuple[str, str]:
+        asked = (subject.name, subject.precision)
+        self.asked.append(asked)
+        if asked == self.stop:
+            raise KeyboardInterrupt
+        return asked
+
+
+@pytest.fixture
+def planter(monkeypatch: pytest.MonkeyPatch) -> Planter:
+    @contextmanager
+    def workers(
+        _backends: object, precisions: Sequence[str], *_: object
+    ) -> Iterator[tuple[Mapping[str, Any], Mapping[str, str]]]:
+        yield {precision: {"torch": None} for precision in precisions}, {}
+
+    found = Planter()
+    monkeypatch.setattr(climb, "workers", workers)
+    monkeypatch.setattr(climb, "prepare", lambda program, _t, _i, precision, *_: SimpleNamespace(name=program.name, precision=precision, failures={}))  # fmt: skip
+    monkeypatch.setattr(climb, "power", found.power)
+    monkeypatch.setattr(climb, "proof", found.proof)
+    return found
+
+
+@pytest.mark.parametrize("ask", [climb.planted, climb.proved])
+def test_an_interrupted_call_goes_on_where_it_was(planter: Planter, tmp_path: Path, ask: Any) -> None:
+    options = CheckOptions(out=tmp_path / "kept")
+    whole = ask(SPECS, CheckOptions())
+    planter.asked.clear()
+    planter.stop = ("digits_cnn", "float64")
+    with pytest.raises(KeyboardInterrupt):
+        ask(SPECS, options)
+    assert planter.asked == [("digits_mlp", "float64"), ("digits_mlp", "float32"), ("digits_cnn", "float64")]
+    planter.asked.clear()
+    planter.stop = None
+    found = ask(SPECS, options)
+    assert planter.asked == [("digits_cnn", "float64"), ("digits_cnn", "float32")]
+    assert found.to_json() | {"seconds": 0} == whole.to_json() | {"seconds": 0}
+    assert found.cells == whole.cells, "types, too"
+
+
+def test_one_spec_first_and_then_all_is_the_same_as_all(planter: Planter, tmp_path: Path) -> None:
+    options = CheckOptions(out=tmp_path / "kept", precisions=("float64",))
+    climb.planted(SPECS[:1], options)
+    climb.planted(SPECS, options)
+    assert planter.asked == [("digits_mlp", "float64"), ("digits_cnn", "float64")]
+
+
+def test_what_another_call_or_other_code_has_found_is_found_anew(
+    planter: Planter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = CheckOptions(out=tmp_path / "kept", precisions=("float64",))
+    for ask in (
+        lambda: climb.planted(SPECS[:1], options),
+        lambda: climb.planted(SPECS[:1], options, bisect=False),
+        lambda: climb.planted(SPECS[:1], options, mutants=["half the loss"]),
+        lambda: climb.proved(SPECS[:1], options),
+        lambda: climb.proved(SPECS[:1], CheckOptions(out=tmp_path / "kept", precisions=("float64",), seed=3)),
+    ):
+        planter.asked.clear()
+        ask()
+        assert len(planter.asked) == 1
+    planter.asked.clear()
+    monkeypatch.setattr(kept, "_code", lambda: ["harness/twins.py other"])
+    climb.proved(SPECS[:1], options)
+    assert len(planter.asked) == 1
+
+
+def test_a_subject_with_a_worker_that_failed_is_asked_again(
+    planter: Planter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = CheckOptions(out=tmp_path / "kept", precisions=("float64",))
+    monkeypatch.setattr(climb, "prepare", lambda program, *_: SimpleNamespace(name=program.name, precision="float64", failures={"jax": "died"}))  # fmt: skip
+    assert climb.planted(SPECS[:1], options).exit == 3
+    assert climb.planted(SPECS[:1], options).exit == 3
+    assert len(planter.asked) == 2
+
+
+def test_a_folder_of_something_else_is_refused(planter: Planter, tmp_path: Path) -> None:
+    (tmp_path / "notes.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(CallError, match=r"notes\.json in it is not of planted faults"):
+        climb.planted(SPECS, CheckOptions(out=tmp_path))
+    with pytest.raises(CallError, match="is not a directory"):
+        climb.planted(SPECS, CheckOptions(out=tmp_path / "notes.json"))
+    assert not planter.asked

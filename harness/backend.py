@@ -1,7 +1,8 @@
 """The two halves of a backend: an emitter, which needs no framework, and a session, which runs in a worker.
 
 `backends/<name>/emit.py` has `emit(program, precision, threads) -> str`; `backends/<name>/session.py` has the
-class `Session` below and `environment()`. A worker imports NumPy, safetensors, the framework and these; nothing else.
+class `Session` below, `environment()`, and `off_by_rounding(value)`: a node's value, each number of it moved as `OFF` says, up
+or down by its own bits, and gradients alike. A worker imports NumPy, safetensors, the framework and these; nothing else.
 """
 
 import hashlib
@@ -23,9 +24,19 @@ PACKAGES = {
 """The packages whose versions a result records; the first is what is imported."""
 
 MOVES = "moves.safetensors"
-"""What is added to a shaken twin's position after each of its first steps, among a run's inputs (see harness.twins)."""
+"""What is added to a shaken twin's position after its first step, among a run's inputs (see harness.twins)."""
 SHAKEN_UNITS = 8
 """Units in the last place that its numbers are moved by: as far as one op of a framework is off (tanh, erf: measured)."""
+
+
+OFF = {
+    "float64": (SHAKEN_UNITS * 2.0**-52, 2.0**-52, 1e-30),
+    "float32": (SHAKEN_UNITS * 2.0**-23, 2.0**-23, 1e-30),
+    "bfloat16": (2.0**-7, 2.0**-23, 1e-30),
+}
+"""By the name of a dtype: how far a value is off, relative to it; the unit in the last place of its logarithm, computed in float32
+or wider, whose sine says up or down; and below which size all go
+one way: of 1e18 TensorFlow's sine is no number. Products of bfloat16 are rounded right: one unit."""
 
 
 class Session(Protocol):
@@ -158,12 +169,6 @@ def shake(session: Session, moves: Mapping[str, Array], number: int, step: int, 
     coins = {n: np.asarray(rng.random(a.shape) < 0.5) for n, a in state.items()}  # noqa: PLR2004 - fair ones
     session.load({n: beside(a, coins[n], units) for n, a in added("state/", state).items()})
     session.load_optimizer(added("optimizer/", slots))
-
-
-def moves_after(steps: Mapping[str, Array], step: int) -> Arrays:
-    """What is added after a step, counted from the first that is shaken, out of `0/state/name` and the like."""
-    prefix = f"{step}/"
-    return {name.removeprefix(prefix): array for name, array in steps.items() if name.startswith(prefix)}
 
 
 def beside(value: Array, up: Array, units: int = 1) -> Array:

@@ -173,7 +173,25 @@ class _Compiler:
             has = ", ".join(spell(shape) for shape, _ in signature)
             self.note(path, f"network '{name}' is called with inputs {had} and here with {has}; its weights fit one")
             return None
+        elif not self.looked_up(expression, values, path):
+            return None
         return self.networks[name].shape, "float"
+
+    def looked_up(self, call: Call, values: Mapping[str, Expression], path: Path) -> bool:
+        """Whether the ids of a network's later call are in its embeddings, which were made for those of the first one."""
+        graph = self.networks[call.network]
+        known = dict(zip(graph.inputs, call.arguments, strict=True))
+        for variable, (embedding, vocabulary) in _vocabularies(graph).items():
+            argument = known[variable]
+            if isinstance(argument, Name) and argument.name in self.columns and argument.name not in values:
+                have = self.columns[argument.name].classes or 0
+                if have > vocabulary:
+                    self.note(
+                        path,
+                        f"embedding '{embedding}' of network '{call.network}' has a vocabulary of {vocabulary}, '{argument.name}' has {have} ids: give it 'vocabulary: {have}'",
+                    )
+                    return False
+        return True
 
     def network(
         self, name: str, signature: tuple[tuple[Shape, str], ...], call: Call, values: Mapping[str, Expression]
@@ -631,9 +649,9 @@ class _Builder:
                 else:
                     x = self.container(Block(layers=op.layers, class_name=name or "block"), None, x, path)
             return x
-        graph = _Builder(self.compiler, op, ((self.scope.shapes[x], self.scope.dtypes[x]),), {}).graph(
-            op, path, names.class_name(op.class_name)
-        )
+        vocabularies = {"x": self.scope.vocabularies.get(x)}
+        builder = _Builder(self.compiler, op, ((self.scope.shapes[x], self.scope.dtypes[x]),), vocabularies)
+        graph = builder.graph(op, path, names.class_name(op.class_name))
         if graph is None:
             self.failed = True
             return x
@@ -745,6 +763,23 @@ def _reachable(nodes: list[Node], output: str) -> set[str]:
             if isinstance(node.op, Unembed):
                 used.add(node.op.embedding)
     return used
+
+
+def _vocabularies(graph: Graph) -> dict[str, tuple[str, int]]:
+    """By input, the embedding with the smallest vocabulary that looks its ids up, in blocks too, and that vocabulary."""
+    found: dict[str, tuple[str, int]] = {}
+    for node in graph.nodes:
+        if isinstance(node.op, Embedding):
+            own = {node.inputs[0]: (node.name, node.op.vocabulary or 0)}
+        elif isinstance(node.op, BlockOp):
+            inner = _vocabularies(node.op.graph)
+            own = {i: inner[v] for v, i in zip(node.op.graph.inputs, node.inputs, strict=True) if v in inner}
+        else:
+            own = {}
+        for name, (embedding, size) in own.items():
+            if name in graph.inputs and (name not in found or size < found[name][1]):
+                found[name] = (embedding, size)
+    return found
 
 
 def _distinct_classes(networks: dict[str, Graph], others: Collection[str]) -> dict[str, Graph]:

@@ -32,16 +32,17 @@ from harness.graph import Program
 from harness.judge import Judging
 from harness.optimizers import Cosine
 from harness.precision import PRECISIONS, on_device
-from harness.programs import Written, emitted
+from harness.programs import Written, emitted, observed
 from harness.programs import read as read_programs
 from harness.record import plain
 from harness.reference import initial_slots
 from harness.resolve import compile_spec
 from harness.results import BackendResult, RunResult
+from harness.rounded import rounded
 from harness.side_by_side import Job, Meanwhile, side_by_side
 from harness.source import Source
 from harness.supervise import Listener, Waiting, train, waiting
-from harness.twins import ECHO, FIRST_STEPS, HOPELESS, NEAR, ROUNDS, SHAKES, moved, nudged, rounding_moves
+from harness.twins import ECHO, HOPELESS, NEAR, ROUNDS, SHAKES, moved, nudged, rounding_moves
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -140,6 +141,8 @@ class Training:
     """The round with which shaken twins began; None before that."""
     restless: set[str] = field(default_factory=set)
     """The backends that do not repeat their own training: their twins are not asked again."""
+    unrounded: set[str] = field(default_factory=set)
+    """The backends whose program has no variant whose values are off by rounding."""
     unsettled: list[str] = field(default_factory=list)
     """Why twins or float64 could not be asked: a full disk, say. The verdict stands without them."""
 
@@ -197,7 +200,7 @@ class Training:
 
     def twins(self) -> Iterator[Job]:
         """Train another twin of every backend that trained to its end."""
-        first = None if self.shaking is None else self._first_steps()
+        first = None if self.shaking is None else self._gradients()
         try:
             write_twins(self.directory, self.program, self.rounds, self.judging.start, first)
         except (OSError, ValueError, SafetensorError) as error:
@@ -217,8 +220,29 @@ class Training:
         request = twin_request(
             self.directory, folder, backend, own,
             first=self.rounds in (0, self.shaking), shaken=None if self.shaking is None else self.rounds,
+            rounded=self._rounded(backend),
         )  # fmt: skip
         return self._trained(folder, backend, request, tell)
+
+    def _rounded(self, backend: str) -> Path | None:
+        """The variant of a backend's program whose every value is off by rounding, where shaken twins train it."""
+        if self.shaking is None or backend in self.unrounded:
+            return None
+        path = self.directory / TWINS / f"{self.program.name}_{backend}_rounded.py"
+        if path.exists():
+            return path
+        own = next((self.directory / backend).glob("*.py"))
+        try:
+            text = own.read_text(encoding="utf-8")
+            whole = observed(self.program, backend, self.options.precision, text, self.options.threads)
+            write_text(path, rounded(whole))
+        except (CallError, ValueError, SyntaxError, OSError) as error:
+            self.unrounded.add(backend)
+            self.unsettled.append(
+                f"Shaken twins of {backend} leave the values between its parameters and its loss as they are: {error}."
+            )
+            return None
+        return path
 
     def measured(self, result: BackendResult) -> Iterator[Job]:
         """Take how far a twin parted; with the last one of a round, ask for another where two backends part further."""
@@ -255,24 +279,20 @@ class Training:
             return times <= NEAR and self.rounds < self.shaking + SHAKES
         if self.rounds < ROUNDS and not (self.rounds > 1 and times > HOPELESS):
             return True
-        if self._first_steps()[1]:
+        if self._gradients():
             self.shaking = self.rounds
         return self.shaking is not None
 
-    def _first_steps(self) -> tuple[list[Arrays], list[list[Arrays]]]:
-        """What was recorded of those that have twins, from the first step on: a state after each, and all their gradients."""
+    def _gradients(self) -> list[list[Arrays]]:
+        """The gradients of every backend that has twins, by step: of the steps that were recorded from the first one on."""
         first = self.judging.start
-        twinned = [own for name, own in self.judging.ok().items() if name not in self.restless]
-        states: list[Arrays] = []
         found = []
-        for step in range(first, first + FIRST_STEPS):
-            said = [own.gradients(step) for own in twinned]
+        for step in (first, first + 1):
+            said = [own.gradients(step) for name, own in self.judging.ok().items() if name not in self.restless]
             if not said or not all(said):
                 break
             found.append(said)
-            if len(states) == step - first and step in twinned[0].recorded:
-                states.append(twinned[0].state(step))
-        return states, found
+        return found
 
     def repeats(self, twin: BackendResult) -> bool:
         """Whether a program trains the same twice: only then a twin parts from its training for the sake of rounding alone."""
@@ -319,6 +339,7 @@ class Training:
             rounds=0,
             shaking=None,
             restless=set(),
+            unrounded=set(),
             unsettled=[],
             started=_now(),
         )
@@ -407,15 +428,14 @@ def link_inputs(run: Path, other: Path, *, without: Sequence[str] = ()) -> None:
 
 
 def write_twins(
-    run: Path, program: Program, number: int, start: int = 0,
-    steps: tuple[Sequence[Arrays], Sequence[Sequence[Arrays]]] | None = None,
+    run: Path, program: Program, number: int, start: int = 0, gradients: Sequence[Sequence[Arrays]] | None = None
 ) -> None:  # fmt: skip
     """The inputs of a run's twins of this number: the same but for the parameters.
 
-    `steps`: of the first ones, a state after each and the gradients of every backend, for shaken twins, whose data are other, too.
+    `gradients`: of the first steps, those of every backend, for shaken twins, whose data are other, too.
     """
     folder = run / TWINS / str(number)
-    given = () if steps is None else ("data.safetensors", "batches.safetensors")
+    given = ("data.safetensors", "batches.safetensors") if gradients else ()
     link_inputs(run, folder, without=("parameters.safetensors", *given))
     parameters = load_file(run / "inputs" / "parameters.safetensors")
     request = next(run.glob("*/request.json"), None)
@@ -428,28 +448,27 @@ def write_twins(
     after = None if first is None else load_file(first)
     write_arrays(
         folder / "inputs" / "parameters.safetensors",
-        moved(program, wide, number, after, 1 if steps is None else SHAKEN_UNITS),
+        moved(program, wide, number, after, SHAKEN_UNITS if gradients else 1),
     )
     for file in given:
         write_arrays(folder / "inputs" / file, nudged(cast(load_file(run / "inputs" / file), precision), number))
-    if steps is not None:
-        states, gradients = steps
+    if gradients:
         before = run / "inputs" / "optimizer.safetensors"
         fresh = {f"{u.name}/{n}": a for u in program.updates for n, a in initial_slots(program, u).items()}
         unit = float(np.finfo(PRECISIONS[precision].dtype).eps)
         slots = load_file(before) if before.exists() else fresh
-        write_arrays(
-            folder / "inputs" / MOVES, rounding_moves(program, [wide, *states], slots, gradients, start, unit, number)
-        )
+        write_arrays(folder / "inputs" / MOVES, rounding_moves(program, wide, slots, gradients, start, unit, number))
 
 
 def twin_request(
-    run: Path, folder: Path, backend: str, own: Sequence[int], *, first: bool = True, shaken: int | None = None
-) -> dict[str, Any]:
+    run: Path, folder: Path, backend: str, own: Sequence[int], *, first: bool = True, shaken: int | None = None,
+    rounded: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """What a worker is asked for a twin of the training that lies in the run directory; `own`: its cores.
 
     `first`: it is to show before that it repeats the training. `shaken`: its number, where its inputs hold what is added after
-    its first step; it is to show then that it trains on as it would where it is loaded anew after every step.
+    its first step; it is to show then that it trains on as it would where it is loaded anew after every step. `rounded`: the
+    variant of its program that is trained then.
     """
     asked = json.loads((run / backend / "request.json").read_text(encoding="utf-8"))
     base = os.path.relpath(run / backend, folder / backend)
@@ -458,6 +477,7 @@ def twin_request(
         "twin_of": base,
         "echo": 0 if not first else ECHO if shaken is None else asked["stop"] - asked["start"],
         "shaken": shaken,
+        "rounded": None if rounded is None else os.path.relpath(rounded, folder / backend),
         "checkpoint": False,
     }
     request["cores"] = list(own) if own else asked["cores"]

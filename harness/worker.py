@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from harness.backend import MOVES, PACKAGES, Array, Arrays, Session, digest, moves_after, shake, to_bytes
+from harness.backend import MOVES, PACKAGES, Array, Arrays, Session, digest, shake, to_bytes
 from harness.checkpoint import Checkpoint, Origin
 from harness.files import make_folder, write_arrays, write_last
 
@@ -55,7 +55,9 @@ def _train(directory: Path, tell: "_Teller", *, again: bool) -> None:
 
     given = directory.parent / "inputs"
     parameters, inputs = _given(given, request, "parameters"), _given(given, request, "data", "batches")
-    ready, opened = _opened(directory, request, parameters, tell, seconds, again=again)
+    # A shaken twin that is not the first has nothing to show before.
+    only = bool(request.get("rounded")) and not request["echo"]
+    ready, opened = _opened(directory, request, parameters, tell, seconds, again=again, rounded=only)
     backend, program, session = ready.backend, ready.program, ready.session
     digests = {"parameters": digest(session.state()), "optimizer": digest(ready.optimizer)}
 
@@ -63,6 +65,10 @@ def _train(directory: Path, tell: "_Teller", *, again: bool) -> None:
     echo: dict[str, list[float]] = {}
     if beside is not None and request["echo"] and (not opened or request["shaken"] is not None):
         echo = _echo(ready, request, beside.base.parent / "inputs", inputs, parameters, tell)
+    if request.get("rounded") and not only:
+        del ready, program, session  # a large network's memory, before its variant takes its own
+        ready, opened = _opened(directory, request, parameters, tell, seconds, again=True, rounded=True)
+        backend, program, session = ready.backend, ready.program, ready.session
     run = _Run(session, request, inputs, directory, tell, beside)
     start = tell.phase("forward")
     outputs = {f"initial/{name}": value for name, value in run.evaluate(request["rows"] or CHUNK).items()}
@@ -116,10 +122,14 @@ def _train(directory: Path, tell: "_Teller", *, again: bool) -> None:
 
 
 def _opened(
-    directory: Path, request: Mapping[str, Any], parameters: Arrays, tell: "_Teller", seconds: dict[str, float], *, again: bool
+    directory: Path, request: Mapping[str, Any], parameters: Arrays, tell: "_Teller", seconds: dict[str, float], *, again: bool,
+    rounded: bool = False,
 ) -> tuple["_Ready", bool]:  # fmt: skip
-    """The program with its parameters, and whether it was opened anew, as it is unless it was the last one to train."""
-    path = (directory / request["program"]).resolve()
+    """The program with its parameters, and whether it was opened anew, as it is unless it was the last one to train.
+
+    `rounded`: the variant whose every value is off by rounding (see harness.rounded).
+    """
+    path = (directory / request["rounded" if rounded else "program"]).resolve()
     start = tell.phase("import")
     last = READY.pop() if READY else None
     if last is not None and last.path == path:
@@ -133,7 +143,9 @@ def _opened(
     program = load_program(path)
     seconds["import"] = time.perf_counter() - start
     start = tell.phase("build")
-    session: Session = backend.Session(program, request)
+    if rounded:
+        program.off_by_rounding = backend.off_by_rounding  # type: ignore[attr-defined]
+    session: Session = backend.Session(program, {**request, "observe": rounded})
     session.load(parameters)
     if request["start"]:
         session.load_optimizer(_given(directory.parent / "inputs", request, "optimizer"))
@@ -270,8 +282,6 @@ class _Run:
 
     def train(self) -> None:
         states, gradients = set(self.request["record_states"]), set(self.request["record_gradients"])
-        number = self.request.get("shaken")
-        moves = {} if number is None else load_file(self.directory.parent / "inputs" / MOVES)
         if self.beside is None:
             make_folder(self.directory / "trajectory")
         for step in range(self.request["start"], self.request["stop"]):
@@ -291,8 +301,9 @@ class _Run:
             if not all(math.isfinite(loss) for loss in losses.values()):
                 self.stopped_at = step
                 break
-            if number is not None:
-                shake(self.session, moves_after(moves, step - self.request["start"]), number, step)
+            if (number := self.request.get("shaken")) is not None:
+                given = self.directory.parent / "inputs" / MOVES
+                shake(self.session, load_file(given) if step == self.request["start"] else {}, number, step)
             start = time.perf_counter()
             if step in states:
                 self.keep("state", step, self.session.state())

@@ -77,12 +77,12 @@ def test_data_of_a_shaken_twin_are_some_units_away_and_what_is_no_number_of_that
     assert len({*tied["a"], *tied["b"]}) == 1, "a tie stays one"
 
 
-def made(rule: str, **fields: float) -> Program:
+def made(rule: str) -> Program:
     return program_of(
         {
             "name": "shaken", "data": {"dataset": "random", "examples": 4, "batch": 2, "fields": {"x": {"shape": [2]}}},
             "networks": {"net": {"layers": [{"dense": {"units": 2, "name": "dense1"}}]}},
-            "training": {"steps": 3, "updates": [{"name": "model", "loss": {"mse": {"predictions": "net(x)", "targets": 0}}, "optimizer": {rule: {"learning_rate": 0.1, **fields}}}]},
+            "training": {"steps": 3, "updates": [{"name": "model", "loss": {"mse": {"predictions": "net(x)", "targets": 0}}, "optimizer": {rule: {"learning_rate": 0.1}}}]},
         }
     )  # fmt: skip
 
@@ -97,32 +97,7 @@ def first_moves(rule: str, *said: tuple[list[float], float], later: list[float] 
     slots = {f"model/{n}": a for n, a in reference.initial_slots(program, program.updates[0]).items()}
     gradients = [{"model/dense1.bias": np.array(bias), "model/dense1.kernel": np.full((2, 2), kernel)} for bias, kernel in said]  # fmt: skip
     following = [[{**gradients[0], "model/dense1.bias": np.array(later)}]] if later else []
-    found = rounding_moves(program, [zeros], slots, [gradients, *following], 0, 2.0**-52, 0)
-    return {name.removeprefix("0/"): array for name, array in found.items()}
-
-
-def test_later_steps_are_off_by_rounding_too_from_what_their_optimizer_remembers() -> None:
-    """By hand: Adam with beta2 0 divides by the gradient's size; one that has shrunk to 1e-10 is off by 100 units of 1."""
-    unit = 2.0**-52
-    program = made("adam", beta2=0)
-    zeros = {n: np.zeros(p.shape) for n, p in program.parameters.items()}
-    slots = {f"model/{n}": a for n, a in reference.initial_slots(program, program.updates[0]).items()}
-    kernel = {"model/dense1.kernel": np.ones((2, 2))}
-    first, second = ([kernel | {"model/dense1.bias": np.array([0.5, bias])}] for bias in (0.25, 1e-10))
-    second.append(kernel | {"model/dense1.bias": np.array([0.5, 1e-10 + 100 * unit])})
-    found = rounding_moves(program, [zeros, zeros], slots, [first, second], 0, unit, 0)
-
-    def step(gradient: float) -> float:
-        moment = (0.9 * 0.1 * 0.25 + 0.1 * gradient) / (1 - 0.9**2)
-        return 0.1 * moment / (gradient + 1e-8)
-
-    assert found["1/state/dense1.bias"][1] == pytest.approx(step(1e-10) - step(1e-10 + 100 * unit), rel=1e-3)
-    assert abs(found["1/state/dense1.bias"][1]) > 1e-7
-    assert abs(found["0/state/dense1.bias"][1]) < 1e-14
-    second[0]["model/dense1.bias"][0] = np.nan
-    assert not any(
-        name.startswith("1/") for name in rounding_moves(program, [zeros, zeros], slots, [first, second], 0, unit, 0)
-    )
+    return rounding_moves(program, zeros, slots, [gradients, *following], 0, 2.0**-52, 0)
 
 
 def test_what_nothing_reaches_stays_and_a_sum_that_cancels_does_not() -> None:

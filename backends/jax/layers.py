@@ -158,7 +158,7 @@ def global_avg_pool(node: Node, x: str) -> Code:
 
 
 def global_max_pool(node: Node, x: str) -> Code:
-    return Code(f"{x}.max(axis={_spatial(node)})")
+    return Code(f"global_max({x}, {_spatial(node)})", helpers=("global_max",))
 
 
 def batch_norm(node: Node, x: str) -> Code:
@@ -227,6 +227,12 @@ def attention(node: Node, *args: str) -> Code:
 
 
 HELPERS = {
+    "global_max": '''
+def global_max(x: Array, axes: tuple[int, ...]) -> Array:
+    """x.max(axes). Without the barrier XLA computes x anew for the gradient, on CPUs rounded otherwise: then
+    no number is the maximum, and the gradient 0 / 0."""
+    return jax.lax.optimization_barrier(x).max(axes)
+''',
     "leaky_relu": '''
 def leaky_relu(x: Array, slope: float) -> Array:
     """nnx.leaky_relu with gradient `slope` at 0, where Flax's is 1."""

@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
-from harness.backend import Array, Arrays, StepByStep, check_optimizer, check_tables, flatten, spell, to_canonical
+from harness.backend import OFF, Array, Arrays, StepByStep, check_optimizer, check_tables, flatten, spell, to_canonical
 
 
 def environment() -> dict[str, Any]:
@@ -29,6 +29,16 @@ def environment() -> dict[str, Any]:
 def configure(request: Mapping[str, Any]) -> None:  # noqa: ARG001 - nothing of it can be set
     """XLA has no reliable setting for its threads on CPUs: it takes the cores that the worker is pinned to."""
     jax.monitoring.register_event_duration_secs_listener(_listen)
+
+
+def off_by_rounding(value: jax.Array) -> jax.Array:
+    """See harness.backend."""
+    if value.dtype.name not in OFF:
+        return value
+    far, unit, least = OFF[value.dtype.name]
+    size = jnp.abs(jax.lax.stop_gradient(value)).astype(jnp.promote_types(value.dtype, jnp.float32))
+    way = jnp.sign(jnp.sin(jnp.log(jnp.maximum(size, least)) / unit))
+    return value * (1 + far * way).astype(value.dtype)
 
 
 def renew() -> None:

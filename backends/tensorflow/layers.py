@@ -51,11 +51,11 @@ def leaky_relu(node: Node, x: str) -> Code:
 
 def elu(node: Node, x: str) -> Code:
     assert isinstance(node.op, Elu)
-    return Code(f"keras.ops.elu({x}, alpha={node.op.alpha!r})")
+    return Code(f"elu({x}, {node.op.alpha!r})", helpers=("elu",))
 
 
 def selu(_node: Node, x: str) -> Code:
-    return Code(f"selu({x})", helpers=("selu",))
+    return Code(f"selu({x})", helpers=("elu", "selu"))
 
 
 def gelu(node: Node, x: str) -> Code:
@@ -277,10 +277,15 @@ def leaky_relu(x: tf.Tensor, slope: float) -> tf.Tensor:
     """x where it is above 0, else slope * x; tf.nn.leaky_relu keeps its slope in float32."""
     return tf.where(x > 0, x, slope * x)
 ''',
+    "elu": '''
+def elu(x: tf.Tensor, alpha: float) -> tf.Tensor:
+    """x where it is above 0, else alpha * (exp(x) - 1); tf.nn.elu subtracts, and near 0 loses digits."""
+    return tf.where(x > 0, x, alpha * tf.math.expm1(tf.minimum(x, 0)))
+''',
     "selu": '''
 def selu(x: tf.Tensor) -> tf.Tensor:
     """A scaled ELU; at 0, tf.nn.selu takes its gradient from the other side."""
-    return 1.0507009873554805 * keras.ops.elu(x, alpha=1.6732632423543772)
+    return 1.0507009873554805 * elu(x, 1.6732632423543772)
 ''',
     "gelu": '''
 def gelu(x: tf.Tensor) -> tf.Tensor:

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from harness.backend import Array, Arrays, StepByStep, check_optimizer, check_tables, flatten, spell, to_canonical
+from harness.backend import OFF, Array, Arrays, StepByStep, check_optimizer, check_tables, flatten, spell, to_canonical
 
 
 def environment() -> dict[str, Any]:
@@ -33,6 +33,17 @@ def configure(request: Mapping[str, Any]) -> None:
     for gpu in tf.config.list_physical_devices("GPU"):
         # TensorFlow takes a whole GPU otherwise, and other workers may be on it.
         tf.config.experimental.set_memory_growth(gpu, enable=True)
+
+
+def off_by_rounding(value: tf.Tensor) -> tf.Tensor:
+    """See harness.backend."""
+    if value.dtype.name not in OFF:
+        return value
+    far, unit, least = OFF[value.dtype.name]
+    wide = tf.float64 if value.dtype == tf.float64 else tf.float32
+    size = tf.maximum(tf.abs(tf.cast(tf.stop_gradient(value), wide)), tf.cast(least, wide))
+    way = tf.sign(tf.sin(tf.math.log(size) / tf.cast(unit, wide)))
+    return value * tf.cast(1 + tf.cast(far, wide) * way, value.dtype)
 
 
 def renew() -> None:

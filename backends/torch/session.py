@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.backend import Array, Arrays, StepByStep, check_optimizer, check_tables, flatten, spell, to_canonical
+from harness.backend import OFF, Array, Arrays, StepByStep, check_optimizer, check_tables, flatten, spell, to_canonical
 
 
 def environment() -> dict[str, Any]:
@@ -91,6 +91,16 @@ def settings() -> dict[str, str]:
         "cuDNN's kernels": "timed" if torch.backends.cudnn.benchmark else "by its heuristics",
         "parameters": "changed in place",
     }
+
+
+def off_by_rounding(value: torch.Tensor) -> torch.Tensor:
+    """See harness.backend."""
+    name = str(value.dtype).removeprefix("torch.")
+    if name not in OFF:
+        return value
+    far, unit, least = OFF[name]
+    size = value.detach().abs().to(torch.promote_types(value.dtype, torch.float32)).clamp(min=least)
+    return value * (1 + far * torch.sin(size.log() / unit).sign()).to(value.dtype)
 
 
 def device_memory() -> int | None:
@@ -311,13 +321,17 @@ class Whole(Session):
         return int(self.compiled is not None)
 
     def load_optimizer(self, arrays: Arrays) -> None:
-        kept = {id(p): dict(optimizer.state[p]) for _, optimizer in self._optimizers() for p in optimizer.state}
+        kept = {
+            (update, id(p)): dict(optimizer.state[p])
+            for update, optimizer in self._optimizers()
+            for p in optimizer.state
+        }
         super().load_optimizer(arrays)
         for update, optimizer in self._optimizers() if self.compiled else ():
             for name, parameter, axes in self._held(optimizer):
-                if id(parameter) in kept:
+                if (update, id(parameter)) in kept:
                     # The compiled function holds these very tensors.
-                    state = optimizer.state[parameter] = kept[id(parameter)]
+                    state = optimizer.state[parameter] = kept[update, id(parameter)]
                     for slot, own in _slots(optimizer).items():
                         array = np.ascontiguousarray(arrays[f"{update}/{slot}/{name}"].transpose(axes))
                         state[own].copy_(torch.from_numpy(array).reshape(parameter.shape))

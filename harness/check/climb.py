@@ -23,6 +23,7 @@ from harness.check.probes import PROBES
 from harness.check.proof import Located, ProofResult, proof
 from harness.check.record import RUNGS, SCHEMA, USUAL, CheckResult, Rung
 from harness.check.seeds import run_seeds
+from harness.check.shaken import closed
 from harness.check.subject import Subject, each, prepare, workers
 from harness.environment import interpreters
 from harness.errors import CallError
@@ -216,6 +217,7 @@ def _planted(
 
 def _close(subject: Subject) -> None:
     each(subject, lambda live: live.ask("close", name="plain"))
+    closed(subject)
 
 
 def rung_names(text: str | None) -> tuple[str, ...]:

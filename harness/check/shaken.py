@@ -1,23 +1,26 @@
 """What live workers are asked for shaken twins (see harness.twins)."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from harness.backend import SHAKEN_UNITS, Arrays
 from harness.check.live import LiveWorker
-from harness.check.subject import Subject, each, part
+from harness.check.subject import Subject, each, open_program, part
 from harness.errors import HarnessError
-from harness.twins import FIRST_STEPS, moved, rounding_moves
+from harness.rounded import rounded
+from harness.twins import moved, rounding_moves
 
-ROOM = 100_000_000
-"""Bytes of the gradients that one backend says for shaken twins, beyond which it is asked for those of fewer steps."""
+NAME = "rounded"
+"""The name under which workers have the variant whose every value is off by rounding open."""
 
 
 @dataclass(frozen=True)
 class Shaken:
     """How a training is shaken."""
 
+    name: str
+    """Under which workers have the program open that is trained."""
     position: str
     """A file with the position that it starts from."""
     train: dict[str, Any]
@@ -26,44 +29,63 @@ class Shaken:
     """What every other question is asked with."""
 
 
-def loaded_anew(subject: Subject) -> Shaken:
+def loaded_anew(subject: Subject, name: str) -> Shaken:
     """The training itself, loaded anew after every step: who keeps something more from step to step trains otherwise then."""
-    return Shaken(subject.position("start", subject.start), {"number": 0, "units": 0}, {})
+    return Shaken(name, subject.position("start", subject.start), {"number": 0, "units": 0}, {})
 
 
-def shaken(subject: Subject, name: str, backends: Collection[str], number: int) -> Shaken:
-    """A shaken twin of the program that these workers have open under a name. Raises HarnessError where none of them answers."""
+def shaken(subject: Subject, name: str, backends: Collection[str], number: int, observed: Mapping[str, str]) -> Shaken:
+    """A shaken twin of the program that these workers have open under a name. Raises HarnessError where none of them answers.
+
+    `observed`: by backend, the variants that return every value. The first one opens them, with every value off by rounding.
+    """
     state, slots = part(subject.start, "state/"), part(subject.start, "optimizer/")
-    states, gradients = subject.known("first steps", lambda: first_steps(subject, name, backends))
-    moves = rounding_moves(subject.program, states, slots, gradients, 0, subject.unit, number)
+    gradients = subject.known("first gradients", lambda: first_gradients(subject, name, backends))
+    moves = rounding_moves(subject.program, state, slots, gradients, 0, subject.unit, number)
+    subject.known("opened rounded", lambda: opened(subject, backends, observed))
     near = moved(subject.program, state, number, units=SHAKEN_UNITS)
     start = {n: a for n, a in subject.start.items() if not n.startswith("state/")} | {f"state/{n}": a for n, a in near.items()}  # fmt: skip
     given = {"inputs": subject.nudged(number)}
     how = {"shake": subject.position(f"moves-{number}", moves), "number": number, "units": SHAKEN_UNITS}
-    return Shaken(subject.position(f"shaken-{number}", start), how | given, given)
+    return Shaken(NAME, subject.position(f"shaken-{number}", start), how | given, given)
 
 
-def first_steps(subject: Subject, name: str, backends: Collection[str]) -> tuple[list[Arrays], list[list[Arrays]]]:
-    """One backend's parameters before each of the first steps, and the gradients of each of these, by step.
+def opened(subject: Subject, backends: Collection[str], observed: Mapping[str, str]) -> list[str]:
+    """Open the variants whose every value is off by rounding; those that did. Raises HarnessError where there is none."""
+    try:
+        sources = {name: rounded(observed[name]) for name in backends}
+    except ValueError as error:
+        raise HarnessError(str(error)) from None
 
-    Raises HarnessError where none answers.
-    """
-    size = sum(a.nbytes for n, a in subject.start.items() if n.startswith("state/"))
-    steps = min(subject.program.steps, max(2, min(FIRST_STEPS, ROOM // max(size, 1))))
+    def ask(live: LiveWorker) -> bool:
+        if live.name in backends:
+            open_program(subject, live, NAME, sources[live.name], observe=True, rounded=True)
+        return live.name in backends
 
-    def ask(live: LiveWorker) -> list[tuple[Arrays, Arrays]]:
+    return [name for name, done in each(subject, ask).items() if done]
+
+
+def closed(subject: Subject) -> None:
+    """Forget them, where they were opened."""
+    if "opened rounded" in subject.remembered:
+        del subject.remembered["opened rounded"]
+        each(subject, lambda live: live.ask("close", name=NAME))
+
+
+def first_gradients(subject: Subject, name: str, backends: Collection[str]) -> list[list[Arrays]]:
+    """The gradients at the first two steps, by step, of each of these. Raises HarnessError where none answers."""
+
+    def ask(live: LiveWorker) -> list[Arrays]:
         if live.name not in backends:
             return []
         live.ask("load", name=name, arrays=subject.position("start", subject.start))
-        found = []
-        for step in range(steps):
-            before = part(live.arrays("position", name=name), "state/")
-            found.append((before, live.arrays("gradients", name=name, step=step)))
-            if step + 1 < steps:
-                live.ask("train", name=name, first=step, last=step + 1)
+        found = [live.arrays("gradients", name=name, step=0)]
+        if subject.program.steps > 1:
+            live.ask("train", name=name, first=0, last=1)
+            found.append(live.arrays("gradients", name=name, step=1))
         return found
 
     said = [own for own in each(subject, ask).values() if own]
     if not said:
         raise HarnessError(f"no worker said its first gradients: {subject.failures}")
-    return [before for before, _ in said[0]], [[gradients for _, gradients in step] for step in zip(*said, strict=True)]
+    return [list(own) for own in zip(*said, strict=True)]

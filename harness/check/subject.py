@@ -338,13 +338,17 @@ def each(subject: Subject, ask: Callable[[LiveWorker], T]) -> dict[str, T]:
 
 
 def open_program(
-    subject: Subject, live: LiveWorker, name: str, source: str, *, observe: bool, strategy: str | None = None
-) -> None:
-    """Have a worker import a program under a name, at the start of training; `strategy`: how its steps are run."""
+    subject: Subject, live: LiveWorker, name: str, source: str, *, observe: bool, strategy: str | None = None,
+    rounded: bool = False,
+) -> None:  # fmt: skip
+    """Have a worker import a program under a name, at the start of training; `strategy`: how its steps are run.
+
+    `rounded`: a program of harness.rounded.
+    """
     path = live.folder / f"{subject.program.name}_{live.name}_{name}_{live.count:05}.py".replace(" ", "_")
     live.count += 1
     path.write_text(source, encoding="utf-8")
-    request = describe(subject.program) | {"observe": observe, "strategy": strategy}
+    request = describe(subject.program) | {"observe": observe, "strategy": strategy, "rounded": rounded}
     live.ask("open", name=name, program=str(path), inputs=str(subject.folder / "inputs"), request=request)
     live.ask("load", name=name, arrays=subject.position("start", subject.start))
 

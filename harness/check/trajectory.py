@@ -253,7 +253,7 @@ def measured(subject: Subject, trainings: Mapping[str, Training], steps: int, co
 
 def loads_anew(subject: Subject, steps: int, backends: Sequence[str]) -> list[str]:
     """Those that train on as they did where they are loaded anew after every step, as a shaken twin is."""
-    same = loaded_anew(subject)
+    same = loaded_anew(subject, "plain")
 
     def ask(live: LiveWorker) -> bool:
         if live.name not in backends:
@@ -269,13 +269,14 @@ def shaken_distances(
     subject: Subject, steps: int, backends: Sequence[str], number: int
 ) -> dict[str, list[dict[str, list[float]]]]:
     """As `twin_distances`, of one shaken twin of each of these."""
-    how = shaken(subject, "plain", backends, number)
+    observed = {name: subject.sources[name, True] for name in backends}
+    how = shaken(subject, "plain", backends, number, observed)
 
     def work(live: LiveWorker) -> list[dict[str, list[float]]]:
         if live.name not in backends:
             return []
-        live.ask("load", name="plain", arrays=how.position)
-        return [live.ask("train", name="plain", first=0, last=steps, against="plain/base", **how.train)["distances"]]
+        live.ask("load", name=how.name, arrays=how.position)
+        return [live.ask("train", name=how.name, first=0, last=steps, against="plain/base", **how.train)["distances"]]
 
     return {name: own for name, own in each(subject, work).items() if own}
 

@@ -27,7 +27,7 @@ from harness.fuzz.record import FuzzResult, Outcome
 from harness.graph import Program
 from harness.lanes import PLAIN, strategies
 from harness.precision import proving
-from harness.programs import emitted
+from harness.programs import emitted, observed
 from harness.twins import moved
 
 __all__ = ["FuzzOptions", "fuzz"]
@@ -220,7 +220,9 @@ def _outcome(options: FuzzOptions, ready: _Ready, live: Mapping[str, LiveWorker]
     found = empty
     if not trained.failures:
         try:
-            said = judge(subject, trained.answers, _Twins(subject, trained.answers, ready.strategies, gradients))
+            said = judge(
+                subject, trained.answers, _Twins(subject, trained.answers, ready.strategies, ready.sources, gradients)
+            )
             found = replace(empty, status=said.status, said=said.said, ratio=said.ratio, notes=said.notes)
         except (HarnessError, OSError) as error:
             trained.failures |= subject.failures or {"harness": str(error)}
@@ -249,6 +251,7 @@ class _Twins:
     subject: Subject
     base: Mapping[str, training.Answer]
     ways: Mapping[str, str | None]
+    sources: Mapping[str, str]
     gradients: bool
     repeating: frozenset[str] | None = None
     steady: frozenset[str] | None = None
@@ -269,11 +272,16 @@ class _Twins:
         """Of those that are trained step by step, as a run does it, and go on as they would where they are loaded anew."""
         if self.steady is None:
             plainly = {n for n in self.repeating or () if not self.ways.get(n)}
-            again = self._answers("start", self.subject.start, loaded_anew(self.subject), plainly)
+            again = self._answers("start", self.subject.start, loaded_anew(self.subject, training.NAME), plainly)
             self.steady = frozenset(n for n, own in again.items() if alike(self.subject, self.base[n], own))
         if not self.steady:
             return {}
-        how = shaken(self.subject, training.NAME, self.steady, number)
+        program, precision = self.subject.program, self.subject.precision
+        try:
+            seen = {b: observed(program, b, precision, self.sources[b]) for b in self.steady}
+        except CallError:
+            return {}  # a planted fault that the variant has no place for
+        how = shaken(self.subject, training.NAME, self.steady, number, seen)
         return self._answers("start", self.subject.start, how, self.steady)
 
     def _answers(

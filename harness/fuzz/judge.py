@@ -192,6 +192,8 @@ def _partings(subject: Subject, answers: Mapping[str, Answer]) -> Iterator[Parti
     said = {name: _said(own, steps) for name, own in answers.items()}
     for name, own in said.items():
         for key, value in _reference(subject).items():
+            if (key[2] or 0) > steps:
+                continue  # its first step left the numbers in all of them
             yield from _parting(subject, key, (REFERENCE, name), value, own.get(key))
     for a, b in combinations(said, 2):
         for key in dict.fromkeys((*said[a], *said[b])):

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 from harness.backend import Arrays
 from harness.check.live import LiveWorker
 from harness.check.shaken import Shaken
+from harness.check.shaken import closed as closed_rounded
 from harness.check.subject import Subject, each, open_program, part
 from harness.fuzz.generate import Drawn
 from harness.lanes import STRATEGIES
@@ -87,10 +88,11 @@ def answer(
 ) -> Answer:  # fmt: skip
     """What an opened program says from a position on. `shaken`: how it is shaken there, from a position of its own."""
     steps = subject.program.steps
-    live.ask("load", name=NAME, arrays=shaken.position if shaken else position)
     given = shaken.inputs if shaken else {}
-    forward = _outputs(subject, live, given)
-    found = live.arrays("gradients", name=NAME, step=0, **given) if gradients else {}
+    name = shaken.name if shaken else NAME
+    live.ask("load", name=name, arrays=shaken.position if shaken else position)
+    forward = _outputs(subject, live, name, given)
+    found = live.arrays("gradients", name=name, step=0, **given) if gradients else {}
     path = live.fresh()
     if strategy is not None and STRATEGIES[live.backend, strategy].many:
         said = live.ask("train_stacked", name=NAME, count=steps, into=str(path))
@@ -98,12 +100,12 @@ def answer(
         states, slots = {n: a[None] for n, a in part(last, "state/").items()}, {}
     else:
         said = live.ask(
-            "train", name=NAME, first=0, last=steps, write="all", into=str(path), **(shaken.train if shaken else {})
+            "train", name=name, first=0, last=steps, write="all", into=str(path), **(shaken.train if shaken else {})
         )
         arrays = load_file(path)
         states, slots = part(arrays, "states/"), part(arrays, "optimizer/")
     path.unlink()
-    return Answer(forward, found, said["losses"], states, slots, _outputs(subject, live, given))
+    return Answer(forward, found, said["losses"], states, slots, _outputs(subject, live, name, given))
 
 
 def asked(subject: Subject) -> dict[str, Question]:
@@ -115,10 +117,10 @@ def asked(subject: Subject) -> dict[str, Question]:
     return found
 
 
-def _outputs(subject: Subject, live: LiveWorker, given: Mapping[str, str] | None = None) -> Arrays:
+def _outputs(subject: Subject, live: LiveWorker, name: str, given: Mapping[str, str]) -> Arrays:
     return {
-        name: live.arrays("answered", name=NAME, rows=ROWS, **question.request(), **(given or {}))["output"]
-        for name, question in asked(subject).items()
+        what: live.arrays("answered", name=name, rows=ROWS, **question.request(), **given)["output"]
+        for what, question in asked(subject).items()
     }
 
 
@@ -133,3 +135,4 @@ def programs(subject: Subject, strategies: Mapping[str, str | None]) -> dict[str
 def closed(subject: Subject) -> None:
     """Forget the programs."""
     each(subject, lambda live: live.ask("close", name=NAME))
+    closed_rounded(subject)

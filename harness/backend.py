@@ -24,19 +24,19 @@ PACKAGES = {
 """The packages whose versions a result records; the first is what is imported."""
 
 MOVES = "moves.safetensors"
-"""What is added to a shaken twin's position after its first step, among a run's inputs (see harness.twins)."""
+"""What is added to a shaken twin's position after each of its first steps, among a run's inputs (see harness.twins)."""
 SHAKEN_UNITS = 8
 """Units in the last place that its numbers are moved by: as far as one op of a framework is off (tanh, erf: measured)."""
 
 
 OFF = {
-    "float64": (SHAKEN_UNITS * 2.0**-52, 2.0**-52, 1e-30),
-    "float32": (SHAKEN_UNITS * 2.0**-23, 2.0**-23, 1e-30),
-    "bfloat16": (2.0**-7, 2.0**-23, 1e-30),
+    "float64": (SHAKEN_UNITS * 2.0**-52, -0x61C8864680B583EB),
+    "float32": (SHAKEN_UNITS * 2.0**-23, -0x61C8864F),
+    "bfloat16": (2.0**-7, -0x61C8864F),
 }
-"""By the name of a dtype: how far a value is off, relative to it; the unit in the last place of its logarithm, computed in float32
-or wider, whose sine says up or down; and below which size all go
-one way: of 1e18 TensorFlow's sine is no number. Products of bfloat16 are rounded right: one unit."""
+"""By the name of a dtype: how far a value is off, relative to it; and what its bits (of bfloat16, those of the same float32) are
+multiplied by as an integer of their width, the golden ratio's (Knuth, 6.4): the product's sign says up or down. Products of bfloat16
+are rounded right: one unit."""
 
 
 class Session(Protocol):
@@ -169,6 +169,12 @@ def shake(session: Session, moves: Mapping[str, Array], number: int, step: int, 
     coins = {n: np.asarray(rng.random(a.shape) < 0.5) for n, a in state.items()}  # noqa: PLR2004 - fair ones
     session.load({n: beside(a, coins[n], units) for n, a in added("state/", state).items()})
     session.load_optimizer(added("optimizer/", slots))
+
+
+def moves_after(steps: Mapping[str, Array], step: int) -> Arrays:
+    """What is added after a step, counted from the first that is shaken, out of `0/state/name` and the like."""
+    prefix = f"{step}/"
+    return {name.removeprefix(prefix): array for name, array in steps.items() if name.startswith(prefix)}
 
 
 def beside(value: Array, up: Array, units: int = 1) -> Array:

@@ -4,15 +4,12 @@ import atexit
 import gc
 import json
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -67,7 +64,6 @@ def main() -> None:
     gc.set_threshold(20_000)
     atexit.register(gc.freeze)
     _speak_in_any_locale()
-    interrupt = _hear_interrupts()
     try:
         status = app(standalone_mode=False)
         sys.stdout.flush()
@@ -81,6 +77,9 @@ def main() -> None:
         _fall_silent()
         sys.exit(141)
     except OSError as error:
+        if _from_interrupt(error):
+            _complain("interrupted; no result was written")
+            sys.exit(INTERRUPTED)
         _fall_silent()
         _complain(_unwritten(error))
         sys.exit(2)
@@ -89,7 +88,7 @@ def main() -> None:
         sys.exit(3)
     except Exception as error:
         # Compiled code that Ctrl-C stops may make an error of its own of it: pydantic does, in the middle of an import.
-        if interrupt.is_set():
+        if _from_interrupt(error):
             _complain("interrupted; no result was written")
             sys.exit(INTERRUPTED)
         # Usage errors of the command-line library know how to show themselves.
@@ -102,18 +101,14 @@ def main() -> None:
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _hear_interrupts() -> threading.Event:
-    """What is set once Ctrl-C was pressed, whatever became of the KeyboardInterrupt that it raised."""
-    pressed = threading.Event()
-
-    def press(number: int, frame: FrameType | None) -> None:
-        pressed.set()
-        signal.default_int_handler(number, frame)
-
-    # Who ignores it (a shell's background) goes on ignoring it.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, press)
-    return pressed
+def _from_interrupt(error: BaseException) -> bool:
+    """Whether Ctrl-C, or a termination, is what an error was made of: by its chain, or by what it says."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, KeyboardInterrupt) or "KeyboardInterrupt" in str(chain):
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return False
 
 
 def _kept(record: str) -> bool:

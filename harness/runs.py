@@ -42,13 +42,13 @@ from harness.rounded import rounded
 from harness.side_by_side import Job, Meanwhile, side_by_side
 from harness.source import Source
 from harness.supervise import Listener, Waiting, train, waiting
-from harness.twins import ECHO, HOPELESS, NEAR, ROUNDS, SHAKES, moved, nudged, rounding_moves
+from harness.twins import ECHO, FIRST_STEPS, HOPELESS, NEAR, ROUNDS, SHAKES, moved, nudged, rounding_moves
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 BUDGET = 150_000_000  # bytes of recorded states a backend: beyond it they are recorded at fewer steps
 KEPT = 8_000_000  # bytes of recorded states and gradients a backend that a run directory keeps
-PROOF = 200  # steps at which gradients are recorded in float64; in less, at six of them
+PROOF = 200  # steps at which gradients are recorded in float64; in less, at nine of them
 EVIDENCE = "float64-evidence"
 PROOF_SECONDS, PROOF_SHARE, PROOF_LEAST = 5.0, 0.1, 4
 """How long the float64 evidence trains: seconds, or a share of the training's own time where that is more, and steps at least."""
@@ -287,7 +287,7 @@ class Training:
         """The gradients of every backend that has twins, by step: of the steps that were recorded from the first one on."""
         first = self.judging.start
         found = []
-        for step in (first, first + 1):
+        for step in range(first, first + FIRST_STEPS):
             said = [own.gradients(step) for name, own in self.judging.ok().items() if name not in self.restless]
             if not said or not all(said):
                 break
@@ -457,7 +457,7 @@ def write_twins(
         fresh = {f"{u.name}/{n}": a for u in program.updates for n, a in initial_slots(program, u).items()}
         unit = float(np.finfo(PRECISIONS[precision].dtype).eps)
         slots = load_file(before) if before.exists() else fresh
-        write_arrays(folder / "inputs" / MOVES, rounding_moves(program, wide, slots, gradients, start, unit, number))
+        write_arrays(folder / "inputs" / MOVES, rounding_moves(program, slots, gradients, start, unit, number))
 
 
 def twin_request(
@@ -705,7 +705,7 @@ def recorded_steps(program: Program, options: Options, start: int = 0) -> tuple[
     every = max(1, -(-size * (stop - start) // BUDGET))
     states = sorted({*range(start, stop, every), stop - 1})
     proof = range(start, min(stop, start + PROOF), max(1, -(-size * PROOF // BUDGET)))
-    some = [start + step for step in (0, 1, 9, 49, 99, 199)]
+    some = [start + step for step in (*range(FIRST_STEPS), 9, 49, 99, 199)]
     whole = options.precision == "float64" and options.rows is None
     gradients = [*proof] if whole else [step for step in some if step < stop]
     return states, gradients

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from harness.backend import PACKAGES, Array, Arrays, Session, StepByStep, shake
+from harness.backend import PACKAGES, Array, Arrays, Session, StepByStep, moves_after, shake
 from harness.worker import CHUNK, _die_with_parent, _installed, _process, load_program
 
 Question = Mapping[str, Any]
@@ -175,7 +175,7 @@ class Server:
 
         `keep`: remember every state under this name. `against`: the distance of every tensor at every step from the
         states that were kept under that name. `units`: how far all is moved after every step, by the coins of
-        `number`, and `shake`: a file of what is added after the first (see harness.backend.shake). `at`: the steps, from 1, whose
+        `number`, and `shake`: a file of what is added after the first ones (see harness.backend.shake). `at`: the steps, from 1, whose
         states these are; left out, all. `into`: a file for all states (`all`) or for the end (`last`).
         """
         here = self.opened[asked["name"]]
@@ -184,13 +184,13 @@ class Server:
         states: list[Arrays] = []
         distances: dict[str, list[float]] = {}
         base = self.series[asked["against"]] if asked.get("against") else None
+        moves = load_file(asked["shake"]) if asked.get("shake") else {}
         began = time.perf_counter()
         for step in range(first, last):
             for name, loss in session.wait(session.step(step, session.batch(given, step))).items():
                 losses.setdefault(name, []).append(loss)
             if asked.get("units") is not None:
-                moves = load_file(asked["shake"]) if asked.get("shake") and step == first else {}
-                shake(session, moves, asked["number"], step, asked["units"])
+                shake(session, moves_after(moves, step - first), asked["number"], step, asked["units"])
             if asked.get("at") and step + 1 not in asked["at"]:
                 continue
             if asked.get("keep") or base is not None or asked.get("write") == "all":

@@ -8,7 +8,7 @@ TIMES the worst twin has. That is asked only where two part by more than the tig
 What no parameter moves is the same in every such twin, rounding in one framework and 0 in another: the difference of pixels
 that are alike, which a normalisation divides by their spread; the gradient of a bias by the mean absolute error, where as many
 examples lie above as below, of which an optimizer that divides by the gradient's own size makes a step. So where twins do not
-explain what parts, the last ones are *shaken*: their data are moved too, their first step was made with gradients that rounding
+explain what parts, the last ones are *shaken*: their data are moved too, their first steps were made with gradients that rounding
 made, and their parameters are moved again after every step, as every step of another framework is rounded anew; by SHAKEN_UNITS
 each. Rounding that an optimizer multiplies (Adam with beta2 0) is now and then far larger than it mostly is: of such more are asked.
 """
@@ -40,6 +40,8 @@ ROUNDS = 5
 """Twins of each backend, at most; the coins that say up or down are tossed anew in each."""
 SHAKES, NEAR = 10, 10
 """Shaken twins of each backend after these, at most, while two backends part up to NEAR times as far as the worst of all."""
+FIRST_STEPS = 5
+"""Steps of a shaken twin, at most, whose gradients are off by rounding."""
 ZERO_ROOM, ZERO_SHARE = 1000, 1e-5
 """Units in the last place of its update's largest gradient that a gradient may be whose true value is zero, and the share of it."""
 HOPELESS = 100
@@ -95,52 +97,69 @@ def _coin(seed: int, purpose: str, number: int, name: str, shape: tuple[int, ...
 
 
 def rounding_moves(
-    program: Program, parameters: Mapping[str, Array], slots: Mapping[str, Array], gradients: Sequence[Sequence[Mapping[str, Array]]],
-    step: int, unit: float, number: int,
+    program: Program, slots: Mapping[str, Array], gradients: Sequence[Sequence[Mapping[str, Array]]],
+    start: int, unit: float, number: int,
 ) -> Arrays:  # fmt: skip
-    """How far the first update of a step moves otherwise where its gradients are off by rounding, away from zero.
+    """How far the first update of each of these steps moves otherwise where its gradients are off by rounding, away from zero.
 
-    A gradient is off by SHAKEN_UNITS of the largest of its tensor, or as far as the backends' own lie apart, where that is
-    ZERO_ROOM units of the update's largest or less (ZERO_SHARE of it, if that is less); what lies further apart is a difference,
-    and no rounding. A tensor of which all is as small as that is off by units of the update's largest. What is exactly 0 stays:
-    nothing reaches it. But where it is not 0 in another backend or in the next step, and as small as rounding, it is a sum that
-    cancels, and is off as well.
+    A gradient is off by SHAKEN_UNITS of the largest of its tensor; in the first step, before which all backends are in the same
+    position, also as far as their own lie apart, where that is ZERO_ROOM units of the update's largest or less (ZERO_SHARE of it,
+    if that is less). What lies further apart is a difference, and no rounding. A tensor of which all is as small as that is off
+    by units of the update's largest. What is exactly 0 stays: nothing reaches it. But where it is not 0 in another backend or in
+    the next step, and as small as rounding, it is a sum that cancels, and is off as well.
 
-    Of the first update alone: what later ones of the step see, it has moved. By the rules, in float64: `state/name`, and
-    `optimizer/update/slot/name`. `gradients`: by step, from this one on, those of every backend, as `update/name`; `slots`
-    before the step, as `update/slot/name`.
+    Of the first update alone: what later ones of the step see, it has moved. By the rules, in float64: `0/state/name` and
+    `0/optimizer/update/slot/name` of the step `start`, then those of the next. `gradients`: by step, from `start` on, those of
+    every backend, as `update/name`; `slots` before the first, as `update/slot/name`.
     """
     update = program.updates[0]
     names = list(reference.moved(program, update))
-    said, *later = (
-        {n: np.stack([g[f"{update.name}/{n}"] for g in own]).astype(np.float64) for n in names} for own in gradients
-    )
-    largest = max((float(np.abs(values).max(initial=0.0)) for values in said.values()), default=0.0)
-    rounding = min(ZERO_ROOM * unit, ZERO_SHARE) * largest
-    base, off = {}, {}
-    for name, values in said.items():
-        base[name] = values[0]
-        size = float(np.abs(values).max(initial=0.0))
-        far = SHAKEN_UNITS * unit * (size if size > rounding else largest)
-        apart = np.ptp(values, axis=0)
-        apart = np.where(apart <= rounding, apart, 0.0)
-        # 0 in one backend, and more than rounding in another: that is a difference, too.
-        reached = np.all(values != 0, axis=0) | (np.any(values != 0, axis=0) & (np.abs(values).max(axis=0) <= rounding))
-        for own in later:
-            reached |= np.any(own[name] != 0, axis=0) & (np.abs(own[name]).max(axis=0) <= rounding)
-        coin = np.where(_coin(program.seed, "moves", number, name, values.shape[1:]), 1, -1)
-        away = np.where(values[0] == 0, coin, np.sign(values[0]))
-        off[name] = values[0] + np.where(reached, np.maximum(far, apart), 0.0) * away
-    before = {n: parameters[n].astype(np.float64) for n in names}
+    # Where parameters are does not matter to how far they are moved otherwise.
+    here = {n: np.zeros(program.parameters[n].shape) for n in names}
     kept = {
         f"{s}/{n}": slots[f"{update.name}/{s}/{n}"].astype(np.float64)
         for s in update.optimizer.remembers
         for n in names
     }
-    exact, exact_slots = reference.apply_update(update, before, base, kept, step)
-    other, other_slots = reference.apply_update(update, before, off, kept, step)
-    moves = {f"state/{name}": other[name] - exact[name] for name in names}
-    return moves | {f"optimizer/{update.name}/{n}": other_slots[n] - value for n, value in exact_slots.items()}
+    found: Arrays = {}
+    said = [{n: [g[f"{update.name}/{n}"] for g in own] for n in names} for own in gradients]
+    for i, own in enumerate(said):
+        if not all(np.isfinite(g).all() for values in own.values() for g in values):
+            break
+        base, off = _off_by_rounding(program, own, said[i + 1 : i + 2], unit, (number, i))
+        exact, exact_slots = reference.apply_update(update, here, base, kept, start + i)
+        other, other_slots = reference.apply_update(update, here, off, kept, start + i)
+        found |= {f"{i}/state/{name}": other[name] - exact[name] for name in names}
+        found |= {f"{i}/optimizer/{update.name}/{n}": other_slots[n] - value for n, value in exact_slots.items()}
+        kept = exact_slots
+    return found
+
+
+def _off_by_rounding(
+    program: Program, said: Mapping[str, Sequence[Array]], later: Sequence[Mapping[str, Sequence[Array]]], unit: float,
+    which: tuple[int, int],
+) -> tuple[Arrays, Arrays]:  # fmt: skip
+    """One backend's gradients of a step, and the same off by rounding. `which`: the twin's number and the step's."""
+    largest = max((float(np.abs(g).max(initial=0.0)) for values in said.values() for g in values), default=0.0)
+    rounding = min(ZERO_ROOM * unit, ZERO_SHARE) * largest
+    base, off = {}, {}
+    for name, each in said.items():
+        values = np.stack(each).astype(np.float64)
+        base[name] = values[0]
+        size = float(np.abs(values).max(initial=0.0))
+        far = SHAKEN_UNITS * unit * (size if size > rounding else largest)
+        # Later, they lie apart for the sake of what the steps before have moved otherwise.
+        apart = np.ptp(values, axis=0) if which[1] == 0 else np.zeros(values.shape[1:])
+        apart = np.where(apart <= rounding, apart, 0.0)
+        # 0 in one backend, and more than rounding in another: that is a difference, too.
+        reached = np.all(values != 0, axis=0) | (np.any(values != 0, axis=0) & (np.abs(values).max(axis=0) <= rounding))
+        for next_one in later:
+            after = np.abs(np.stack(next_one[name])).max(axis=0)
+            reached |= (after != 0) & (after <= rounding)
+        coin = np.where(_coin(program.seed, "moves", which[0], f"{name}/{which[1]}", values.shape[1:]), 1, -1)
+        away = np.where(values[0] == 0, coin, np.sign(values[0]))
+        off[name] = values[0] + np.where(reached, np.maximum(far, apart), 0.0) * away
+    return base, off
 
 
 @dataclass

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from harness.backend import MOVES, PACKAGES, Array, Arrays, Session, digest, shake, to_bytes
+from harness.backend import MOVES, PACKAGES, Array, Arrays, Session, digest, moves_after, shake, to_bytes
 from harness.checkpoint import Checkpoint, Origin
 from harness.files import make_folder, write_arrays, write_last
 
@@ -282,6 +282,8 @@ class _Run:
 
     def train(self) -> None:
         states, gradients = set(self.request["record_states"]), set(self.request["record_gradients"])
+        number = self.request.get("shaken")
+        moves = {} if number is None else load_file(self.directory.parent / "inputs" / MOVES)
         if self.beside is None:
             make_folder(self.directory / "trajectory")
         for step in range(self.request["start"], self.request["stop"]):
@@ -301,9 +303,8 @@ class _Run:
             if not all(math.isfinite(loss) for loss in losses.values()):
                 self.stopped_at = step
                 break
-            if (number := self.request.get("shaken")) is not None:
-                given = self.directory.parent / "inputs" / MOVES
-                shake(self.session, load_file(given) if step == self.request["start"] else {}, number, step)
+            if number is not None:
+                shake(self.session, moves_after(moves, step - self.request["start"]), number, step)
             start = time.perf_counter()
             if step in states:
                 self.keep("state", step, self.session.state())

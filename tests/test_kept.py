@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from harness.check import climb, kept
@@ -90,8 +91,9 @@ def test_an_interrupted_call_goes_on_where_it_was(planter: Planter, tmp_path: Pa
 def test_one_spec_first_and_then_all_is_the_same_as_all(planter: Planter, tmp_path: Path) -> None:
     options = CheckOptions(out=tmp_path / "kept", precisions=("float64",))
     climb.planted(SPECS[:1], options)
-    climb.planted(SPECS, options)
+    found = climb.planted(SPECS, options)
     assert planter.asked == [("digits_mlp", "float64"), ("digits_cnn", "float64")]
+    assert [cell.spec for cell in found.cells] == SPECS
 
 
 def test_what_another_call_or_other_code_has_found_is_found_anew(
@@ -109,9 +111,48 @@ def test_what_another_call_or_other_code_has_found_is_found_anew(
         ask()
         assert len(planter.asked) == 1
     planter.asked.clear()
-    monkeypatch.setattr(kept, "_code", lambda: ["harness/twins.py other"])
-    climb.proved(SPECS[:1], options)
-    assert len(planter.asked) == 1
+    climb.planted(SPECS[:1], options)
+    assert not planter.asked, "what the first call has found is still there"
+    for what, changed in (("_code", ["harness/twins.py other"]), ("_versions", ["torch 9"])):
+        planter.asked.clear()
+        with monkeypatch.context() as other:
+            other.setattr(kept, what, lambda changed=changed: changed)
+            climb.planted(SPECS[:1], options)
+        assert len(planter.asked) == 1
+
+
+def test_other_data_beside_the_same_text_are_another_question(planter: Planter, tmp_path: Path) -> None:
+    text = (
+        "name: beside\ndata: {dataset: npz, file: own.npz, batch: 2, test: 0.0}\nnetworks: {net: {layers: [{dense: 1}]}}\n"
+        "training: {steps: 2, updates: [{loss: {mse: {predictions: net(x), targets: y}}, optimizer: {sgd: {learning_rate: 0.1}}}]}\n"
+    )
+    (tmp_path / "beside.yaml").write_text(text, encoding="utf-8")
+    options = CheckOptions(out=tmp_path / "kept", precisions=("float64",))
+    for number in (1.0, 2.0, 2.0):
+        np.savez(tmp_path / "own.npz", x=np.full((4, 3), number), y=np.ones((4, 1)))
+        climb.planted([tmp_path / "beside.yaml"], options)
+    assert len(planter.asked) == 2
+
+
+def test_what_was_cut_short_is_found_anew_and_a_full_disk_costs_the_keeping_alone(
+    planter: Planter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = CheckOptions(out=tmp_path / "kept", precisions=("float64",))
+    climb.planted(SPECS[:1], options)
+    (file,) = (tmp_path / "kept").iterdir()
+    file.with_name(f"{file.name}.part").write_text("{", encoding="utf-8")
+    file.write_text('{"asked": "', encoding="utf-8")
+    climb.planted(SPECS[:1], options)
+    assert len(planter.asked) == 2
+    said: list[Mapping[str, Any]] = []
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(kept, "write_last", full)
+    found = climb.planted(SPECS[1:], options, lambda _name, event: said.append(event))
+    assert found.cells
+    assert any("is not kept" in event.get("warning", "") for event in said)
 
 
 def test_a_subject_with_a_worker_that_failed_is_asked_again(

@@ -212,9 +212,19 @@ def test_an_interrupt_in_the_first_second_is_no_traceback() -> None:
         assert process.returncode in (0, 130), errors
 
 
-def test_an_interrupt_of_which_a_library_makes_another_error_is_no_traceback() -> None:
+@pytest.mark.parametrize(
+    ("raised", "status"),
+    [
+        ("ValueError('a model could not be built') from None", 130),
+        ("OSError('a file could not be read')", 130),
+        ("kept = ValueError('field: KeyboardInterrupt: '); kept.__context__ = None; raise kept", 130),
+        ("", 1),
+    ],
+)
+def test_an_interrupt_of_which_a_library_makes_another_error_is_no_traceback(raised: str, status: int) -> None:
     # pydantic's core, interrupted while it builds a model, raises a SchemaError that only mentions KeyboardInterrupt.
-    code = """
+    # A defect that comes after an interrupt that was heeded is told as a defect.
+    code = f"""
 import os, signal
 from harness import catalogue, cli
 
@@ -223,7 +233,8 @@ def listing(what):
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("no interrupt came")
     except KeyboardInterrupt:
-        raise ValueError("a model could not be built") from None
+        {f"raise {raised}" if raised and "kept" not in raised else raised or "pass"}
+    raise KeyError("a defect")
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 catalogue.listing = listing
@@ -232,8 +243,9 @@ cli.main()
     done = subprocess.run(
         [sys.executable, "-c", code, "list", "ops"], capture_output=True, text=True, timeout=60, check=False
     )
-    assert done.stderr == "interrupted; no result was written\n"
-    assert done.returncode == 130
+    assert done.returncode == status
+    assert (done.stderr == "interrupted; no result was written\n") == (status == 130)
+    assert ("KeyError: 'a defect'" in done.stderr) == (status == 1)
 
 
 def test_an_interpreter_that_prints_anything_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

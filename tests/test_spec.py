@@ -353,6 +353,39 @@ def test_one_network_cannot_be_called_with_two_shapes() -> None:
     assert any("its weights fit one" in line for line in problems(text))
 
 
+TWICE = """name: twice
+data: {dataset: random, examples: 6, batch: 2, fields: {few: {classes: 2}, many: {classes: 8}, truth: {shape: [2]}}}
+networks: {net: {layers: [LAYERS]}}
+training: {steps: 2, updates: [{loss: {mse: {predictions: net(FIRST), targets: truth}}, optimizer: {sgd: {learning_rate: 0.1}}}]}
+evaluation: {metrics: [{mse: {predictions: net(SECOND), targets: truth}}]}
+"""
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        "{embedding: {features: 2}}",
+        "{block: {layers: [{embedding: {features: 2}}]}}",
+        "{residual: [{embedding: {features: 2}}]}",
+    ],
+)
+def test_a_later_call_has_no_more_ids_than_the_embedding_was_made_for(layers: str) -> None:
+    text = TWICE.replace("LAYERS", layers)
+    if "residual" in layers:  # a residual adds what it reads: ids are no numbers
+        assert problems(text.replace("FIRST", "few").replace("SECOND", "few"))
+        return
+    (line,) = problems(text.replace("FIRST", "few").replace("SECOND", "many"))
+    assert "has a vocabulary of 2, 'many' has 8 ids: give it 'vocabulary: 8'" in line
+    assert not problems(text.replace("FIRST", "many").replace("SECOND", "few"))
+    assert not problems(
+        text.replace("FIRST", "few").replace("SECOND", "many").replace("features: 2", "vocabulary: 8, features: 2")
+    )
+    (small,) = problems(
+        text.replace("FIRST", "many").replace("SECOND", "many").replace("features: 2", "vocabulary: 3, features: 2")
+    )
+    assert "a vocabulary of 3 is too small" in small
+
+
 def test_weights_are_shared_by_calling_a_network_twice() -> None:
     program = program_of(GOOD.replace(
         "- loss: {softmax_cross_entropy: {logits: net(image), labels: label}}",

@@ -35,9 +35,10 @@ def off_by_rounding(value: jax.Array) -> jax.Array:
     """See harness.backend."""
     if value.dtype.name not in OFF:
         return value
-    far, unit, least = OFF[value.dtype.name]
-    size = jnp.abs(jax.lax.stop_gradient(value)).astype(jnp.promote_types(value.dtype, jnp.float32))
-    way = jnp.sign(jnp.sin(jnp.log(jnp.maximum(size, least)) / unit))
+    far, factor = OFF[value.dtype.name]
+    wide = jax.lax.stop_gradient(value).astype(jnp.promote_types(value.dtype, jnp.float32))
+    bits = jax.lax.bitcast_convert_type(wide, jnp.int64 if wide.dtype == jnp.float64 else jnp.int32)
+    way = jnp.where(bits * factor < 0, -1.0, 1.0).astype(wide.dtype)
     return value * (1 + far * way).astype(value.dtype)
 
 

@@ -39,11 +39,11 @@ def off_by_rounding(value: tf.Tensor) -> tf.Tensor:
     """See harness.backend."""
     if value.dtype.name not in OFF:
         return value
-    far, unit, least = OFF[value.dtype.name]
-    wide = tf.float64 if value.dtype == tf.float64 else tf.float32
-    size = tf.maximum(tf.abs(tf.cast(tf.stop_gradient(value), wide)), tf.cast(least, wide))
-    way = tf.sign(tf.sin(tf.math.log(size) / tf.cast(unit, wide)))
-    return value * tf.cast(1 + tf.cast(far, wide) * way, value.dtype)
+    far, factor = OFF[value.dtype.name]
+    wide, integer = (tf.float64, tf.int64) if value.dtype == tf.float64 else (tf.float32, tf.int32)
+    bits = tf.bitcast(tf.cast(tf.stop_gradient(value), wide), integer)
+    way = tf.where(bits * factor < 0, tf.constant(-1.0, wide), tf.constant(1.0, wide))
+    return value * tf.cast(1 + tf.constant(far, wide) * way, value.dtype)
 
 
 def renew() -> None:

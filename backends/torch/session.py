@@ -98,9 +98,11 @@ def off_by_rounding(value: torch.Tensor) -> torch.Tensor:
     name = str(value.dtype).removeprefix("torch.")
     if name not in OFF:
         return value
-    far, unit, least = OFF[name]
-    size = value.detach().abs().to(torch.promote_types(value.dtype, torch.float32)).clamp(min=least)
-    return value * (1 + far * torch.sin(size.log() / unit).sign()).to(value.dtype)
+    far, factor = OFF[name]
+    wide = value.detach().to(torch.promote_types(value.dtype, torch.float32))
+    bits = wide.view(torch.int64 if wide.dtype == torch.float64 else torch.int32)
+    way = torch.where(bits * factor < 0, -1.0, 1.0).to(wide.dtype)
+    return value * (1 + far * way).to(value.dtype)
 
 
 def device_memory() -> int | None:

@@ -15,7 +15,7 @@ from harness.check import rungs
 from harness.check import trajectory as long
 from harness.check.diagnose import Diagnosis, diagnose
 from harness.check.evidence import Evidence, allowances, gather, slopes
-from harness.check.kept import Kept
+from harness.check.kept import Kept, given_to
 from harness.check.live import LiveWorker, allowed_cores
 from harness.check.mutants import MUTANTS, Mutant
 from harness.check.power import Cell, PowerResult, Sensitivity, Untried, power
@@ -160,11 +160,7 @@ def _planted(
     options, listen = options or CheckOptions(), listen or (lambda _backend, _event: None)
     _validate(options)
     proving(options.precisions, "--power plants its faults")
-    known = [mutant.name for mutant in MUTANTS]
-    for name in mutants:
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            raise CallError(f"there is no fault '{name}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+    _known(mutants)
     loaded = [spec.load(spec.find(str(path))) for path in paths or sorted(spec.directory().glob("*.yaml"))]
     if not paths:
         loaded += [spec.loads(text, name) for name, text in PROBES.items()]
@@ -174,6 +170,7 @@ def _planted(
     call = [
         what,
         str(replace(options, out=None, precisions=(), timeout=0.0)),
+        str(pythons),
         *mutants,
     ]
     kept = Kept.open(options.out, call)
@@ -186,9 +183,10 @@ def _planted(
         subjects, count = 0, len(programs) * len(options.precisions)
         for program, (_, text) in zip(programs, loaded, strict=True):
             inputs = prepared(program, text)
+            given = given_to(text.text, inputs.train | inputs.test)
             for precision in options.precisions:
                 subjects += 1
-                if (before := kept.read(program.name, text.text, precision)) is not None:
+                if (before := kept.read(program.name, precision, given)) is not None:
                     every.append(before["found"])
                     seconds += before["seconds"]
                     listen(program.name, {"whole": [subjects, count], "exit": 0})
@@ -205,14 +203,31 @@ def _planted(
                         every.append(work(subject, wanted, listen))
                         failed |= subject.failures
                         own = time.perf_counter() - began
-                        if not failed:
-                            kept.write(program.name, text.text, precision, {"found": every[-1], "seconds": own})
                         seconds += own
+                        if not failures and not subject.failures:
+                            _keep(kept, program.name, precision, given, {"found": every[-1], "seconds": own}, listen)
                 shutil.rmtree(place, ignore_errors=True)
                 listen(program.name, {"whole": [subjects, count], "exit": 0})
         return every, failed, seconds
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _keep(kept: Kept, name: str, precision: str, given: tuple[str, str], found: Found, listen: Listener) -> None:
+    """Keep what was found; a full disk costs the keeping alone."""
+    try:
+        kept.write(name, precision, given, found)
+    except OSError as error:
+        listen(name, {"warning": f"what was found is not kept: {error_text(error)}"})
+
+
+def _known(mutants: Sequence[str]) -> None:
+    """Raise CallError unless there are such faults."""
+    known = [mutant.name for mutant in MUTANTS]
+    for name in mutants:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            raise CallError(f"there is no fault '{name}'" + (f"; did you mean '{near[0]}'?" if near else ""))
 
 
 def _close(subject: Subject) -> None:

@@ -3,22 +3,27 @@
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Sequence
+import platform
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.backend import PACKAGES
+from harness.backend import Array, digest
 from harness.errors import CallError
 from harness.files import make_folder, refusing, write_last
 
 CODE = ("harness", "backends")
 """The packages whose code decides what is found."""
+INSTALLED = ("torch", "tensorflow", "tensorflow-cpu", "keras", "jax", "jaxlib", "flax", "optax", "numpy")
+"""The distributions whose versions decide it, too."""
+NAME = re.compile(r".+-[0-9a-f]{12}\.json(\.part)?")
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A folder with what a call has found; without one nothing is kept."""
+    """A folder with what calls have found; without one nothing is kept."""
 
     folder: Path | None
     call: tuple[str, ...]
@@ -27,46 +32,55 @@ class Kept:
     @classmethod
     @refusing
     def open(cls, folder: Path | None, call: Sequence[str]) -> "Kept":
-        """The folder of a call, new or with what the same call has found. Raises CallError where it holds something else."""
+        """The folder of a call, new or with what calls have found. Raises CallError where it holds something else."""
         if folder is not None:
             if folder.exists() and not folder.is_dir():
                 raise CallError(f"--out {folder}: is not a directory")
             for file in sorted(make_folder(folder).iterdir()):
-                if _read(file) is None:
+                if not NAME.fullmatch(file.name):
                     raise CallError(f"--out {folder}: {file.name} in it is not of planted faults; name another folder")
-        return cls(folder, (*call, *_code()))
+        return cls(folder, (*call, *_versions(), *_code()))
 
-    def read(self, spec: str, text: str, precision: str) -> dict[str, Any] | None:
-        """What the same call has found in a spec of this text before, or None."""
-        known = None if self.folder is None else _read(self.folder / _name(spec, precision))
-        return known["found"] if known is not None and known["asked"] == self._asked(text) else None
+    def read(self, spec: str, precision: str, given: Iterable[str]) -> dict[str, Any] | None:
+        """What the same call has found before in a spec that was given the same (its text, its data), or None."""
+        if self.folder is None:
+            return None
+        asked = self._asked(given)
+        try:
+            known = json.loads(self._file(self.folder, spec, precision, asked).read_bytes())
+        except (OSError, ValueError):  # none, or one that was cut short
+            return None
+        return known["found"] if isinstance(known, dict) and known.get("asked") == asked else None
 
-    def write(self, spec: str, text: str, precision: str, found: dict[str, Any]) -> None:
+    def write(self, spec: str, precision: str, given: Iterable[str], found: dict[str, Any]) -> None:
         """Keep what was found. Raises OSError where it cannot be written."""
         if self.folder is not None:
-            write_last(self.folder / _name(spec, precision), {"asked": self._asked(text), "found": found})
+            asked = self._asked(given)
+            write_last(self._file(self.folder, spec, precision, asked), {"asked": asked, "found": found})
 
-    def _asked(self, text: str) -> str:
-        return hashlib.sha256("\n".join([*self.call, text]).encode()).hexdigest()
+    @staticmethod
+    def _file(folder: Path, spec: str, precision: str, asked: str) -> Path:
+        return folder / f"{spec}-{precision}-{asked[:12]}.json"
+
+    def _asked(self, given: Iterable[str]) -> str:
+        return hashlib.sha256("\n".join([*self.call, *given]).encode()).hexdigest()
 
 
-def _name(spec: str, precision: str) -> str:
-    return f"{spec}-{precision}.json"
+def given_to(text: str, data: Mapping[str, Array]) -> tuple[str, str]:
+    """What a spec is given: its text, and a digest of its data, which a file beside it may hold."""
+    return text, digest(data)
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    try:
-        known = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return known if isinstance(known, dict) and known.keys() == {"asked", "found"} else None
+def _versions() -> list[str]:
+    installed = {own.name.lower(): own.version for own in importlib.metadata.distributions() if own.name}
+    return [f"python {platform.python_version()}"] + [
+        f"{name} {installed.get(name, installed.get(name.replace('-', '_'), ''))}" for name in INSTALLED
+    ]
 
 
 def _code() -> list[str]:
     root = Path(__file__).parent.parent.parent
-    installed = {own.name.lower(): own.version for own in importlib.metadata.distributions() if own.name}
-    versions = [f"{name} {installed.get(name, '')}" for packages in PACKAGES.values() for name in packages]
-    return versions + [
+    return [
         f"{file.relative_to(root)} {hashlib.sha256(file.read_bytes()).hexdigest()}"
         for package in CODE
         for file in sorted((root / package).rglob("*.py"))

@@ -9,8 +9,10 @@ from harness.check.live import LiveWorker
 from harness.check.subject import Subject, each, open_program, part
 from harness.errors import HarnessError
 from harness.rounded import rounded
-from harness.twins import moved, rounding_moves
+from harness.twins import FIRST_STEPS, moved, rounding_moves
 
+ROOM = 100_000_000
+"""Bytes of the gradients that one backend says for shaken twins, beyond which it is asked for those of fewer steps."""
 NAME = "rounded"
 """The name under which workers have the variant whose every value is off by rounding open."""
 
@@ -41,7 +43,7 @@ def shaken(subject: Subject, name: str, backends: Collection[str], number: int, 
     """
     state, slots = part(subject.start, "state/"), part(subject.start, "optimizer/")
     gradients = subject.known("first gradients", lambda: first_gradients(subject, name, backends))
-    moves = rounding_moves(subject.program, state, slots, gradients, 0, subject.unit, number)
+    moves = rounding_moves(subject.program, slots, gradients, 0, subject.unit, number)
     subject.known("opened rounded", lambda: opened(subject, backends, observed))
     near = moved(subject.program, state, number, units=SHAKEN_UNITS)
     start = {n: a for n, a in subject.start.items() if not n.startswith("state/")} | {f"state/{n}": a for n, a in near.items()}  # fmt: skip
@@ -73,16 +75,19 @@ def closed(subject: Subject) -> None:
 
 
 def first_gradients(subject: Subject, name: str, backends: Collection[str]) -> list[list[Arrays]]:
-    """The gradients at the first two steps, by step, of each of these. Raises HarnessError where none answers."""
+    """The gradients at the first steps, by step, of each of these. Raises HarnessError where none answers."""
+    size = sum(a.nbytes for n, a in subject.start.items() if n.startswith("state/"))
+    steps = min(subject.program.steps, max(2, min(FIRST_STEPS, ROOM // max(size, 1))))
 
     def ask(live: LiveWorker) -> list[Arrays]:
         if live.name not in backends:
             return []
         live.ask("load", name=name, arrays=subject.position("start", subject.start))
-        found = [live.arrays("gradients", name=name, step=0)]
-        if subject.program.steps > 1:
-            live.ask("train", name=name, first=0, last=1)
-            found.append(live.arrays("gradients", name=name, step=1))
+        found = []
+        for step in range(steps):
+            found.append(live.arrays("gradients", name=name, step=step))
+            if step + 1 < steps:
+                live.ask("train", name=name, first=step, last=step + 1)
         return found
 
     said = [own for own in each(subject, ask).values() if own]

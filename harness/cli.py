@@ -287,9 +287,7 @@ def check(
         str | None, typer.Option(help="Numbers or names, like 1-4,relay; left out, 1 to 6.", metavar="RUNGS")
     ] = None,
     backends: Annotated[str | None, typer.Option(help="Which ones, like torch,jax; left out, all.")] = None,
-    precision: Annotated[
-        str, typer.Option(help="float64, float32, tf32 (on GPUs), bfloat16, or several with commas.")
-    ] = BOTH,
+    precision: Annotated[str, typer.Option(help="float64, float32, bfloat16, or several with commas.")] = BOTH,
     steps: Annotated[
         int | None, typer.Option(help="Steps of whole trainings; left out, the spec's, at most 200.")
     ] = None,

@@ -459,6 +459,9 @@ def test_exit_statuses_and_the_sum_say_what_was_found() -> None:
     assert result(*planted[1:], plant=True).exit == 0
     full = replace(planted[2], failures={"harness": "No space left on device"})
     assert result(full, plant=True).missed == (full,), "the harness failed: that finds no fault"
+    assert result(full, plant=True).exit == 3
+    undrawn = Outcome(3, "failed", failures={"harness": "IndexError"})
+    assert result(planted[1], undrawn, plant=True).exit == 3, "before a fault was drawn, too"
 
 
 @pytest.mark.frameworks

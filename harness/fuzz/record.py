@@ -81,10 +81,12 @@ class FuzzResult:
 
     @property
     def exit(self) -> int:
-        """0 nothing was found (planted: every fault was), 1 trainings differ (a fault was missed), 3 a backend failed, 130 interrupted."""
+        """0 nothing was found (planted: every fault was), 1 trainings differ (a fault was missed), 3 a backend or the harness failed, 130 interrupted."""
         if self.interrupted:
             return INTERRUPTED
         if self.failures or not self.outcomes:
+            return 3
+        if any("harness" in outcome.failures for outcome in self.outcomes):
             return 3
         if self.plant:
             return int(bool(self.missed))

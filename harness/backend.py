@@ -32,11 +32,9 @@ SHAKEN_UNITS = 8
 OFF = {
     "float64": (SHAKEN_UNITS * 2.0**-52, -0x61C8864680B583EB),
     "float32": (SHAKEN_UNITS * 2.0**-23, -0x61C8864F),
-    "bfloat16": (2.0**-7, -0x61C8864F),
 }
-"""By the name of a dtype: how far a value is off, relative to it; and what its bits (of bfloat16, those of the same float32) are
-multiplied by as an integer of their width, the golden ratio's (Knuth, 6.4): the product's sign says up or down. Products of bfloat16
-are rounded right: one unit."""
+"""By the name of a dtype: how far a value is off, relative to it; and what its bits are multiplied by as an integer of their width,
+the golden ratio's (Knuth, 6.4): the product's sign says up or down. In bfloat16, too, values between layers are float32."""
 
 
 class Session(Protocol):

@@ -9,8 +9,9 @@ import keyword
 from collections.abc import Collection
 
 from harness.reserved import ATTRIBUTES, OF_UPDATES, PROGRAMS
+from harness.rounded import FUNCTION
 
-TAKEN = PROGRAMS | set(dir(builtins)) | set(keyword.kwlist)
+TAKEN = PROGRAMS | {FUNCTION} | set(dir(builtins)) | set(keyword.kwlist)
 """What no variable and no class of a spec's own is called in a program."""
 FIELDS = frozenset({"masks", "order"})
 """What a batch and the run's inputs hold beside the data."""

@@ -182,8 +182,8 @@ class _Compiler:
         graph = self.networks[call.network]
         known = dict(zip(graph.inputs, call.arguments, strict=True))
         for variable, (embedding, vocabulary) in _vocabularies(graph).items():
-            argument = known[variable]
-            if isinstance(argument, Name) and argument.name in self.columns and argument.name not in values:
+            argument = _expand(known[variable], values)
+            if isinstance(argument, Name) and argument.name in self.columns:
                 have = self.columns[argument.name].classes or 0
                 if have > vocabulary:
                     self.note(
@@ -200,17 +200,16 @@ class _Compiler:
         if any(dtype == "number" for _, dtype in signature):
             self.note(("networks", name), "a network's input is a field or a value, not a number")
             return None
+        given = {f: _expand(arg, values) for f, arg in zip(spec.inputs, call.arguments, strict=True)}
         vocabularies = {
             formal: self.columns[arg.name].classes
-            for formal, arg in zip(spec.inputs, call.arguments, strict=True)
-            if isinstance(arg, Name) and arg.name in self.columns and arg.name not in values
+            for formal, arg in given.items()
+            if isinstance(arg, Name) and arg.name in self.columns
         }
         before = len(self.problems)
         path: Path = ("networks", name)
         builder = _Builder(self, spec, signature, vocabularies)
-        builder.fields = {
-            builder.called[f]: str(a) for f, a in zip(spec.inputs, call.arguments, strict=True) if f in vocabularies
-        }
+        builder.fields = {builder.called[f]: str(a) for f, a in given.items() if f in vocabularies}
         graph = builder.graph(spec, path, names.class_name(name))
         return graph if len(self.problems) == before else None
 
@@ -428,6 +427,17 @@ class _Compiler:
                 self.note((*path, "inputs", name), str(error))
                 continue
             counts[name] = len(array)
+            classes = self.columns[name].classes
+            if (
+                classes is not None
+                and array.dtype.kind in "iu"
+                and array.size
+                and not 0 <= array.min() <= array.max() < classes
+            ):
+                self.note(
+                    (*path, "inputs", name),
+                    f"ids from {array.min()} to {array.max()}; those of '{name}' are 0 to {classes - 1}",
+                )
             if array.shape[1:] != self.columns[name].shape:
                 want = spell(self.columns[name].shape)
                 self.note((*path, "inputs", name), f"a list of examples of shape {want}, got shape {list(array.shape)}")

@@ -7,10 +7,10 @@ nodes have names.
 """
 
 import ast
-from itertools import pairwise
 
 from harness.syntax import parse
 
+MODULES = {"torch", "tf", "keras", "jax", "jnp"}
 FUNCTION = "off_by_rounding"
 """A name that such a program lacks: the framework's half of a backend defines it (see harness.backend)."""
 
@@ -19,7 +19,8 @@ def rounded(observed: str) -> str:
     r"""An observed program with every node's value off by rounding. Raises ValueError where it has no node.
 
     >>> print(rounded('x = f(x)\nvalues["f1"] = x\ny = x'))
-    x = off_by_rounding(f(x))
+    x = f(x)
+    x = off_by_rounding(x)
     values['f1'] = x
     y = x
     """
@@ -27,20 +28,32 @@ def rounded(observed: str) -> str:
     found = 0
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        for before, after in pairwise(body) if isinstance(body, list) else ():
-            if isinstance(before, ast.Assign) and isinstance(before.targets[0], ast.Name) and _keeps(after):
-                before.value = ast.Call(ast.Name(FUNCTION, ast.Load()), [before.value], [])
+        if not isinstance(body, list):
+            continue
+        changed: list[ast.stmt] = []
+        for statement in body:
+            variable = _kept(statement)
+            # A block's own value, whose nodes are moved inside, comes after theirs are added: `values |= ...`.
+            if variable is not None and not (changed and isinstance(changed[-1], ast.AugAssign)):
+                call = ast.Call(ast.Name(FUNCTION, ast.Load()), [ast.Name(variable, ast.Load())], [])
+                changed.append(ast.Assign([ast.Name(variable, ast.Store())], call))
                 found += 1
+            changed.append(statement)
+        node.body = changed  # type: ignore[attr-defined]
     if not found:
         raise ValueError("the variant of the program that returns every value keeps none")
     return ast.unparse(ast.fix_missing_locations(tree))
 
 
-def _keeps(statement: ast.AST) -> bool:
-    """Whether it is the entry of a node in `values`. A block's own, whose nodes are moved inside, follows no assignment."""
-    return (
+def _kept(statement: ast.AST) -> str | None:
+    """The variable that a node's entry in `values` is of, in whatever axes."""
+    if (
         isinstance(statement, ast.Assign)
         and isinstance(target := statement.targets[0], ast.Subscript)
         and isinstance(target.value, ast.Name)
         and target.value.id == "values"
-    )
+    ):
+        names = [part.id for part in ast.walk(statement.value) if isinstance(part, ast.Name)]
+        own = [name for name in names if name not in MODULES]
+        return own[0] if len(own) == 1 else None
+    return None

@@ -43,8 +43,12 @@ def test_moments_of_adam_forget_a_larger_gradient(backend: str, rule: str, tmp_p
     """With beta2 0 the second moment is the last gradient's square, whatever the one before was: m + (g - m) is not g."""
     program = program_of(made([{"dense": 1}], {rule: {"learning_rate": 0.1, "beta1": 0.0, "beta2": 0.0}}, shape=[3]))
     case = live(backend, program, tmp_path)
-    large = {n: a if n.endswith("/count") else np.full_like(a, 1e12) for n, a in case.session.optimizer_state().items()}
+    large = {
+        n: np.ones_like(a) if n.endswith("/count") else np.full_like(a, 1e12)
+        for n, a in case.session.optimizer_state().items()
+    }
     case.session.load_optimizer(large)
+    assert all(np.array_equal(a, large[n]) for n, a in case.session.optimizer_state().items()), "they are there"
     batch = case.session.batch(case.inputs, 0)
     gradients = case.session.gradients(batch)
     case.session.wait(case.session.step(0, batch))

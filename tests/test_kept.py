@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harness import spec
 from harness.check import climb, kept
 from harness.check.climb import CheckOptions
 from harness.check.power import Cell, Sensitivity, Untried
 from harness.check.proof import Located
 from harness.errors import CallError
+from harness.resolve import compile_spec
+from harness.runs import prepared
 
 SPECS = ["digits_mlp", "digits_cnn"]
 
@@ -123,13 +126,18 @@ def test_what_another_call_or_other_code_has_found_is_found_anew(
 
 def test_other_data_beside_the_same_text_are_another_question(planter: Planter, tmp_path: Path) -> None:
     text = (
-        "name: beside\ndata: {dataset: npz, file: own.npz, batch: 2, test: 0.0}\nnetworks: {net: {layers: [{dense: 1}]}}\n"
+        "name: beside\ndata: {dataset: npz, file: own.npz, batch: 2, test: 0.25, normalise: none}\nnetworks: {net: {layers: [{dense: 1}]}}\n"
         "training: {steps: 2, updates: [{loss: {mse: {predictions: net(x), targets: y}}, optimizer: {sgd: {learning_rate: 0.1}}}]}\n"
     )
     (tmp_path / "beside.yaml").write_text(text, encoding="utf-8")
+    np.savez(tmp_path / "own.npz", x=np.arange(24.0).reshape(8, 3), y=np.ones((8, 1)))
+    loaded, source = spec.load(tmp_path / "beside.yaml")
+    train = int(prepared(compile_spec(loaded, source), source).train["x"][0, 0]) // 3  # a row that is not held out
     options = CheckOptions(out=tmp_path / "kept", precisions=("float64",))
     for number in (1.0, 2.0, 2.0):
-        np.savez(tmp_path / "own.npz", x=np.full((4, 3), number), y=np.ones((4, 1)))
+        x = np.ones((8, 3))
+        x[train] = number
+        np.savez(tmp_path / "own.npz", x=x, y=np.ones((8, 1)))
         climb.planted([tmp_path / "beside.yaml"], options)
     assert len(planter.asked) == 2
 

@@ -366,20 +366,35 @@ evaluation: {metrics: [{mse: {predictions: net(SECOND), targets: truth}}]}
     [
         "{embedding: {features: 2}}",
         "{block: {layers: [{embedding: {features: 2}}]}}",
-        "{residual: [{embedding: {features: 2}}]}",
     ],
 )
 def test_a_later_call_has_no_more_ids_than_the_embedding_was_made_for(layers: str) -> None:
     text = TWICE.replace("LAYERS", layers)
-    if "residual" in layers:  # a residual adds what it reads: ids are no numbers
-        assert problems(text.replace("FIRST", "few").replace("SECOND", "few"))
-        return
     (line,) = problems(text.replace("FIRST", "few").replace("SECOND", "many"))
     assert "has a vocabulary of 2, 'many' has 8 ids: give it 'vocabulary: 8'" in line
     assert not problems(text.replace("FIRST", "many").replace("SECOND", "few"))
     assert not problems(
         text.replace("FIRST", "few").replace("SECOND", "many").replace("features: 2", "vocabulary: 8, features: 2")
     )
+    predicted = (
+        text.replace("FIRST", "few")
+        .replace("SECOND", "few")
+        .replace("evaluation: {", "evaluation: {predictions: [{name: guess, value: net(few), inputs: {few: [9]}}], ")
+    )
+    (given,) = problems(predicted)
+    assert "ids from 9 to 9; those of 'few' are 0 to 1" in given
+    updates = text.replace("FIRST", "few").replace("SECOND", "few").replace("{loss: {", "{values: {ids: many}, loss: {")
+    own = updates.replace(
+        "updates: [",
+        "updates: [{name: first, loss: {mse: {predictions: net(few), targets: truth}}, optimizer: {sgd: {learning_rate: 0.1}}}, ",
+    )
+    (named,) = problems(
+        own.replace(
+            "{values: {ids: many}, loss: {mse: {predictions: net(few)",
+            "{name: second, values: {ids: many}, loss: {mse: {predictions: net(ids)",
+        )
+    )
+    assert "has a vocabulary of 2, 'many' has 8 ids" in named
     (small,) = problems(
         text.replace("FIRST", "many").replace("SECOND", "many").replace("features: 2", "vocabulary: 3, features: 2")
     )

@@ -36,10 +36,10 @@ def off_by_rounding(value: jax.Array) -> jax.Array:
     if value.dtype.name not in OFF:
         return value
     far, factor = OFF[value.dtype.name]
-    wide = jax.lax.stop_gradient(value).astype(jnp.promote_types(value.dtype, jnp.float32))
-    bits = jax.lax.bitcast_convert_type(wide, jnp.int64 if wide.dtype == jnp.float64 else jnp.int32)
-    way = jnp.where(bits * factor < 0, -1.0, 1.0).astype(wide.dtype)
-    return value * (1 + far * way).astype(value.dtype)
+    integer = jnp.int64 if value.dtype == jnp.float64 else jnp.int32
+    bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(value), integer)
+    way = jnp.where(bits * factor < 0, -1.0, 1.0).astype(value.dtype)
+    return value * (1 + far * way)
 
 
 def renew() -> None:

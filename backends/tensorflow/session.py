@@ -40,10 +40,9 @@ def off_by_rounding(value: tf.Tensor) -> tf.Tensor:
     if value.dtype.name not in OFF:
         return value
     far, factor = OFF[value.dtype.name]
-    wide, integer = (tf.float64, tf.int64) if value.dtype == tf.float64 else (tf.float32, tf.int32)
-    bits = tf.bitcast(tf.cast(tf.stop_gradient(value), wide), integer)
-    way = tf.where(bits * factor < 0, tf.constant(-1.0, wide), tf.constant(1.0, wide))
-    return value * tf.cast(1 + tf.constant(far, wide) * way, value.dtype)
+    bits = tf.bitcast(tf.stop_gradient(value), tf.int64 if value.dtype == tf.float64 else tf.int32)
+    way = tf.where(bits * factor < 0, tf.constant(-1.0, value.dtype), tf.constant(1.0, value.dtype))
+    return value * (1 + far * way)
 
 
 def renew() -> None:

@@ -99,10 +99,9 @@ def off_by_rounding(value: torch.Tensor) -> torch.Tensor:
     if name not in OFF:
         return value
     far, factor = OFF[name]
-    wide = value.detach().to(torch.promote_types(value.dtype, torch.float32))
-    bits = wide.view(torch.int64 if wide.dtype == torch.float64 else torch.int32)
-    way = torch.where(bits * factor < 0, -1.0, 1.0).to(wide.dtype)
-    return value * (1 + far * way).to(value.dtype)
+    bits = value.detach().contiguous().view(torch.int64 if name == "float64" else torch.int32)
+    way = torch.where(bits * factor < 0, -1.0, 1.0).to(value.dtype)
+    return value * (1 + far * way)
 
 
 def device_memory() -> int | None:

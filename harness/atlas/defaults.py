@@ -207,7 +207,7 @@ LEAKY_OWN = {
 SELU = {
     "tensorflow": Plant(
         "tf.nn.selu: at 0 the other side's gradient",
-        edited(Edit(r"return 1\.05\d+ \* keras\.ops\.elu\(x, alpha=1\.67\d+\)", "return tf.nn.selu(x)")),
+        edited(Edit(r"return 1\.05\d+ \* elu\(x, 1\.67\d+\)", "return tf.nn.selu(x)")),
     )
 }
 SOFTPLUS = {

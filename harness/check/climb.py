@@ -183,7 +183,8 @@ def _planted(
         subjects, count = 0, len(programs) * len(options.precisions)
         for program, (_, text) in zip(programs, loaded, strict=True):
             inputs = prepared(program, text)
-            given = given_to(text.text, inputs.train | inputs.test)
+            data = {f"train.{n}": a for n, a in inputs.train.items()} | {f"test.{n}": a for n, a in inputs.test.items()}
+            given = given_to(text.text, data)
             for precision in options.precisions:
                 subjects += 1
                 if (before := kept.read(program.name, precision, given)) is not None:

@@ -7,7 +7,7 @@ from typing import Any
 from harness.backend import SHAKEN_UNITS, Arrays
 from harness.check.live import LiveWorker
 from harness.check.subject import Subject, each, open_program, part
-from harness.errors import HarnessError
+from harness.errors import HarnessError, WorkerFailed
 from harness.rounded import rounded
 from harness.twins import FIRST_STEPS, moved, rounding_moves
 
@@ -59,12 +59,23 @@ def opened(subject: Subject, backends: Collection[str], observed: Mapping[str, s
     except ValueError as error:
         raise HarnessError(str(error)) from None
 
-    def ask(live: LiveWorker) -> bool:
-        if live.name in backends:
-            open_program(subject, live, NAME, sources[live.name], observe=True, rounded=True)
-        return live.name in backends
+    failed: dict[str, str] = {}
 
-    return [name for name, done in each(subject, ask).items() if done]
+    def ask(live: LiveWorker) -> bool:
+        if live.name not in backends:
+            return False
+        try:
+            open_program(subject, live, NAME, sources[live.name], observe=True, rounded=True)
+        except WorkerFailed as error:
+            if live.process.poll() is not None:
+                raise
+            failed[live.name] = str(error)
+        return True
+
+    done = [name for name, asked in each(subject, ask).items() if asked]
+    if failed:  # the program itself is none the worse for it
+        raise HarnessError(f"a variant whose values are off by rounding could not be opened: {failed}")
+    return done
 
 
 def closed(subject: Subject) -> None:

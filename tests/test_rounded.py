@@ -1,0 +1,73 @@
+"""The variant of a program whose every value is off by rounding: every layer's, once, in whatever way it is written. Needs no framework."""
+
+import ast
+
+import pytest
+from build import program_of
+from cases import CASES, spec_of
+
+from harness import names, spec
+from harness.backend import BACKENDS
+from harness.emit import graphs
+from harness.graph import BlockOp, Program
+from harness.programs import emitted
+from harness.resolve import compile_spec
+from harness.rounded import FUNCTION, rounded
+
+
+def calls(text: str) -> int:
+    return sum(
+        isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == FUNCTION
+        for n in ast.walk(ast.parse(text))
+    )
+
+
+def nodes(program: Program) -> int:
+    """Of all classes; a block's value is moved where it is made."""
+    return sum(not isinstance(node.op, BlockOp) for graph in graphs(program) for node in graph.nodes)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_each_layers_value_is_moved_once_in_every_case(backend: str) -> None:
+    for name in CASES:
+        program = program_of(spec_of(CASES[name]))
+        text = rounded(emitted(program, backend, "float64", observe=True))
+        assert calls(text) == nodes(program), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_and_in_every_bundled_spec(backend: str) -> None:
+    for path in sorted(spec.directory().glob("*.yaml")):
+        program = compile_spec(*spec.load(path))
+        assert calls(rounded(emitted(program, backend, "float32", observe=True))) == nodes(program), path.name
+
+
+def test_a_changed_program_is_moved_whatever_stands_before_an_entry() -> None:
+    text = """
+def forward(self, x, masks=None):
+    values = {}
+    x: Tensor = self.dense1(x)
+    values["dense1"] = x
+    if masks:
+        x = x * masks["dropout1"]
+    values["dropout1"] = x
+    x, inner = self.block1(x)
+    values |= inner
+    values["block1"] = x
+    x = self.conv1(x)
+    values["conv1"] = x.permute(0, 2, 3, 1)
+    return x, values
+"""
+    found = rounded(text)
+    assert calls(found) == 3
+    assert found.index(FUNCTION) > found.index("self.dense1(x)")
+    assert "x = off_by_rounding(x)\n    values['conv1'] = x.permute(0, 2, 3, 1)" in found
+
+
+def test_a_program_without_an_entry_is_refused() -> None:
+    with pytest.raises(ValueError, match="keeps none"):
+        rounded("def forward(x):\n    return x")
+
+
+def test_its_name_is_no_layers() -> None:
+    assert names.variable(FUNCTION) == f"{FUNCTION}_"

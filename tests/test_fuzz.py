@@ -172,6 +172,24 @@ def test_a_loss_that_is_rounding_is_drawn_again(files: Path) -> None:
         resolved(0, spec_of(norm, norm))
 
 
+def test_a_value_whose_square_leaves_float32_is_drawn_again(files: Path) -> None:
+    """A recurrent state that dropout scales at each of 64 steps, and a normalisation after it: infinite in one, 0 in another."""
+
+    def spec_of(length: int) -> str:
+        return dumped(
+            {
+                "name": "growing",
+                "data": {"dataset": "random", "examples": 4, "batch": 2, "fields": {"a": {"shape": [length, 2]}}},
+                "networks": {"net": {"layers": [{"gru": {"units": 4, "recurrent_dropout": 0.556}}, "layer_norm"]}},
+                "training": {"steps": 2, "updates": [{"loss": {"mse": {"predictions": "net(a)", "targets": 0.5}}, "optimizer": {"sgd": {"learning_rate": 0.1}}}]},
+            }
+        )  # fmt: skip
+
+    assert resolved(0, spec_of(4))
+    with pytest.raises(Redrawn, match="in the first step"):
+        resolved(0, spec_of(96))
+
+
 def test_a_spec_that_is_made_smaller_may_be_dead(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = draw(21, 0, files)
     monkeypatch.setattr(keep, "resolved", Mock(side_effect=Redrawn("no parameter that is moved changes the loss")))
@@ -373,7 +391,7 @@ def test_a_program_that_does_not_say_the_same_twice_has_no_twins(drawn: Drawn, t
             again = answer(1.0, steps, shift=1e-3)
             return {"a": once, "b": again if name == "start" else once}
 
-    twins = Asked(subject, {"a": once, "b": once}, {}, gradients=False)
+    twins = Asked(subject, {"a": once, "b": once}, {}, {}, gradients=False)
     assert twins.moved(0).keys() == twins.moved(1).keys() == {"a"}
 
 
@@ -385,6 +403,17 @@ def test_the_reference_is_one_of_those_that_are_compared(drawn: Drawn, tmp_path:
     found = judge(subject, answers, Said(lambda _n: answers, lambda _n: answers))
     assert found.status == "differs"
     assert "reference" in found.said
+
+
+def test_the_reference_is_not_asked_for_a_step_that_leaves_the_numbers_in_all(drawn: Drawn, tmp_path: Path) -> None:
+    steps = drawn.program.steps
+    subject = opened(drawn, "float64", tmp_path / "subject", {})
+    subject.remembered["fuzz"] = {("loss", "u", 1): np.array(1.5)}
+    wild = answer(1.5, steps)
+    wild.losses["u"][0] = np.nan
+    answers = {"a": wild, "b": replace(wild, losses={"u": [*wild.losses["u"]]})}
+    found = judge(subject, answers, Said(lambda _n: answers, lambda _n: answers))
+    assert (found.status, found.notes) == ("same", ("diverged",))
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])

@@ -57,6 +57,8 @@ TRIES = 60
 """Layers that are drawn for one place before the next one's turn comes."""
 GIVEN, WRITTEN = 0.1, 60
 """How often initial values are written out, and how many at most."""
+HUGE = 1e15
+"""A value above this is drawn again: what squares it, as a normalisation does, may leave float32, and no convention says to what."""
 LARGE = 1e3
 """A loss above this before training is drawn again: a few steps would take it out of the numbers."""
 ROUGH, WORST = 2.0**-30, 1e5
@@ -126,6 +128,8 @@ def require_alive(program: Program, inputs: Inputs) -> None:
             roughly: Arrays = {}
             rounded, _ = reference.train(program, update, parameters, data, masks, partial(_rounded, rng, roughly))
             for name, value in said.items():
+                if value.dtype.kind == "f" and not np.all(np.abs(value) < HUGE):
+                    raise Redrawn(f"{name} is {np.abs(value).max():.3g} in the first step")
                 # A kink behind such a number has the gradient of one side or of the other, by rounding.
                 if value.dtype.kind == "f" and np.any(np.abs(roughly[name] - value) > HALF * np.abs(value)):
                     raise Redrawn(f"numbers of {name} are what rounding has left")

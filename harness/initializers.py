@@ -107,7 +107,7 @@ class Normal(InitializerKind):
     mean: Real = 0.0
 
     def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:
-        return rng.normal(self.mean, self.std, shape)
+        return self.mean + self.std * rng.standard_normal(shape)
 
 
 class TruncatedNormal(InitializerKind):

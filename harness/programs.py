@@ -205,13 +205,6 @@ def read(given: Sequence[str], programs: Sequence[Program], threads: Sequence[in
     return found
 
 
-def observed(program: Program, backend: str, precision: str, text: str, threads: int = 1) -> str:
-    """The variant that returns every value of a program's text, emitted or changed. Raises CallError where there is none."""
-    base = emitted(program, backend, precision, threads)
-    own = Written(backend, text, f"{backend}'s program", base, program)
-    return own.adapted(program, precision, threads, observe=True)
-
-
 def sources(
     program: Program, names: Mapping[str, str], precision: str, given: Mapping[str, Written]
 ) -> dict[tuple[str, bool], str]:

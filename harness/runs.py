@@ -32,7 +32,7 @@ from harness.graph import Program
 from harness.judge import Judging
 from harness.optimizers import Cosine
 from harness.precision import PRECISIONS, on_device
-from harness.programs import Written, emitted, observed
+from harness.programs import Written, emitted
 from harness.programs import read as read_programs
 from harness.record import plain
 from harness.reference import initial_slots
@@ -225,24 +225,27 @@ class Training:
         return self._trained(folder, backend, request, tell)
 
     def _rounded(self, backend: str) -> Path | None:
-        """The variant of a backend's program whose every value is off by rounding, where shaken twins train it."""
+        """The variant of a backend's program whose every value is off by rounding, where shaken twins train it.
+
+        Of a program as emitted: a variant of a changed one need not be the same program, and would excuse what it is not.
+        """
         if self.shaking is None or backend in self.unrounded:
             return None
         path = self.directory / TWINS / f"{self.program.name}_{backend}_rounded.py"
         if path.exists():
             return path
         own = next((self.directory / backend).glob("*.py"))
+        asked = (self.program, backend, self.options.precision, self.options.threads)
+        why = "it is not as emitted"
         try:
-            text = own.read_text(encoding="utf-8")
-            whole = observed(self.program, backend, self.options.precision, text, self.options.threads)
-            write_text(path, rounded(whole))
-        except (CallError, ValueError, SyntaxError, OSError) as error:
-            self.unrounded.add(backend)
-            self.unsettled.append(
-                f"Shaken twins of {backend} leave the values between its parameters and its loss as they are: {error}."
-            )
-            return None
-        return path
+            if own.read_text(encoding="utf-8") == emitted(*asked):
+                write_text(path, rounded(emitted(*asked, observe=True)))
+                return path
+        except (CallError, ValueError, OSError) as error:
+            why = str(error)
+        self.unrounded.add(backend)
+        self.unsettled.append(f"Shaken twins of {backend}'s program leave its layers' values as they are: {why}.")
+        return None
 
     def measured(self, result: BackendResult) -> Iterator[Job]:
         """Take how far a twin parted; with the last one of a round, ask for another where two backends part further."""

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from harness import api, names, report, runs, spec
 from harness.backend import BACKENDS, PACKAGES
 from harness.data.inputs import prepare
+from harness.errors import CallError
 from harness.graph import Program
 from harness.judge import Judging
 from harness.programs import emitted
@@ -220,6 +221,8 @@ def test_a_planted_fault_is_caught(mutant: str, tmp_path: Path, monkeypatch: pyt
 
     def faulty(*arguments: object, **options: object) -> str:
         text = str(emit(*arguments, **options))
+        if options.get("observe"):
+            raise CallError("a changed program has no variant")
         assert old in text, f"the program no longer says {old!r}: plant the fault elsewhere"
         return text.replace(old, new)
 

@@ -21,8 +21,8 @@ NAME = "rounded"
 class Shaken:
     """How a training is shaken."""
 
-    name: str
-    """Under which workers have the program open that is trained."""
+    names: Mapping[str, str]
+    """By worker, under which name it has the program open that is trained."""
     position: str
     """A file with the position that it starts from."""
     train: dict[str, Any]
@@ -33,23 +33,28 @@ class Shaken:
 
 def loaded_anew(subject: Subject, name: str) -> Shaken:
     """The training itself, loaded anew after every step: who keeps something more from step to step trains otherwise then."""
-    return Shaken(name, subject.position("start", subject.start), {"number": 0, "units": 0}, {})
+    names = dict.fromkeys(subject.workers, name)
+    return Shaken(names, subject.position("start", subject.start), {"number": 0, "units": 0}, {})
 
 
 def shaken(subject: Subject, name: str, backends: Collection[str], number: int, observed: Mapping[str, str]) -> Shaken:
     """A shaken twin of the program that these workers have open under a name. Raises HarnessError where none of them answers.
 
-    `observed`: by backend, the variants that return every value. The first one opens them, with every value off by rounding.
+    `observed`: by backend, the variants that return every value, of those programs that are as emitted: their twins compute with
+    every value off by rounding. A variant of a changed program need not be the same program, and would excuse what it is not.
     """
     state, slots = part(subject.start, "state/"), part(subject.start, "optimizer/")
     gradients = subject.known("first gradients", lambda: first_gradients(subject, name, backends))
     moves = rounding_moves(subject.program, slots, gradients, 0, subject.unit, number)
-    subject.known("opened rounded", lambda: opened(subject, backends, observed))
+    variants = subject.known(
+        "opened rounded", lambda: opened(subject, [b for b in backends if b in observed], observed)
+    )
+    names = {b: NAME if b in variants else name for b in backends}
     near = moved(subject.program, state, number, units=SHAKEN_UNITS)
     start = {n: a for n, a in subject.start.items() if not n.startswith("state/")} | {f"state/{n}": a for n, a in near.items()}  # fmt: skip
     given = {"inputs": subject.nudged(number)}
     how = {"shake": subject.position(f"moves-{number}", moves), "number": number, "units": SHAKEN_UNITS}
-    return Shaken(NAME, subject.position(f"shaken-{number}", start), how | given, given)
+    return Shaken(names, subject.position(f"shaken-{number}", start), how | given, given)
 
 
 def opened(subject: Subject, backends: Collection[str], observed: Mapping[str, str]) -> list[str]:

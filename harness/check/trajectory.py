@@ -269,14 +269,20 @@ def shaken_distances(
     subject: Subject, steps: int, backends: Sequence[str], number: int
 ) -> dict[str, list[dict[str, list[float]]]]:
     """As `twin_distances`, of one shaken twin of each of these."""
-    observed = {name: subject.sources[name, True] for name in backends}
+    # As emitted, it is of one emitter with its observed variant.
+    same = [name for name in backends if subject.sources[name, False] == subject.honest[name, False]]
+    observed = {name: subject.sources[name, True] for name in same}
     how = shaken(subject, "plain", backends, number, observed)
 
     def work(live: LiveWorker) -> list[dict[str, list[float]]]:
         if live.name not in backends:
             return []
-        live.ask("load", name=how.name, arrays=how.position)
-        return [live.ask("train", name=how.name, first=0, last=steps, against="plain/base", **how.train)["distances"]]
+        live.ask("load", name=how.names[live.name], arrays=how.position)
+        return [
+            live.ask("train", name=how.names[live.name], first=0, last=steps, against="plain/base", **how.train)[
+                "distances"
+            ]
+        ]
 
     return {name: own for name, own in each(subject, work).items() if own}
 

@@ -89,7 +89,7 @@ def answer(
     """What an opened program says from a position on. `shaken`: how it is shaken there, from a position of its own."""
     steps = subject.program.steps
     given = shaken.inputs if shaken else {}
-    name = shaken.name if shaken else NAME
+    name = shaken.names[live.name] if shaken else NAME
     live.ask("load", name=name, arrays=shaken.position if shaken else position)
     forward = _outputs(subject, live, name, given)
     found = live.arrays("gradients", name=name, step=0, **given) if gradients else {}

@@ -38,7 +38,8 @@ def emit(
         functions += lanes.train_steps(program, PRECISIONS[precision].dtype, xla=strategy != "loop")
     elif strategy == "fit":
         functions += lanes.trainer(program)
-    known = HELPERS | lanes.IN_A_LOOP if strategy == "loop" and lanes.keeps_digits(program) else HELPERS
+    own_rules = training.FORGETFUL if training.forgets(program) else lanes.IN_A_LOOP if strategy == "loop" else {}
+    known = HELPERS | own_rules
     definitions = [*(known[name] for name in dict.fromkeys(helpers)), *classes]
     if own.factors == "bfloat16":
         definitions = shared.in_mixed_precision(definitions, bfloat16.REPLACED, bfloat16.HELPERS)

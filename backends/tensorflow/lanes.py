@@ -3,7 +3,6 @@
 from harness import emit as shared
 from harness.graph import Program
 from harness.lanes import steps_a_call
-from harness.optimizers import Adam
 
 STEPS = ("function", "function_xla")
 """The strategies of one call a step; the last is compiled by XLA."""
@@ -44,15 +43,6 @@ IN_A_LOOP["AdamW"] = (
     .replace('"""Adam with', '"""AdamW with')
 )
 """What the strategy `loop` has instead of other helpers: where XLA does not fuse an update, it is a dozen passes."""
-LEAST_BETA = 0.1
-
-
-def keeps_digits(program: Program) -> bool:
-    """Whether TensorFlow's kernel of Adam does: it adds (1 - beta) * (g - m) to m, which leaves the rounding of a larger m."""
-    rules = (update.optimizer for update in program.updates if isinstance(update.optimizer, Adam))
-    return all(min(rule.beta1, rule.beta2) >= LEAST_BETA for rule in rules)
-
-
 STACK = '''
 
 def stack(batches: list[dict]) -> dict:

@@ -146,16 +146,18 @@ class SGD(keras.optimizers.SGD):
         self.assign(velocity, self.momentum * velocity + gradient)
         self.assign_sub(variable, tf.cast(learning_rate, variable.dtype) * velocity)
 ''',
-    "Adam": '''
-class Adam(keras.optimizers.Adam):
-    """Adam with epsilon added after the bias correction; Keras's own adds it before."""
+}
+
+
+def _adam(name: str, moments: str) -> str:
+    return f'''
+class {name}(keras.optimizers.{name}):
+    """{name} with epsilon added after the bias correction; Keras's own adds it before."""
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
         index = self._get_variable_index(variable)
         m, v = self._momentums[index], self._velocities[index]
-        # Not m + (1 - beta) * (g - m): where a gradient falls far below the one before, that leaves the rounding of the old one.
-        self.assign(m, self.beta_1 * m + (1 - self.beta_1) * gradient)
-        self.assign(v, self.beta_2 * v + (1 - self.beta_2) * tf.square(gradient))
+{moments}
         # Scalars in float64: 1 - 0.999 in float32 is wrong in the fifth digit. Both sides of the quotient are
         # multiplied by the correction, which saves a division of every number.
         t = tf.cast(self.iterations + 1, tf.float64)
@@ -164,8 +166,28 @@ class Adam(keras.optimizers.Adam):
         rate = tf.cast(rate * correction, variable.dtype)
         epsilon = tf.cast(self.epsilon * correction, variable.dtype)
         self.assign_sub(variable, rate * m / (tf.sqrt(v) + epsilon))
-''',
-}
+'''
+
+
+MOMENTS = """\
+        self.assign_add(m, (1 - self.beta_1) * (gradient - m))
+        self.assign_add(v, (1 - self.beta_2) * (tf.square(gradient) - v))"""
+FORGOTTEN = """\
+        # Not m + (1 - beta) * (g - m), a pass less: with a beta near 0 it leaves the rounding of a moment that was larger.
+        self.assign(m, self.beta_1 * m + (1 - self.beta_1) * gradient)
+        self.assign(v, self.beta_2 * v + (1 - self.beta_2) * tf.square(gradient))"""
+HELPERS |= {name: _adam(name, MOMENTS) for name in ("Adam", "AdamW")}
+FORGETFUL = {name: _adam(name, FORGOTTEN) for name in ("Adam", "AdamW")}
+"""What stands for these where a beta is below LEAST_BETA."""
+LEAST_BETA = 0.1
+
+
+def forgets(program: Program) -> bool:
+    """Whether a moment may be far smaller than the one before, which m + (1 - beta) * (g - m) then leaves the rounding of."""
+    rules = (update.optimizer for update in program.updates if isinstance(update.optimizer, Adam))
+    return any(min(rule.beta1, rule.beta2) < LEAST_BETA for rule in rules)
+
+
 HELPERS["NesterovSGD"] = (
     HELPERS["SGD"]
     .replace("class SGD", "class NesterovSGD")
@@ -174,9 +196,4 @@ HELPERS["NesterovSGD"] = (
     .replace(
         "        self.assign_sub(", "        rate = tf.cast(learning_rate, variable.dtype)\n        self.assign_sub("
     )
-)
-HELPERS["AdamW"] = (
-    HELPERS["Adam"]
-    .replace("class Adam(keras.optimizers.Adam)", "class AdamW(keras.optimizers.AdamW)")
-    .replace('"""Adam with', '"""AdamW with')
 )

@@ -35,9 +35,8 @@ class AdamW(keras.optimizers.AdamW):
     ) -> None:
         index = self._get_variable_index(variable)
         m, v = self._momentums[index], self._velocities[index]
-        # Not m + (1 - beta) * (g - m): where a gradient falls far below the one before, that leaves the rounding of the old one.
-        self.assign(m, self.beta_1 * m + (1 - self.beta_1) * gradient)
-        self.assign(v, self.beta_2 * v + (1 - self.beta_2) * tf.square(gradient))
+        self.assign_add(m, (1 - self.beta_1) * (gradient - m))
+        self.assign_add(v, (1 - self.beta_2) * (tf.square(gradient) - v))
         # Scalars in float64: 1 - 0.999 in float32 is wrong in the fifth digit. Both sides of the quotient are
         # multiplied by the correction, which saves a division of every number.
         t = tf.cast(self.iterations + 1, tf.float64)

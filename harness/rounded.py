@@ -7,10 +7,10 @@ nodes have names.
 """
 
 import ast
+from collections.abc import Collection
 
 from harness.syntax import parse
 
-MODULES = {"torch", "tf", "keras", "jax", "jnp"}
 FUNCTION = "off_by_rounding"
 """A name that such a program lacks: the framework's half of a backend defines it (see harness.backend)."""
 
@@ -25,6 +25,12 @@ def rounded(observed: str) -> str:
     y = x
     """
     tree = parse(observed)
+    imported = {
+        (alias.asname or alias.name).partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
     found = 0
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
@@ -32,7 +38,7 @@ def rounded(observed: str) -> str:
             continue
         changed: list[ast.stmt] = []
         for statement in body:
-            variable = _kept(statement)
+            variable = _kept(statement, imported)
             # A block's own value, whose nodes are moved inside, comes after theirs are added: `values |= ...`.
             if variable is not None and not (changed and isinstance(changed[-1], ast.AugAssign)):
                 call = ast.Call(ast.Name(FUNCTION, ast.Load()), [ast.Name(variable, ast.Load())], [])
@@ -45,8 +51,8 @@ def rounded(observed: str) -> str:
     return ast.unparse(ast.fix_missing_locations(tree))
 
 
-def _kept(statement: ast.AST) -> str | None:
-    """The variable that a node's entry in `values` is of, in whatever axes."""
+def _kept(statement: ast.AST, imported: Collection[str]) -> str | None:
+    """The variable that a node's entry in `values` is of, in whatever axes: a module may turn them."""
     if (
         isinstance(statement, ast.Assign)
         and isinstance(target := statement.targets[0], ast.Subscript)
@@ -54,6 +60,6 @@ def _kept(statement: ast.AST) -> str | None:
         and target.value.id == "values"
     ):
         names = [part.id for part in ast.walk(statement.value) if isinstance(part, ast.Name)]
-        own = [name for name in names if name not in MODULES]
+        own = [name for name in names if name not in imported]
         return own[0] if len(own) == 1 else None
     return None

@@ -220,7 +220,7 @@ class Training:
         request = twin_request(
             self.directory, folder, backend, own,
             first=self.rounds in (0, self.shaking), shaken=None if self.shaking is None else self.rounds,
-            rounded=self._rounded(backend),
+            variant=self._rounded(backend),
         )  # fmt: skip
         return self._trained(folder, backend, request, tell)
 
@@ -465,13 +465,13 @@ def write_twins(
 
 def twin_request(
     run: Path, folder: Path, backend: str, own: Sequence[int], *, first: bool = True, shaken: int | None = None,
-    rounded: Path | None = None,
+    variant: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What a worker is asked for a twin of the training that lies in the run directory; `own`: its cores.
 
     `first`: it is to show before that it repeats the training. `shaken`: its number, where its inputs hold what is added after
-    its first step; it is to show then that it trains on as it would where it is loaded anew after every step. `rounded`: the
-    variant of its program that is trained then.
+    its first step; it is to show then that it trains on as it would where it is loaded anew after every step. `variant`:
+    of its program, with every value off by rounding, which is trained then.
     """
     asked = json.loads((run / backend / "request.json").read_text(encoding="utf-8"))
     base = os.path.relpath(run / backend, folder / backend)
@@ -480,7 +480,7 @@ def twin_request(
         "twin_of": base,
         "echo": 0 if not first else ECHO if shaken is None else asked["stop"] - asked["start"],
         "shaken": shaken,
-        "rounded": None if rounded is None else os.path.relpath(rounded, folder / backend),
+        "rounded": None if variant is None else os.path.relpath(variant, folder / backend),
         "checkpoint": False,
     }
     request["cores"] = list(own) if own else asked["cores"]

@@ -8,9 +8,9 @@ TIMES the worst twin has. That is asked only where two part by more than the tig
 What no parameter moves is the same in every such twin, rounding in one framework and 0 in another: the difference of pixels
 that are alike, which a normalisation divides by their spread; the gradient of a bias by the mean absolute error, where as many
 examples lie above as below, of which an optimizer that divides by the gradient's own size makes a step. So where twins do not
-explain what parts, the last ones are *shaken*: their data and every layer's value (harness.rounded) are moved too, their first steps were made with gradients that rounding
-made, and their parameters are moved again after every step, as every step of another framework is rounded anew; by SHAKEN_UNITS
-each. Rounding that an optimizer multiplies (Adam with beta2 0) is now and then far larger than it mostly is: of such more are asked.
+explain what parts, the last ones are *shaken*. By SHAKEN_UNITS each, their data and every layer's value (harness.rounded) are moved
+too, the gradients of their first steps are off, and their parameters are moved again after every step, as every step of another
+framework is rounded anew. Rounding that an optimizer multiplies (Adam with beta2 0) is now and then far larger than it mostly is: of such more are asked.
 """
 
 import json

@@ -44,6 +44,7 @@ def test_and_in_every_bundled_spec(backend: str) -> None:
 
 def test_a_changed_program_is_moved_whatever_stands_before_an_entry() -> None:
     text = """
+import tensorflow as tf
 def forward(self, x, masks=None):
     values = {}
     x: Tensor = self.dense1(x)
@@ -55,13 +56,13 @@ def forward(self, x, masks=None):
     values |= inner
     values["block1"] = x
     x = self.conv1(x)
-    values["conv1"] = x.permute(0, 2, 3, 1)
+    values["conv1"] = tf.transpose(x, (0, 2, 3, 1))
     return x, values
 """
     found = rounded(text)
     assert calls(found) == 3
     assert found.index(FUNCTION) > found.index("self.dense1(x)")
-    assert "x = off_by_rounding(x)\n    values['conv1'] = x.permute(0, 2, 3, 1)" in found
+    assert "x = off_by_rounding(x)\n    values['conv1'] = tf.transpose(x, (0, 2, 3, 1))" in found
 
 
 def test_a_program_without_an_entry_is_refused() -> None:

@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.backend import Array, digest
+from harness.backend import PACKAGES, Array, digest
 from harness.errors import CallError
 from harness.files import make_folder, refusing, write_last
 
 CODE = ("harness", "backends")
 """The packages whose code decides what is found."""
-INSTALLED = ("torch", "tensorflow", "tensorflow-cpu", "keras", "jax", "jaxlib", "flax", "optax", "numpy")
-"""The distributions whose versions decide it, too."""
 NAME = re.compile(r".+-[0-9a-f]{12}\.json(\.part)?")
 
 
@@ -72,9 +70,12 @@ def given_to(text: str, data: Mapping[str, Array]) -> tuple[str, str]:
 
 
 def _versions() -> list[str]:
-    installed = {own.name.lower(): own.version for own in importlib.metadata.distributions() if own.name}
-    return [f"python {platform.python_version()}"] + [
-        f"{name} {installed.get(name, installed.get(name.replace('-', '_'), ''))}" for name in INSTALLED
+    # By their beginnings: a framework's build for CPUs has a longer name than its package.
+    packages = ("numpy", *(name for names in PACKAGES.values() for name in names))
+    installed = {f"{own.name} {own.version}" for own in importlib.metadata.distributions() if own.name}
+    return [
+        f"python {platform.python_version()}",
+        *sorted(own for own in installed if own.lower().startswith(packages)),
     ]
 
 

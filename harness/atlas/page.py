@@ -38,8 +38,8 @@ statistics, gradients against finite differences); *fault* is a planted fault of
 comparison must catch; other names are test functions. — is: the spec's own meaning, nothing to do.
 
 Measured size: a network is trained for {steps} steps with that one default left to that framework, beside the same
-program without it; the number is the largest difference of the loss, in units of the loss, and in brackets is the
-network: a bundled spec, or a small one of `harness/atlas/probes.py`; where a framework's default is also the spec's, a
+program without it. The number is the largest difference of the loss, in units of the loss. In brackets is the
+network: a bundled spec, or a small one of `harness/atlas/probes.py`. Where a framework's default is also the spec's, it is a
 network that says otherwise. *Outputs*: the losses are the same, and what the
 trained network then says differs by so much. *0*: below {nothing:g}. *Refused*: an error, which cannot go unnoticed.
 `harness explain SPEC` measures the same on a spec of yours.

@@ -1,8 +1,8 @@
 """The two halves of a backend: an emitter, which needs no framework, and a session, which runs in a worker.
 
 `backends/<name>/emit.py` has `emit(program, precision, threads) -> str`; `backends/<name>/session.py` has the
-class `Session` below, `environment()`, and `off_by_rounding(value)`: a node's value, each number of it moved as `OFF` says, up
-or down by its own bits, and gradients alike. A worker imports NumPy, safetensors, the framework and these; nothing else.
+class `Session` below, `environment()`, and `off_by_rounding(value, *, apart=False)`: a node's value, each number of it moved as
+`OFF` says, up or down by its own bits, `apart` by its place as well, and gradients alike. A worker imports NumPy, safetensors, the framework and these; nothing else.
 """
 
 import hashlib
@@ -29,6 +29,8 @@ SHAKEN_UNITS = 8
 """Units in the last place that its numbers are moved by: as far as one op of a framework is off (tanh, erf: measured)."""
 
 
+OFF_BY_ROUNDING = "off_by_rounding"
+"""A session's function by this name is what a variant calls (see harness.rounded): no program has one of its own."""
 OFF = {
     "float64": (SHAKEN_UNITS * 2.0**-52, -0x61C8864680B583EB),
     "float32": (SHAKEN_UNITS * 2.0**-23, -0x61C8864F),

@@ -8,10 +8,10 @@ import builtins
 import keyword
 from collections.abc import Collection
 
+from harness.backend import OFF_BY_ROUNDING
 from harness.reserved import ATTRIBUTES, OF_UPDATES, PROGRAMS
-from harness.rounded import FUNCTION
 
-TAKEN = PROGRAMS | {FUNCTION} | set(dir(builtins)) | set(keyword.kwlist)
+TAKEN = PROGRAMS | {OFF_BY_ROUNDING} | set(dir(builtins)) | set(keyword.kwlist)
 """What no variable and no class of a spec's own is called in a program."""
 FIELDS = frozenset({"masks", "order"})
 """What a batch and the run's inputs hold beside the data."""

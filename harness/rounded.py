@@ -3,25 +3,32 @@
 A parameter that is moved moves a value by no more than the way from one to the other lets through. Where that is less than a
 unit in the last place (a sigmoid before a normalisation, a gate that is almost 1), no twin whose parameters are moved is rounded
 otherwise, and another framework is. So each node's value is moved itself, in the observed variant of the program, where all
-nodes have names.
+nodes have names. Equal numbers are moved alike, since which of them a maximum takes is a convention and no rounding. But an op
+that subtracts a mean makes of equal numbers what rounding leaves, and divides that by their spread: what it reads is moved
+once more, each number by itself.
 """
 
 import ast
 from collections.abc import Collection
 
+from harness.backend import OFF_BY_ROUNDING
+from harness.emit import graphs
+from harness.graph import Program
 from harness.syntax import parse
 
-FUNCTION = "off_by_rounding"
-"""A name that such a program lacks: the framework's half of a backend defines it (see harness.backend)."""
+
+def rounded(program: Program, observed: str) -> str:
+    """The observed variant of a program with every node's value off by rounding. Raises ValueError where it has no node."""
+    return off(observed, [node.name for graph in graphs(program) for node in graph.nodes if node.op.centres])
 
 
-def rounded(observed: str) -> str:
-    r"""An observed program with every node's value off by rounding. Raises ValueError where it has no node.
+def off(observed: str, centring: Collection[str] = ()) -> str:
+    r"""A text with every node's value off by rounding, and what nodes of these names read. Raises ValueError where it has no node.
 
-    >>> print(rounded('x = f(x)\nvalues["f1"] = x\ny = x'))
-    x = f(x)
+    >>> print(off('x = self.norm1(x)\nvalues["norm1"] = x\ny = x', ["norm1"]))
+    x = self.norm1(off_by_rounding(x, apart=True))
     x = off_by_rounding(x)
-    values['f1'] = x
+    values['norm1'] = x
     y = x
     """
     tree = parse(observed)
@@ -36,12 +43,14 @@ def rounded(observed: str) -> str:
         body = getattr(node, "body", None)
         if not isinstance(body, list):
             continue
+        for statement in body:
+            _move_input(statement, centring)
         changed: list[ast.stmt] = []
         for statement in body:
             variable = _kept(statement, imported)
             # A block's own value, whose nodes are moved inside, comes after theirs are added: `values |= ...`.
             if variable is not None and not (changed and isinstance(changed[-1], ast.AugAssign)):
-                call = ast.Call(ast.Name(FUNCTION, ast.Load()), [ast.Name(variable, ast.Load())], [])
+                call = ast.Call(ast.Name(OFF_BY_ROUNDING, ast.Load()), [ast.Name(variable, ast.Load())], [])
                 changed.append(ast.Assign([ast.Name(variable, ast.Store())], call))
                 found += 1
             changed.append(statement)
@@ -49,6 +58,23 @@ def rounded(observed: str) -> str:
     if not found:
         raise ValueError("the variant of the program that returns every value keeps none")
     return ast.unparse(ast.fix_missing_locations(tree))
+
+
+def _move_input(statement: ast.AST, centring: Collection[str]) -> None:
+    """Move what a statement's calls of these layers read, in place: `self.norm1(x)`, whatever stands around it."""
+    if not isinstance(statement, (ast.Assign, ast.AnnAssign)):
+        return
+    for call in ast.walk(statement):
+        if (
+            isinstance(call, ast.Call)
+            and isinstance(call.func, ast.Attribute)
+            and isinstance(call.func.value, ast.Name)
+            and call.func.value.id == "self"
+            and call.func.attr in centring
+            and call.args
+        ):
+            apart = ast.keyword("apart", ast.Constant(value=True))
+            call.args[0] = ast.Call(ast.Name(OFF_BY_ROUNDING, ast.Load()), [call.args[0]], [apart])
 
 
 def _kept(statement: ast.AST, imported: Collection[str]) -> str | None:

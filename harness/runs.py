@@ -239,7 +239,7 @@ class Training:
         why = "it is not as emitted"
         try:
             if own.read_text(encoding="utf-8") == emitted(*asked):
-                write_text(path, rounded(emitted(*asked, observe=True)))
+                write_text(path, rounded(self.program, emitted(*asked, observe=True)))
                 return path
         except (CallError, ValueError, OSError) as error:
             why = str(error)

@@ -100,38 +100,42 @@ def rounding_moves(
     program: Program, slots: Mapping[str, Array], gradients: Sequence[Sequence[Mapping[str, Array]]],
     start: int, unit: float, number: int,
 ) -> Arrays:  # fmt: skip
-    """How far the first update of each of these steps moves otherwise where its gradients are off by rounding, away from zero.
+    """How far the updates of each of these steps move otherwise where their gradients are off by rounding, away from zero.
 
     A gradient is off by SHAKEN_UNITS of the largest of its tensor; in the first step, before which all backends are in the same
     position, also as far as their own lie apart, where that is ZERO_ROOM units of the update's largest or less (ZERO_SHARE of it,
-    if that is less). What lies further apart is a difference, and no rounding. A tensor of which all is as small as that is off
-    by units of the update's largest. What is exactly 0 stays: nothing reaches it. But where it is not 0 in another backend or in
-    the next step, and as small as rounding, it is a sum that cancels, and is off as well.
+    if that is less). What lies further apart is a difference, and no rounding. A tensor of which all is as small as that in
+    every backend is off by units of the update's largest, and in later steps, too, as far as they lie apart. What is exactly 0
+    stays: nothing reaches it. But where it is not 0 in another backend or in the next step, and as small as rounding, it is a
+    sum that cancels, and is off as well.
 
-    Of the first update alone: what later ones of the step see, it has moved. By the rules, in float64: `0/state/name` and
-    `0/optimizer/update/slot/name` of the step `start`, then those of the next. `gradients`: by step, from `start` on, those of
-    every backend, as `update/name`; `slots` before the first, as `update/slot/name`.
+    By the rules, in float64: `0/state/name` and `0/optimizer/update/slot/name` of the step `start`, then those of the next.
+    `gradients`: by step, from `start` on, those of every backend, as `update/name`, all where the step begins: what a later
+    update of the step finds, the earlier ones have moved, but what is rounding in one place is in the other. `slots` before the
+    first step, as `update/slot/name`.
     """
-    update = program.updates[0]
-    names = list(reference.moved(program, update))
-    # Where parameters are does not matter to how far they are moved otherwise.
-    here = {n: np.zeros(program.parameters[n].shape) for n in names}
-    kept = {
-        f"{s}/{n}": slots[f"{update.name}/{s}/{n}"].astype(np.float64)
-        for s in update.optimizer.remembers
-        for n in names
-    }
     found: Arrays = {}
-    said = [{n: [g[f"{update.name}/{n}"] for g in own] for n in names} for own in gradients]
-    for i, own in enumerate(said):
-        if not all(np.isfinite(g).all() for values in own.values() for g in values):
-            break
-        base, off = _off_by_rounding(program, own, said[i + 1 : i + 2], unit, (number, i))
-        exact, exact_slots = reference.apply_update(update, here, base, kept, start + i)
-        other, other_slots = reference.apply_update(update, here, off, kept, start + i)
-        found |= {f"{i}/state/{name}": other[name] - exact[name] for name in names}
-        found |= {f"{i}/optimizer/{update.name}/{n}": other_slots[n] - value for n, value in exact_slots.items()}
-        kept = exact_slots
+    for update in program.updates:
+        names = list(reference.moved(program, update))
+        # Where parameters are does not matter to how far they are moved otherwise.
+        here = {n: np.zeros(program.parameters[n].shape) for n in names}
+        kept = {
+            f"{s}/{n}": slots[f"{update.name}/{s}/{n}"].astype(np.float64)
+            for s in update.optimizer.remembers
+            for n in names
+        }
+        said = [{n: [g[f"{update.name}/{n}"] for g in own] for n in names} for own in gradients]
+        for i, own in enumerate(said):
+            if not all(np.isfinite(g).all() for values in own.values() for g in values):
+                break
+            base, off = _off_by_rounding(program, own, said[i + 1 : i + 2], unit, (number, i))
+            exact, exact_slots = reference.apply_update(update, here, base, kept, start + i)
+            other, other_slots = reference.apply_update(update, here, off, kept, start + i)
+            for name in names:  # which several updates may move
+                key = f"{i}/state/{name}"
+                found[key] = found.get(key, 0) + (other[name] - exact[name])
+            found |= {f"{i}/optimizer/{update.name}/{n}": other_slots[n] - value for n, value in exact_slots.items()}
+            kept = exact_slots
     return found
 
 
@@ -148,8 +152,8 @@ def _off_by_rounding(
         base[name] = values[0]
         size = float(np.abs(values).max(initial=0.0))
         far = SHAKEN_UNITS * unit * (size if size > rounding else largest)
-        # Later, they lie apart for the sake of what the steps before have moved otherwise.
-        apart = np.ptp(values, axis=0) if which[1] == 0 else np.zeros(values.shape[1:])
+        # Later, they lie apart for the sake of what the steps before have moved otherwise, unless all of it is rounding.
+        apart = np.ptp(values, axis=0) if which[1] == 0 or size <= rounding else np.zeros(values.shape[1:])
         apart = np.where(apart <= rounding, apart, 0.0)
         # 0 in one backend, and more than rounding in another: that is a difference, too.
         reached = np.all(values != 0, axis=0) | (np.any(values != 0, axis=0) & (np.abs(values).max(axis=0) <= rounding))

@@ -98,7 +98,21 @@ def test_a_number_that_is_none_of_a_framework_is_left(backend: str) -> None:
     assert np.array_equal(_off(backend, np.arange(5))[0], np.arange(5))
 
 
-def _off(backend: str, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("backend", EACH)
+def test_apart_equal_numbers_go_both_ways_whatever_they_are_and_wherever(backend: str, precision: str) -> None:
+    for number in (0.3, -7.0, 2.0**-40, 1e8):
+        value = np.full((20, 5, 40), number, precision)
+        found, _ = _off(backend, value, apart=True)
+        up = np.abs(found) > np.abs(value)
+        assert np.all(
+            np.abs(np.abs(found.astype(np.float64) / value - 1) / np.finfo(precision).eps - SHAKEN_UNITS) <= 1
+        )
+        assert all(abs(np.mean(along) - 0.5) < 0.2 for axis in range(3) for along in np.moveaxis(up, axis, 0))
+    assert not np.any(_off(backend, np.zeros(9, precision), apart=True)[0]), "zeros stay"
+
+
+def _off(backend: str, value: np.ndarray, *, apart: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """A value off by rounding, and the gradient of its sum."""
     if backend == "torch":
         import torch  # noqa: PLC0415 - where it is installed
@@ -106,7 +120,7 @@ def _off(backend: str, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         from backends.torch.session import off_by_rounding as of_torch  # noqa: PLC0415
 
         tensor = torch.tensor(value, requires_grad=value.dtype.kind == "f")
-        found = of_torch(tensor)
+        found = of_torch(tensor, apart=apart)
         if value.dtype.kind == "f":
             found.sum().backward()
         return found.detach().numpy(), np.zeros(0) if tensor.grad is None else tensor.grad.numpy()
@@ -118,7 +132,7 @@ def _off(backend: str, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         constant = tf.constant(value)
         with tf.GradientTape() as tape:
             tape.watch(constant)
-            said = of_tensorflow(constant)
+            said = of_tensorflow(constant, apart=apart)
         return said.numpy(), tape.gradient(said, constant).numpy() if value.dtype.kind == "f" else np.zeros(0)
     import jax  # noqa: PLC0415
 
@@ -126,8 +140,8 @@ def _off(backend: str, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     with jax.enable_x64(True):
         array = jax.numpy.asarray(value)
-        gradient = jax.grad(lambda x: of_jax(x).sum())(array) if value.dtype.kind == "f" else np.zeros(0)
-        return np.asarray(jax.jit(of_jax)(array)), np.asarray(gradient)
+        gradient = jax.grad(lambda x: of_jax(x, apart=apart).sum())(array) if value.dtype.kind == "f" else np.zeros(0)
+        return np.asarray(jax.jit(of_jax, static_argnames="apart")(array, apart=apart)), np.asarray(gradient)
 
 
 @pytest.mark.skipif("torch" not in INSTALLED, reason="PyTorch is not installed")

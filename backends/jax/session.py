@@ -31,13 +31,15 @@ def configure(request: Mapping[str, Any]) -> None:  # noqa: ARG001 - nothing of 
     jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
-def off_by_rounding(value: jax.Array) -> jax.Array:
+def off_by_rounding(value: jax.Array, *, apart: bool = False) -> jax.Array:
     """See harness.backend."""
     if value.dtype.name not in OFF:
         return value
     far, factor = OFF[value.dtype.name]
     integer = jnp.int64 if value.dtype == jnp.float64 else jnp.int32
     bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(value), integer)
+    if apart:
+        bits += factor * jnp.square(jnp.arange(value.size, dtype=integer)).reshape(value.shape)
     way = jnp.where(bits * factor < 0, -1.0, 1.0).astype(value.dtype)
     return value * (1 + far * way)
 

@@ -35,12 +35,15 @@ def configure(request: Mapping[str, Any]) -> None:
         tf.config.experimental.set_memory_growth(gpu, enable=True)
 
 
-def off_by_rounding(value: tf.Tensor) -> tf.Tensor:
+def off_by_rounding(value: tf.Tensor, *, apart: bool = False) -> tf.Tensor:
     """See harness.backend."""
     if value.dtype.name not in OFF:
         return value
     far, factor = OFF[value.dtype.name]
-    bits = tf.bitcast(tf.stop_gradient(value), tf.int64 if value.dtype == tf.float64 else tf.int32)
+    integer = tf.int64 if value.dtype == tf.float64 else tf.int32
+    bits = tf.bitcast(tf.stop_gradient(value), integer)
+    if apart:
+        bits += factor * tf.reshape(tf.square(tf.range(tf.size(value, out_type=integer))), tf.shape(value))
     way = tf.where(bits * factor < 0, tf.constant(-1.0, value.dtype), tf.constant(1.0, value.dtype))
     return value * (1 + far * way)
 

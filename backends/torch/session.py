@@ -93,13 +93,18 @@ def settings() -> dict[str, str]:
     }
 
 
-def off_by_rounding(value: torch.Tensor) -> torch.Tensor:
+def off_by_rounding(value: torch.Tensor, *, apart: bool = False) -> torch.Tensor:
     """See harness.backend."""
     name = str(value.dtype).removeprefix("torch.")
     if name not in OFF:
         return value
     far, factor = OFF[name]
-    bits = value.detach().contiguous().view(torch.int64 if name == "float64" else torch.int32)
+    integer = torch.int64 if name == "float64" else torch.int32
+    bits = value.detach().contiguous().view(integer)
+    if apart:
+        bits = bits + factor * torch.arange(value.numel(), dtype=integer, device=value.device).square().reshape(
+            value.shape
+        )
     way = torch.where(bits * factor < 0, -1.0, 1.0).to(value.dtype)
     return value * (1 + far * way)
 

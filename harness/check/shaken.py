@@ -60,7 +60,7 @@ def shaken(subject: Subject, name: str, backends: Collection[str], number: int, 
 def opened(subject: Subject, backends: Collection[str], observed: Mapping[str, str]) -> list[str]:
     """Open the variants whose every value is off by rounding; those that did. Raises HarnessError where there is none."""
     try:
-        sources = {name: rounded(observed[name]) for name in backends}
+        sources = {name: rounded(subject.program, observed[name]) for name in backends}
     except ValueError as error:
         raise HarnessError(str(error)) from None
 

@@ -22,13 +22,13 @@ from harness.errors import CallError, HarnessError
 from harness.fuzz import corpus, keep, training
 from harness.fuzz.draw import weighted
 from harness.fuzz.generate import Drawn, draw
-from harness.fuzz.judge import alike, judge
-from harness.fuzz.record import FuzzResult, Outcome
+from harness.fuzz.judge import Verdict, alike, idle, judge
+from harness.fuzz.record import IDLE, FuzzResult, Outcome
 from harness.graph import Program
 from harness.lanes import PLAIN, strategies
 from harness.precision import proving
 from harness.programs import emitted
-from harness.twins import moved
+from harness.twins import ROUNDS, moved
 
 __all__ = ["FuzzOptions", "fuzz"]
 RENEWED = 120
@@ -220,9 +220,7 @@ def _outcome(options: FuzzOptions, ready: _Ready, live: Mapping[str, LiveWorker]
     found = empty
     if not trained.failures:
         try:
-            said = judge(
-                subject, trained.answers, _Twins(subject, trained.answers, ready.strategies, ready.sources, gradients)
-            )
+            said = _said(subject, trained, ready.sources, gradients=gradients)
             found = replace(empty, status=said.status, said=said.said, ratio=said.ratio, notes=said.notes)
         except (HarnessError, OSError) as error:
             trained.failures |= subject.failures or {"harness": str(error)}
@@ -230,11 +228,14 @@ def _outcome(options: FuzzOptions, ready: _Ready, live: Mapping[str, LiveWorker]
         failures = {name: keep.sentence(why) for name, why in trained.failures.items()}
         found = replace(empty, said="; ".join(f"{n}: {w}" for n, w in failures.items()), failures=failures)
     training.closed(subject)
+    if options.plant and not found.found and _idle(options, ready, live, trained, folder / "honest"):
+        found = replace(found, notes=(*found.notes, IDLE))
     if found.found and not options.plant and options.out is not None:
         try:
             kept = keep.keep(
-                ready.drawn, found, trained.failures, options.precision, live, folder / "kept", options.out
-            )
+                ready.drawn, found, trained.failures, options.precision, live, folder / "kept", options.out,
+                partial(_differs, ready.strategies, options.precision, live),
+            )  # fmt: skip
         except Exception as error:  # noqa: BLE001 - what was found stands, whatever became of the smaller one
             kept = keep.traceback_of(ready.number, "", traceback.format_exc(), options.out)
             why = f"it could not be made smaller: {_last(str(error) or repr(error))}"
@@ -242,6 +243,49 @@ def _outcome(options: FuzzOptions, ready: _Ready, live: Mapping[str, LiveWorker]
         found = replace(found, kept=kept)
     shutil.rmtree(folder, ignore_errors=True)
     return replace(found, seconds=time.perf_counter() - began)
+
+
+def _differs(
+    ways: dict[str, str | None], precision: str, live: Mapping[str, LiveWorker], drawn: Drawn, folder: Path
+) -> bool:
+    """Whether trainings of a smaller spec differ, in the same ways. Raises HarnessError where it cannot be trained in them."""
+    subject = training.opened(drawn, precision, folder, live)
+    sources = training.programs(subject, ways)
+    trained = training.train(subject, sources, ways, gradients=False)
+    try:
+        return not trained.failures and _said(subject, trained, sources, gradients=False).status == "differs"
+    finally:
+        training.closed(subject)
+
+
+def _said(subject: Subject, trained: training.Trained, sources: Mapping[str, str], *, gradients: bool) -> Verdict:
+    """The verdict on a trained spec. Raises HarnessError where a twin fails."""
+    return judge(subject, trained.answers, _Twins(subject, trained.answers, trained.strategies, sources, gradients))
+
+
+def _idle(
+    options: FuzzOptions, ready: _Ready, live: Mapping[str, LiveWorker], trained: training.Trained, folder: Path
+) -> bool:
+    """Whether a planted fault that was not found changes nothing in this spec: its backend's honest program says the same.
+
+    A last batch that the training does not come to, rows of an embedding of which each is looked up once.
+    """
+    if ready.drawn is None or trained.failures:
+        return False
+    name = ready.planted
+    subject = training.opened(ready.drawn, options.precision, folder, {name: live[name]})
+    sources = {name: emitted(ready.drawn.program, name, options.precision)}
+    gradients = ready.number % GRADIENTS == 0
+    honest = training.train(subject, sources, {}, gradients=gradients)
+    try:
+        twins = _Twins(subject, honest.answers, {}, sources, gradients)
+        return not honest.failures and idle(
+            honest.answers[name],
+            trained.answers[name],
+            (own for number in range(ROUNDS) for own in twins.moved(number).values()),
+        )
+    finally:
+        training.closed(subject)
 
 
 @dataclass

@@ -377,6 +377,8 @@ class Sketch:
     def another(self) -> bool:
         """Draw a layer, and add it if it fits."""
         cls = self._kind()
+        if any(info.annotation is str and info.is_required() for info in cls.model_fields.values()):
+            return self._referring(cls)
         inputs = self._inputs(cls)
         shapes = [self.scope.shapes[n] for n in inputs or (self.last,)]
         words = {"": [*self.scope.shapes], "class_name": NAMES[:4]}
@@ -386,6 +388,16 @@ class Sketch:
         except Undrawable:
             return False
         return self.add(drawn, inputs)
+
+    def _referring(self, cls: type[Any]) -> bool:
+        """Add a layer that names another one, whichever of all it may be: most are of the wrong kind, or have another width."""
+        known = [n for n in self.scope.shapes if self.scope.dtypes[n] == "float" and n not in self.unnamed]
+        pairs = [(n, read) for n in self.scope.shapes for read in known]
+        for i in self.rng.permutation(len(pairs)):
+            name, read = pairs[int(i)]
+            if self.add(kind(self.rng, cls, Context(words={"": [name]})), (read,)):
+                return True
+        return False
 
     def _kind(self) -> type[Any]:
         """A kind of layer: first the module that it is defined in, so that the many activations are not most of all."""

@@ -5,7 +5,7 @@ against the float64 reference.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Protocol
@@ -20,8 +20,6 @@ from harness.fuzz.training import ROWS, Answer, asked
 from harness.twins import HOPELESS, NEAR, ROUNDS, SHAKES, TIMES, Yardstick
 
 REFERENCE = "reference"
-EXPLODED = 1e30
-"""What comes after a number of this size is not compared: where its products overflow, no convention says."""
 SHOWN = 4
 """Tensors that are named where trainings differ."""
 
@@ -62,7 +60,7 @@ class Verdict:
     odd: str = ""
     """The backend that is in most of the pairs that differ."""
     notes: tuple[str, ...] = ()
-    """`diverged`: losses left the numbers, in all alike. `still`: nothing moved, so that it is no evidence."""
+    """`diverged`: losses left the numbers, or grew beyond what is compared, in all alike. `still`: nothing moved, so that it is no evidence."""
 
 
 class Twins(Protocol):
@@ -77,7 +75,9 @@ class Twins(Protocol):
 
 def judge(subject: Subject, answers: Mapping[str, Answer], twins: Twins) -> Verdict:
     """Judge the answers of a spec's backends."""
-    until = {name: _numbers_until(own) for name, own in answers.items()}
+    # Beyond it the unit in the last place is more than 1: such a training explodes, and what rounding does to it as well.
+    most = 1 / subject.unit
+    until = {name: _numbers_until(own, most) for name, own in answers.items()}
     # The step at which one alone leaves the numbers is compared; what comes after none is left at all is not.
     cut = min(until.values()) + (len(set(until.values())) > 1)
     notes = []
@@ -126,6 +126,21 @@ def alike(subject: Subject, one: Answer, two: Answer) -> bool:
     )
 
 
+def idle(own: Answer, changed: Answer, moved: Iterable[Answer]) -> bool:
+    """Whether a changed program parts nowhere further from what it was made of than TIMES the worst of that one's own twins.
+
+    No tolerance is in it: what a change does may be small, and is no rounding.
+    """
+    yardstick = Yardstick()
+    for twin in moved:
+        yardstick.add(_distances(own, twin))
+    steps = max(map(len, own.losses.values()))
+    was, now = _said(own, steps), _said(changed, steps)
+    return was.keys() == now.keys() and all(
+        was[key].shape == now[key].shape and _apart(was[key], now[key]) <= TIMES * yardstick.at(*key) for key in was
+    )
+
+
 KINDS = ("forward", "loss", "gradients", "state", "optimizer", "outputs")
 
 
@@ -134,15 +149,15 @@ def _order(parting: Parting) -> tuple[int, int, float]:
     return (early, KINDS.index(parting.what), -parting.ratio)
 
 
-def _numbers_until(answer: Answer) -> int:
-    """How many steps pass before a loss or a parameter is no number, or one that a few products make one of."""
+def _numbers_until(answer: Answer, most: float) -> int:
+    """How many steps pass before a loss or a parameter is no number, or one beyond the most that is compared."""
     steps = max(map(len, answer.losses.values()))
     good = steps
     for losses in answer.losses.values():
-        good = min([good, *(i for i, loss in enumerate(losses) if not abs(loss) < EXPLODED)])
+        good = min([good, *(i for i, loss in enumerate(losses) if not abs(loss) < most)])
     for states in answer.states.values():
         if len(states) == steps and states.dtype.kind == "f":
-            bad = np.flatnonzero(~(np.abs(states.reshape(steps, -1)) < EXPLODED).all(axis=1))
+            bad = np.flatnonzero(~(np.abs(states.reshape(steps, -1)) < most).all(axis=1))
             good = min([good, *bad[:1].tolist()])
     return good
 

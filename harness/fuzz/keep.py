@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from harness.backend import BACKENDS
 from harness.check import dissect
 from harness.check.live import LiveWorker
-from harness.check.reduce import dumped, reduce, smaller, written_to
+from harness.check.reduce import Reduced, dumped, reduce, smaller, written_to
 from harness.check.reproduce import runnable
 from harness.check.subject import prepare
 from harness.errors import HarnessError, WorkerFailed
@@ -54,9 +54,13 @@ def traceback_of(number: int, text: str, error: str, out: Path | None) -> tuple[
 
 
 def keep(
-    drawn: Drawn, found: Outcome, failures: Mapping[str, str], precision: str, live: Mapping[str, LiveWorker], folder: Path, out: Path
+    drawn: Drawn, found: Outcome, failures: Mapping[str, str], precision: str, live: Mapping[str, LiveWorker], folder: Path, out: Path,
+    differs: Callable[[Drawn, Path], bool],
 ) -> tuple[str, ...]:  # fmt: skip
-    """Write what shows an outcome into a folder of its own: the spec as drawn, the smallest one, a file per framework."""
+    """Write what shows an outcome into a folder of its own: the spec as drawn, the smallest one, a file per framework.
+
+    `differs`: whether trainings of a spec differ, which may write into a new folder.
+    """
     into = out / str(drawn.number)
     into.mkdir(parents=True)
     name = drawn.program.name
@@ -70,33 +74,51 @@ def keep(
         small = fails_smaller(drawn, backend, why, precision, live[backend], folder)
         paths += written(small, precision, folder, into)
     else:
-        paths += _differing(drawn, precision, live, folder, into)
+        paths += _differing(drawn, precision, live, folder, into, differs)
     shutil.rmtree(folder, ignore_errors=True)
     return tuple(map(str, paths))
 
 
-def _differing(drawn: Drawn, precision: str, live: Mapping[str, LiveWorker], folder: Path, into: Path) -> list[Path]:
-    """By taking a step apart from the same position, and making the spec smaller as long as that shows it."""
+def _differing(
+    drawn: Drawn, precision: str, live: Mapping[str, LiveWorker], folder: Path, into: Path, differs: Callable[[Drawn, Path], bool]
+) -> list[Path]:  # fmt: skip
+    """The smallest spec by taking a step apart, which is quick; where its whole training does not differ, by training."""
+
+    def shows(text: str, place: Path) -> Drawn | None:
+        try:
+            own = resolved(drawn.number, text)
+            return own if differs(own, place) else None
+        except (HarnessError, Redrawn, ValueError):
+            return None
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
     try:
-        subject = prepare(drawn.program, drawn.source, drawn.inputs, precision, folder / "whole", dict(live))
-        sources = {name: subject.sources[name, True] for name in subject.workers}
-        at = dissect.find(subject, sources, drawn.program.steps)
-        dissect.closed(subject)
-        if at is None:
-            (into / "diff.txt").write_text(
-                "From the same position no step shows more than rounding.\n", encoding="utf-8"
-            )
-            return [into / "diff.txt"]
-        small = reduce(
-            drawn.text, at, drawn.program, precision, {}, live, folder / "smaller", budget=BUDGET, more=shrink.smaller
-        )
+        small = _dissected(drawn, precision, live, folder)
     except (WorkerFailed, HarnessError) as error:
-        (into / "diff.txt").write_text(str(error), encoding="utf-8")
-        return [into / "diff.txt"]
-    if isinstance(small, str):
-        (into / "diff.txt").write_text(small + "\n", encoding="utf-8")
-        return [into / "diff.txt"]
-    return written_to(small, f"{drawn.program.name}_small", into)
+        small = str(error)
+    if isinstance(small, Reduced) and shows(small.text, folder / "reduced") is not None:
+        return written_to(small, f"{drawn.program.name}_small", into)
+    why = (
+        small
+        if isinstance(small, str)
+        else "In the smallest spec that one step shows it in, whole trainings are the same."
+    )
+    (into / "diff.txt").write_text(why + "\n", encoding="utf-8")
+    return [into / "diff.txt", *written(smallest(drawn, shows, folder, BUDGET), precision, folder, into)]
+
+
+def _dissected(drawn: Drawn, precision: str, live: Mapping[str, LiveWorker], folder: Path) -> Reduced | str:
+    """The smallest spec of which one step, taken apart from the same position, shows it; or why there is none."""
+    subject = prepare(drawn.program, drawn.source, drawn.inputs, precision, folder / "whole", dict(live))
+    sources = {name: subject.sources[name, True] for name in subject.workers}
+    at = dissect.find(subject, sources, drawn.program.steps)
+    dissect.closed(subject)
+    if at is None:
+        return "From the same position no step shows more than rounding."
+    return reduce(
+        drawn.text, at, drawn.program, precision, {}, live, folder / "smaller", budget=BUDGET, more=shrink.smaller
+    )
 
 
 def fails_smaller(

@@ -11,6 +11,8 @@ INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 FOUND = ("differs", "failed")
 """What a planted fault is found by."""
+IDLE = "without effect"
+"""A note of a planted fault that was not found: in this spec it changes nothing."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Outcome:
     said: str = ""
     ratio: float = 0.0
     notes: tuple[str, ...] = ()
-    """`diverged`, `still`."""
+    """`diverged`, `still`, and IDLE."""
     failures: dict[str, str] = field(default_factory=dict)
     """By backend, or `harness` where no worker was asked: the last line of what it said."""
     strategies: dict[str, str] = field(default_factory=dict)
@@ -76,8 +78,13 @@ class FuzzResult:
 
     @property
     def missed(self) -> tuple[Outcome, ...]:
-        """Planted faults that were not found; where the harness itself failed, nothing was."""
-        return tuple(o for o in self.outcomes if self.plant and o.fault and (not o.found or "harness" in o.failures))
+        """Planted faults that were not found though they change something; where the harness itself failed, nothing was."""
+        return tuple(o for o in self.tried if not o.found or "harness" in o.failures)
+
+    @property
+    def tried(self) -> tuple[Outcome, ...]:
+        """Those in which a fault was planted that changes something."""
+        return tuple(o for o in self.outcomes if self.plant and o.fault and IDLE not in o.notes)
 
     @property
     def exit(self) -> int:

@@ -63,10 +63,10 @@ def sentence(result: FuzzResult) -> str:
     rate = f"{result.seconds:.0f} s, {60 * done / max(result.seconds, 1e-9):.1f} a minute"
     head = f"seed {result.seed}, {result.precision}, {' · '.join(result.backends)}"
     if result.plant:
-        tried = [o for o in result.outcomes if o.fault]
-        found = len(tried) - len(result.missed)
-        none = f"; in {done - len(tried)} specs there was nothing to plant" if done > len(tried) else ""
-        return f"{found} of {len(tried)} planted faults found{none} ({head}; {rate})"
+        tried, planted = len(result.tried), sum(bool(o.fault) for o in result.outcomes)
+        idle = f"; {planted - tried} more change nothing in their spec" if planted > tried else ""
+        none = f"; in {done - planted} specs there was nothing to plant" if done > planted else ""
+        return f"{tried - len(result.missed)} of {tried} planted faults found{idle}{none} ({head}; {rate})"
     still = sum("still" in o.notes for o in result.outcomes)
     diverged = sum("diverged" in o.notes for o in result.outcomes)
     notes = [

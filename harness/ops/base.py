@@ -135,6 +135,8 @@ class Op(Kind):
     """What its inputs must be."""
     carries: ClassVar[tuple[str, ...]] = ()
     """The statistics that take a shift along which the op's value ignores in training."""
+    centres: ClassVar[bool] = False
+    """Whether it subtracts from its input a mean of it: of numbers that are alike, rounding is left."""
     label: ClassVar[str] = ""
     """The stem of an automatic name, where it is not the op's own: conv2d is called conv1, conv2, ..."""
 

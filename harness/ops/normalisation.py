@@ -33,6 +33,7 @@ class BatchNorm(Op):
     kind = "batch_norm"
     label = "norm"
     carries = ("mean",)
+    centres = True
     momentum: Fraction = 0.9
     """The weight of the old running value (PyTorch's momentum is one minus this)."""
     epsilon: Positive = 1e-5
@@ -86,6 +87,7 @@ class LayerNorm(Op):
 
     kind = "layer_norm"
     label = "norm"
+    centres = True
     epsilon: Positive = 1e-5
     scale: Flag = True
     bias: Flag = True

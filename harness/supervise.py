@@ -3,6 +3,7 @@
 import json
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import time
@@ -16,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from harness.backend import PACKAGES
-from harness.environment import Interpreter, importable, worker_environment
+from harness.environment import Interpreter, importable, temporary, worker_environment
 from harness.files import error_text
 from harness.life import Life
 from harness.results import BackendResult
@@ -36,6 +37,8 @@ class Worker:
     events: IO[bytes]
     more: int | None
     """The pipe by which it is told what to train next; None: it ends after its training."""
+    scratch: Path
+    """Its temporary files, which go with it."""
     rest: bytes = b""
     """The beginning of a line whose end has not come yet."""
 
@@ -52,6 +55,7 @@ class Worker:
         self.events.close()
         if self.more is not None:
             os.close(self.more)
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
 
 @dataclass
@@ -200,6 +204,11 @@ def _started(folder: Path, python: Interpreter, options: "Options", *, stays: bo
         log = (folder / "log.txt").open("wb")
     except OSError as error:
         raise NotStarted(f"its log cannot be written: {error_text(error)}") from None
+    try:
+        scratch = temporary()
+    except OSError as error:
+        log.close()
+        raise NotStarted(f"its temporary files cannot be written: {error_text(error)}") from None
     reader, writer = os.pipe()
     asked, more = os.pipe() if stays else (subprocess.DEVNULL, None)
     try:
@@ -207,9 +216,10 @@ def _started(folder: Path, python: Interpreter, options: "Options", *, stays: bo
             process = subprocess.Popen(  # noqa: S603 - our own module, the user's own interpreter
                 [python.path, "-P", "-m", "harness.worker", str(folder), str(writer)],
                 stdin=asked, stdout=log, stderr=log, pass_fds=(writer,), start_new_session=True, cwd=folder,
-                env=worker_environment(options.device, options.threads),
+                env=worker_environment(options.device, options.threads) | {"TMPDIR": str(scratch)},
             )  # fmt: skip
     except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
         for pipe in (reader, more):
             if pipe is not None:
                 os.close(pipe)
@@ -218,7 +228,7 @@ def _started(folder: Path, python: Interpreter, options: "Options", *, stays: bo
         os.close(writer)
         if stays:
             os.close(asked)
-    return Worker(process, os.fdopen(reader, "rb", buffering=0), more)
+    return Worker(process, os.fdopen(reader, "rb", buffering=0), more, scratch)
 
 
 def kill(process: "subprocess.Popen[bytes]") -> None:

@@ -18,7 +18,7 @@ from build import INSTALLED
 from typer.testing import CliRunner
 
 from harness import initial, source, spec
-from harness.check.reduce import dumped
+from harness.check.reduce import Reduced, dumped
 from harness.cli import app
 from harness.data.datasets import DATASETS
 from harness.errors import CallError, SpecError
@@ -26,8 +26,8 @@ from harness.fuzz import corpus, keep, shrink
 from harness.fuzz.draw import Context, Undrawable, bounds, factors, kind, record
 from harness.fuzz.fuzz import FuzzOptions, _Twins, fuzz
 from harness.fuzz.generate import Drawn, Redrawn, draw, plain, resolved
-from harness.fuzz.judge import alike, judge
-from harness.fuzz.record import FuzzResult, Outcome
+from harness.fuzz.judge import alike, idle, judge
+from harness.fuzz.record import IDLE, FuzzResult, Outcome
 from harness.fuzz.report import sentence
 from harness.fuzz.training import Answer, opened
 from harness.initializers import INITIALIZERS
@@ -259,6 +259,30 @@ def test_a_spec_is_made_as_small_as_what_it_shows(files: Path, tmp_path: Path) -
     assert sum(len(g.nodes) for g in small.program.networks.values()) <= 3 < len(kinds)
 
 
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_small_spec_of_one_step_is_kept_where_its_training_differs_and_one_by_training_where_not(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, holds: bool
+) -> None:
+    drawn = draw(21, 0, files)
+    by_step = Reduced(drawn.text.replace("training:", "training: # by step"), None, {"torch": "pass"}, 1, {})  # type: ignore[arg-type]
+    monkeypatch.setattr(keep, "_dissected", lambda *_: by_step)
+    tried: list[Path] = []
+
+    def differs(_spec: Drawn, place: Path) -> bool:
+        tried.append(place)
+        return holds if len(tried) == 1 else len(tried) == 2
+
+    found = Outcome(0, "differs", "loss")
+    paths = keep.keep(drawn, found, {}, "float64", {}, tmp_path / "work", tmp_path, differs)
+    small = next(Path(p).read_text() for p in paths if p.endswith("_small.yaml"))
+    assert ("# by step" in small) is holds
+    said = [Path(p).read_text() for p in paths if p.endswith("diff.txt")]
+    assert said == (
+        [] if holds else ["In the smallest spec that one step shows it in, whole trainings are the same.\n"]
+    )
+    assert len(set(tried)) == len(tried)
+
+
 @pytest.mark.parametrize(
     ("said", "line"),
     [
@@ -434,6 +458,39 @@ def test_what_differs_before_it_diverges_differs(drawn: Drawn, tmp_path: Path) -
     assert judged(drawn, tmp_path, {"a": wild, "b": other}, 0.0).status == "differs"
 
 
+def test_beyond_the_numbers_whose_unit_is_1_nothing_is_compared(drawn: Drawn, tmp_path: Path) -> None:
+    """2^52 in float64. What it did before that is compared, and the step at which one alone goes beyond."""
+    steps = drawn.program.steps
+    wild, other = answer(1.0, steps), answer(1.0, steps, shift=1e-3, at=steps - 1)
+    wild.losses["u"][-1] = other.losses["u"][-1] = 5e15
+    found = judged(drawn, tmp_path, {"a": wild, "b": other}, 0.0)
+    assert (found.status, found.notes) == ("same", ("diverged",))
+    for loss in (4e15, other.losses["u"][0]):
+        other.losses["u"][-1] = loss
+        shutil.rmtree(tmp_path / "subject")
+        assert judged(drawn, tmp_path, {"a": wild, "b": other}, 0.0).status == "differs", (
+            "one of them alone is that large"
+        )
+
+
+@pytest.mark.parametrize(
+    ("far", "without"), [(0.0, True), (2e-17, True), (5e-17, False), (1e-9, False), (np.nan, False)]
+)
+def test_a_fault_is_without_effect_where_no_more_than_rounding_tells_it_from_the_honest_program(
+    far: float, *, without: bool
+) -> None:
+    """By the honest program's own twins, 1e-17 away; no tolerance is in it: 1e-9 is an effect."""
+    own, changed = answer(0.0, 4), answer(0.0, 4)
+    own.states["w"][:] = changed.states["w"][:] = 0.0
+    changed.states["w"][2:] += far
+    twin = replace(own, states={"w": own.states["w"] + 1e-17})
+    assert idle(own, changed, [twin, own]) is without
+
+
+def test_a_fault_that_takes_a_tensor_away_has_an_effect() -> None:
+    assert not idle(replace(answer(1.0, 4), slots={"u/velocity/w": np.ones(3)}), answer(1.0, 4), [answer(1.0, 4)])
+
+
 def test_a_backend_that_alone_diverges_at_the_first_step_differs(drawn: Drawn, tmp_path: Path) -> None:
     steps = drawn.program.steps
     wild = answer(1.0, steps)
@@ -486,6 +543,11 @@ def test_exit_statuses_and_the_sum_say_what_was_found() -> None:
     assert result(*planted, plant=True).exit == 1
     assert "2 of 3 planted faults found" in sentence(result(*planted, plant=True))
     assert result(*planted[1:], plant=True).exit == 0
+    without = replace(planted[0], notes=(IDLE,))
+    assert "2 of 2 planted faults found; 1 more change nothing in their spec" in sentence(
+        result(without, *planted[1:], plant=True)
+    )
+    assert result(without, *planted[1:], plant=True).exit == 0
     full = replace(planted[2], failures={"harness": "No space left on device"})
     assert result(full, plant=True).missed == (full,), "the harness failed: that finds no fault"
     assert result(full, plant=True).exit == 3
@@ -515,6 +577,8 @@ def test_a_short_fuzzing_finds_nothing_in_honest_programs_and_the_faults_in_othe
     assert done.exit_code == 0, done.output
     assert len(found["outcomes"]) == 3
     if plant:
-        assert all(o["status"] in ("differs", "failed") for o in found["outcomes"] if o["fault"])
+        tried = [o for o in found["outcomes"] if o["fault"] and IDLE not in o["notes"]]
+        assert len(tried) > 1
+        assert all(o["status"] in ("differs", "failed") for o in tried)
     else:
         assert {o["status"] for o in found["outcomes"]} <= {"same", "rounding"}

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -172,11 +173,29 @@ def test_a_worker_that_has_not_outlived_the_wait_is_replaced(tmp_path: Path) -> 
         os.close(writer)
         dead = subprocess.Popen(["true"], start_new_session=True)
         dead.wait()
-        room.workers["torch"] = supervise.Worker(dead, os.fdopen(reader, "rb", buffering=0), more=os.dup(0))
+        room.workers["torch"] = supervise.Worker(
+            dead, os.fdopen(reader, "rb", buffering=0), more=os.dup(0), scratch=tmp_path / "none"
+        )
         result = supervise.train(tmp_path, "torch", {"stop": 1, "digest": ""}, loud, options, told, room)
         assert room.workers == {}
     assert (result.status, result.log) == ("failed", "the new one")
     assert "status 7" in result.error
+
+
+def test_what_a_worker_leaves_in_its_temporary_folder_goes_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorFlow writes a file for each function that it traces, and removes them at an end that a killed worker does not come to."""
+    place = tmp_path / "tmp"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    messy = interpreters((f"torch={script(tmp_path, 'messy', 'touch $TMPDIR/left && echo $TMPDIR && kill -9 $$')}",))
+    (tmp_path / "torch").mkdir()
+    result = supervise.train(
+        tmp_path, "torch", {"stop": 1, "digest": ""}, messy["torch"], Options(backends=("torch",)), told
+    )
+    assert result.log.startswith(f"{place}/")
+    assert list(place.iterdir()) == []
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])

@@ -156,6 +156,44 @@ def test_later_steps_are_off_by_rounding_too_from_what_their_optimizer_remembers
     assert not any(name.startswith("1/") for name in rounding_moves(program, slots, [first, second], 3, unit, 0))
 
 
+def test_a_tensor_that_is_rounding_in_every_backend_is_as_far_off_as_they_lie_apart_in_later_steps_too() -> None:
+    """By hand: 0 in one backend, 2.8e-14 in another, where a normalisation multiplies what is left of a sum that cancels."""
+    program = made("adam", beta2=0, epsilon=1e-8)
+    slots = {f"model/{n}": a for n, a in reference.initial_slots(program, program.updates[0]).items()}
+    kernel = {"model/dense1.kernel": np.ones((2, 2))}
+    first = [kernel | {"model/dense1.bias": np.array([0.5, 0.25])}] * 2
+    second = [kernel | {"model/dense1.bias": np.array([0.0, bias])} for bias in (0.0, 2.8e-14)]
+    found = rounding_moves(program, slots, [first, second], 0, 2.0**-52, 0)
+    moment = 0.9 * 0.1 * 0.25 / (1 - 0.9**2)
+    assert abs(found["1/state/dense1.bias"][1]) == pytest.approx(0.1 * moment * (1e8 - 1 / (2.8e-14 + 1e-8)), rel=1e-4)
+    assert found["1/state/dense1.bias"][0] == 0, "nothing reaches it"
+    second[1]["model/dense1.bias"][0] = 1e-9
+    more = rounding_moves(program, slots, [first, second], 0, 2.0**-52, 0)
+    assert abs(more["1/state/dense1.bias"][1]) < abs(found["1/state/dense1.bias"][1]) / 10, "not all of it is rounding"
+
+
+def test_every_update_of_a_step_is_off_by_rounding_and_a_parameter_by_all_that_move_it() -> None:
+    """Plain SGD moves by the rate times what its gradient is off by: 8 units of the largest of the tensor."""
+    unit = 2.0**-52
+    update = {"loss": {"mse": {"predictions": "net(x)", "targets": 0}}}
+    program = program_of(
+        {
+            "name": "two", "data": {"dataset": "random", "examples": 4, "batch": 2, "fields": {"x": {"shape": [2]}}},
+            "networks": {"net": {"layers": [{"dense": {"units": 2, "name": "dense1", "bias": False}}]}},
+            "training": {"steps": 3, "updates": [
+                {"name": "a", **update, "optimizer": {"sgd": {"learning_rate": 0.5}}},
+                {"name": "b", **update, "optimizer": {"sgd": {"learning_rate": 0.25, "momentum": 0.9}}},
+            ]},
+        }
+    )  # fmt: skip
+    slots = {f"{u.name}/{n}": a for u in program.updates for n, a in reference.initial_slots(program, u).items()}
+    said = [[{"a/dense1.kernel": np.full((2, 2), 2.0), "b/dense1.kernel": np.full((2, 2), 4.0)}]]
+    found = rounding_moves(program, slots, said, 0, unit, 0)
+    moved, slot = (np.abs(found[f"0/{n}/dense1.kernel"]) for n in ("state", "optimizer/b/velocity"))
+    assert moved / (SHAKEN_UNITS * unit * (0.5 * 2 + 0.25 * 4)) == pytest.approx(np.ones((2, 2)), rel=1e-3)
+    assert slot / (SHAKEN_UNITS * unit * 4) == pytest.approx(np.ones((2, 2)), rel=1e-3)
+
+
 def test_a_tensor_that_is_rounding_is_as_far_off_as_its_updates_largest() -> None:
     found = first_moves("sgd", ([1e-17, 0.0], 1.0), ([0.0, 1e-17], 1.0))
     assert np.abs(found["state/dense1.bias"]) == pytest.approx(0.1 * SHAKEN_UNITS * 2.0**-52, rel=0.1)

@@ -3,6 +3,7 @@
 import json
 import os
 import selectors
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,13 +15,12 @@ from typing import Any
 from safetensors.numpy import load_file
 
 from harness.backend import PACKAGES, Arrays
-from harness.environment import Interpreter, importable, worker_environment
+from harness.environment import INDUCTOR, Interpreter, importable, temporary, worker_environment
 from harness.errors import WorkerFailed
 from harness.files import error_text
 from harness.life import Life
 from harness.supervise import kill, spell_status, tail
 
-INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
 ENDING = 2.0
 """Seconds that a worker which has closed its pipe may take to end by itself."""
 
@@ -122,12 +122,14 @@ def worker(
             f"{PACKAGES[backend][0]} is not installed here; pip install 'framework-harness[{backend}]', or name an "
             f"interpreter that has it: --python {backend}=PATH"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        log = (folder / "log.txt").open("wb")
-    except OSError as error:
-        raise WorkerFailed(f"the log of worker {backend} cannot be written: {error_text(error)}") from None
     with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            scratch = temporary()
+            stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+            log = (folder / "log.txt").open("wb")
+        except OSError as error:
+            raise WorkerFailed(f"the log of worker {backend} cannot be written: {error_text(error)}") from None
         ask_read, ask_write = os.pipe()
         answer_read, answer_write = os.pipe()
         stack.callback(os.close, ask_write)
@@ -139,7 +141,8 @@ def worker(
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(ask_read, answer_write),
                     start_new_session=True, cwd=folder,
                     # Inductor would find what it compiled last time, and a first call would cost nothing.
-                    env={**(settings or {}), **worker_environment(device, 1)} | {INDUCTOR: (settings or {}).get(INDUCTOR, str(folder / "inductor"))},
+                    env={**(settings or {}), **worker_environment(device, 1), "TMPDIR": str(scratch)}
+                    | {INDUCTOR: (settings or {}).get(INDUCTOR, str(folder / "inductor"))},
                 )  # fmt: skip
             except OSError as error:
                 raise WorkerFailed(f"{python.path} cannot be run: {error.strerror}") from None

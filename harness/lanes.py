@@ -117,8 +117,12 @@ XLA_LOOPS = frozenset({("tensorflow", "loop_xla"), ("jax", "scan")})
 """Many steps in one call, compiled by XLA, with the layers that the framework has."""
 XLA_CALLS = frozenset({("tensorflow", "function_xla")})
 """One step a call, compiled by XLA, where another way has the framework's own kernels."""
-XLA_WITHOUT_BARRIER = frozenset({("tensorflow", "function_xla"), ("tensorflow", "loop_xla"), ("tensorflow", "tuned")})
-"""Compiled by XLA, and evaluated without it by the same functions, so that nothing in them can hold a value fixed."""
+WITHOUT_BARRIER = {
+    **dict.fromkeys([("tensorflow", "function_xla"), ("tensorflow", "loop_xla"), ("tensorflow", "tuned")], "XLA"),
+    **dict.fromkeys([("torch", name) for name in ("compiled", "whole", "unrolled", *GRAPHS)], "Inductor"),
+}
+"""By strategy in which nothing can hold a value fixed, the compiler. Inductor has no barrier (pytorch/pytorch#186799); XLA has one,
+but the same functions are evaluated without XLA."""
 TUNED = {
     ("torch", "native"): {"batch_norm"},
     ("torch", "autotuned"): CONVOLUTIONS,
@@ -198,12 +202,12 @@ def why_not(program: Program, strategy: Strategy, precision: str = "float32") ->
         return f"has a fused kernel for {spoken(fused)} without dropout, and there is none"
     if strategy.name == "late_relu" and not any(early_relus(graph) for graph in graphs(program)):
         return "is for networks where a maximum is taken of a ReLU"
-    if (strategy.backend, strategy.name) in XLA_WITHOUT_BARRIER and any(
+    if (compiler := WITHOUT_BARRIER.get((strategy.backend, strategy.name))) and any(
         node.op.kind == "global_max_pool" for graph in graphs(program) for node in graph.nodes
     ):
         return (
-            "is compiled by XLA, which on CPUs may compute what a maximum over all positions is of anew for its gradient, "
-            "rounded otherwise: then nothing equals the maximum, and the gradient is 0 / 0"
+            f"is compiled by {compiler}, which may compute what a maximum over all positions is of anew for its gradient, "
+            "rounded otherwise: then nothing equals the maximum, and the gradient is lost or no number"
         )
     if tuned := TUNED.get((strategy.backend, strategy.name)):
         kinds = {NARROWING if narrows(node) else node.op.kind for graph in graphs(program) for node in graph.nodes}

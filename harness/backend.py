@@ -1,8 +1,8 @@
 """The two halves of a backend: an emitter, which needs no framework, and a session, which runs in a worker.
 
 `backends/<name>/emit.py` has `emit(program, precision, threads) -> str`; `backends/<name>/session.py` has the
-class `Session` below, `environment()`, and `off_by_rounding(value, *, apart=False)`: a node's value, each number of it moved as
-`OFF` says, up or down by its own bits, `apart` by its place as well, and gradients alike. A worker imports NumPy, safetensors, the framework and these; nothing else.
+class `Session` below, `environment()`, and `off_by_rounding(value, *, centred=False)`: a node's value, each number of it
+SHAKEN_UNITS up or down by its own bits, and gradients alike; what is `centred`, one unit, by its place as well. A worker imports NumPy, safetensors, the framework and these; nothing else.
 """
 
 import hashlib
@@ -29,14 +29,17 @@ SHAKEN_UNITS = 8
 """Units in the last place that its numbers are moved by: as far as one op of a framework is off (tanh, erf: measured)."""
 
 
+SCRATCH = "HARNESS_SCRATCH"
+"""The environment variable with a worker's own folder for temporary files, which is removed with it however it ends."""
 OFF_BY_ROUNDING = "off_by_rounding"
 """A session's function by this name is what a variant calls (see harness.rounded): no program has one of its own."""
 OFF = {
-    "float64": (SHAKEN_UNITS * 2.0**-52, -0x61C8864680B583EB),
-    "float32": (SHAKEN_UNITS * 2.0**-23, -0x61C8864F),
+    "float64": (2.0**-52, -0x61C8864680B583EB),
+    "float32": (2.0**-23, -0x61C8864F),
 }
-"""By the name of a dtype: how far a value is off, relative to it; and what its bits are multiplied by as an integer of their width,
-the golden ratio's (Knuth, 6.4): the product's sign says up or down. In bfloat16, too, values between layers are float32."""
+"""By the name of a dtype: a unit in the last place, relative to a value; and what its bits are multiplied by as an integer of their
+width, the golden ratio's (Knuth, 6.4): the product's sign says up or down. Before that, places add multiples of their squares: of
+the places themselves, whole rows would go the same way. In bfloat16, too, values between layers are float32."""
 
 
 class Session(Protocol):

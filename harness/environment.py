@@ -91,13 +91,10 @@ def importable(backend: str, interpreter: Interpreter) -> bool:
     return all(importlib.util.find_spec(name) is not None for name in PACKAGES[backend])
 
 
-INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
+def scratch() -> Path:
+    """A new folder for what a worker's framework would leave behind when it is ended, which SCRATCH tells it of.
 
-
-def temporary() -> Path:
-    """A new folder for what a worker's framework leaves behind when it is ended: TensorFlow writes a file for each traced function.
-
-    Whoever starts the worker removes it. It is short: sockets may lie in it. Raises OSError.
+    Whoever starts the worker removes it. Raises OSError.
     """
     return Path(tempfile.mkdtemp(prefix="harness-worker-"))
 
@@ -115,8 +112,6 @@ def worker_environment(device: str, threads: int) -> dict[str, str]:
         "TF_CPP_MIN_LOG_LEVEL": "2",
         "KERAS_BACKEND": "tensorflow",
     }
-    # A worker's own temporary folder goes with it (`temporary`); what was compiled is to be found the next time.
-    own.setdefault(INDUCTOR, str(Path(tempfile.gettempdir()) / f"harness-inductor-{os.getuid()}"))
     own.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the emitted programs do; it is read when TensorFlow is imported
     # Settings that would change numbers behind a program's back.
     for name in ("ONEDNN_DEFAULT_FPMATH_MODE", "TF_SET_ONEDNN_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE", "JAX_ENABLE_X64",

@@ -5,11 +5,11 @@ unit in the last place (a sigmoid before a normalisation, a gate that is almost 
 otherwise, and another framework is. So each node's value is moved itself, in the observed variant of the program, where all
 nodes have names. Equal numbers are moved alike, since which of them a maximum takes is a convention and no rounding. But an op
 that subtracts a mean makes of equal numbers what rounding leaves, and divides that by their spread: what it reads is moved
-once more, each number by itself.
+by one unit more, each number by itself. That is as far as the mean of numbers that are alike is off.
 """
 
 import ast
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from harness.backend import OFF_BY_ROUNDING
 from harness.emit import graphs
@@ -19,17 +19,17 @@ from harness.syntax import parse
 
 def rounded(program: Program, observed: str) -> str:
     """The observed variant of a program with every node's value off by rounding. Raises ValueError where it has no node."""
-    return off(observed, [node.name for graph in graphs(program) for node in graph.nodes if node.op.centres])
+    return moved(observed, {g.class_name: [n.name for n in g.nodes if n.op.centres] for g in graphs(program)})
 
 
-def off(observed: str, centring: Collection[str] = ()) -> str:
-    r"""A text with every node's value off by rounding, and what nodes of these names read. Raises ValueError where it has no node.
+def moved(observed: str, centring: Mapping[str, Collection[str]] | None = None) -> str:
+    r"""A text with every node's value moved, and what is read by these nodes of a class. Raises ValueError where it has no node.
 
-    >>> print(off('x = self.norm1(x)\nvalues["norm1"] = x\ny = x', ["norm1"]))
-    x = self.norm1(off_by_rounding(x, apart=True))
-    x = off_by_rounding(x)
-    values['norm1'] = x
-    y = x
+    >>> print(moved('class A:\n    x = self.norm1(x)\n    values["norm1"] = x', {"A": ["norm1"]}))
+    class A:
+        x = self.norm1(off_by_rounding(x, centred=True))
+        x = off_by_rounding(x)
+        values['norm1'] = x
     """
     tree = parse(observed)
     imported = {
@@ -38,13 +38,14 @@ def off(observed: str, centring: Collection[str] = ()) -> str:
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for alias in node.names
     }
+    for own in tree.body:
+        if isinstance(own, ast.ClassDef):
+            _move_inputs(own, (centring or {}).get(own.name, ()))
     found = 0
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if not isinstance(body, list):
             continue
-        for statement in body:
-            _move_input(statement, centring)
         changed: list[ast.stmt] = []
         for statement in body:
             variable = _kept(statement, imported)
@@ -60,11 +61,9 @@ def off(observed: str, centring: Collection[str] = ()) -> str:
     return ast.unparse(ast.fix_missing_locations(tree))
 
 
-def _move_input(statement: ast.AST, centring: Collection[str]) -> None:
-    """Move what a statement's calls of these layers read, in place: `self.norm1(x)`, whatever stands around it."""
-    if not isinstance(statement, (ast.Assign, ast.AnnAssign)):
-        return
-    for call in ast.walk(statement):
+def _move_inputs(own: ast.ClassDef, centring: Collection[str]) -> None:
+    """Move what a class's calls of these layers read, in place: `self.norm1(x)`, whatever stands around it."""
+    for call in ast.walk(own):
         if (
             isinstance(call, ast.Call)
             and isinstance(call.func, ast.Attribute)
@@ -73,8 +72,8 @@ def _move_input(statement: ast.AST, centring: Collection[str]) -> None:
             and call.func.attr in centring
             and call.args
         ):
-            apart = ast.keyword("apart", ast.Constant(value=True))
-            call.args[0] = ast.Call(ast.Name(OFF_BY_ROUNDING, ast.Load()), [call.args[0]], [apart])
+            centred = ast.keyword("centred", ast.Constant(value=True))
+            call.args[0] = ast.Call(ast.Name(OFF_BY_ROUNDING, ast.Load()), [call.args[0]], [centred])
 
 
 def _kept(statement: ast.AST, imported: Collection[str]) -> str | None:

@@ -9,15 +9,15 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from harness.backend import PACKAGES
-from harness.environment import Interpreter, importable, temporary, worker_environment
+from harness.backend import PACKAGES, SCRATCH
+from harness.environment import Interpreter, importable, scratch, worker_environment
 from harness.files import error_text
 from harness.life import Life
 from harness.results import BackendResult
@@ -200,35 +200,40 @@ def _prepares(event: Mapping[str, Any], life: Life) -> bool:
 
 def _started(folder: Path, python: Interpreter, options: "Options", *, stays: bool) -> Worker:
     """A worker that trains what lies in a folder; `stays`: and then waits to be asked for more."""
-    try:
-        log = (folder / "log.txt").open("wb")
-    except OSError as error:
-        raise NotStarted(f"its log cannot be written: {error_text(error)}") from None
-    try:
-        scratch = temporary()
-    except OSError as error:
-        log.close()
-        raise NotStarted(f"its temporary files cannot be written: {error_text(error)}") from None
-    reader, writer = os.pipe()
-    asked, more = os.pipe() if stays else (subprocess.DEVNULL, None)
-    try:
-        with log:
+    with ExitStack() as failed:
+        try:
+            log = failed.enter_context((folder / "log.txt").open("wb"))
+        except OSError as error:
+            raise NotStarted(f"its log cannot be written: {error_text(error)}") from None
+        try:
+            own = scratch()
+            failed.callback(shutil.rmtree, own, ignore_errors=True)
+            reader, writer = _pipe(failed)
+            asked, more = _pipe(failed) if stays else (subprocess.DEVNULL, None)
+        except OSError as error:
+            raise NotStarted(f"it has no place for temporary files, or no pipe: {error_text(error)}") from None
+        try:
             process = subprocess.Popen(  # noqa: S603 - our own module, the user's own interpreter
                 [python.path, "-P", "-m", "harness.worker", str(folder), str(writer)],
                 stdin=asked, stdout=log, stderr=log, pass_fds=(writer,), start_new_session=True, cwd=folder,
-                env=worker_environment(options.device, options.threads) | {"TMPDIR": str(scratch)},
+                env=worker_environment(options.device, options.threads) | {SCRATCH: str(own)},
             )  # fmt: skip
-    except OSError as error:
-        shutil.rmtree(scratch, ignore_errors=True)
-        for pipe in (reader, more):
-            if pipe is not None:
-                os.close(pipe)
-        raise NotStarted(f"{python.path} cannot be run: {error.strerror}") from None
-    finally:
-        os.close(writer)
-        if stays:
-            os.close(asked)
-    return Worker(process, os.fdopen(reader, "rb", buffering=0), more, scratch)
+        except OSError as error:
+            raise NotStarted(f"{python.path} cannot be run: {error.strerror}") from None
+        failed.pop_all()
+    log.close()
+    os.close(writer)
+    if stays:
+        os.close(asked)
+    return Worker(process, os.fdopen(reader, "rb", buffering=0), more, own)
+
+
+def _pipe(failed: ExitStack) -> tuple[int, int]:
+    """A pipe's two ends, which are closed if what follows fails. Raises OSError."""
+    ends = os.pipe()
+    for end in ends:
+        failed.callback(os.close, end)
+    return ends
 
 
 def kill(process: "subprocess.Popen[bytes]") -> None:

@@ -44,6 +44,8 @@ FIRST_STEPS = 5
 """Steps of a shaken twin, at most, whose gradients are off by rounding."""
 ZERO_ROOM, ZERO_SHARE = 1000, 1e-5
 """Units in the last place of its update's largest gradient that a gradient may be whose true value is zero, and the share of it."""
+LEAST_SHARE = 1e-12
+"""A gradient of this share of the largest is rounding. In float32 as many units are a share that may be a signal."""
 HOPELESS = 100
 """Where two part so many times as far as the worst twin of two rounds, no further plain ones are asked."""
 
@@ -104,10 +106,10 @@ def rounding_moves(
 
     A gradient is off by SHAKEN_UNITS of the largest of its tensor; in the first step, before which all backends are in the same
     position, also as far as their own lie apart, where that is ZERO_ROOM units of the update's largest or less (ZERO_SHARE of it,
-    if that is less). What lies further apart is a difference, and no rounding. A tensor of which all is as small as that in
-    every backend is off by units of the update's largest, and in later steps, too, as far as they lie apart. What is exactly 0
-    stays: nothing reaches it. But where it is not 0 in another backend or in the next step, and as small as rounding, it is a
-    sum that cancels, and is off as well.
+    if that is less). What lies further apart is a difference, and no rounding. A tensor of which all is as small as that is off
+    by units of the update's largest; where it is so in every backend, and those are LEAST_SHARE of the largest, all of it is
+    rounding, and in later steps, too, it is as far off as they lie apart. What is exactly 0 stays: nothing reaches it. But where
+    it is not 0 in another backend or in the next step, and as small as rounding, it is a sum that cancels, and is off as well.
 
     By the rules, in float64: `0/state/name` and `0/optimizer/update/slot/name` of the step `start`, then those of the next.
     `gradients`: by step, from `start` on, those of every backend, as `update/name`, all where the step begins: what a later
@@ -131,9 +133,11 @@ def rounding_moves(
             base, off = _off_by_rounding(program, own, said[i + 1 : i + 2], unit, (number, i))
             exact, exact_slots = reference.apply_update(update, here, base, kept, start + i)
             other, other_slots = reference.apply_update(update, here, off, kept, start + i)
-            for name in names:  # which several updates may move
-                key = f"{i}/state/{name}"
-                found[key] = found.get(key, 0) + (other[name] - exact[name])
+            for name in names:
+                key, own_move = f"{i}/state/{name}", other[name] - exact[name]
+                # Where several updates move one, by both, the way of the first: they are rounded each by itself.
+                way = np.where(found.get(key, 0) == 0, np.sign(own_move), np.sign(found.get(key, 0)))
+                found[key] = way * (np.abs(found.get(key, 0)) + np.abs(own_move))
             found |= {f"{i}/optimizer/{update.name}/{n}": other_slots[n] - value for n, value in exact_slots.items()}
             kept = exact_slots
     return found
@@ -153,7 +157,8 @@ def _off_by_rounding(
         size = float(np.abs(values).max(initial=0.0))
         far = SHAKEN_UNITS * unit * (size if size > rounding else largest)
         # Later, they lie apart for the sake of what the steps before have moved otherwise, unless all of it is rounding.
-        apart = np.ptp(values, axis=0) if which[1] == 0 or size <= rounding else np.zeros(values.shape[1:])
+        noise = size <= rounding <= LEAST_SHARE * largest
+        apart = np.ptp(values, axis=0) if which[1] == 0 or noise else np.zeros(values.shape[1:])
         apart = np.where(apart <= rounding, apart, 0.0)
         # 0 in one backend, and more than rounding in another: that is a difference, too.
         reached = np.all(values != 0, axis=0) | (np.any(values != 0, axis=0) & (np.abs(values).max(axis=0) <= rounding))

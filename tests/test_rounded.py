@@ -12,7 +12,7 @@ from harness.emit import graphs
 from harness.graph import BlockOp, Program
 from harness.programs import emitted
 from harness.resolve import compile_spec
-from harness.rounded import off, rounded
+from harness.rounded import moved, rounded
 
 
 def calls(text: str) -> int:
@@ -25,7 +25,7 @@ def calls(text: str) -> int:
 def nodes(program: Program) -> int:
     """Of all classes; a block's value is moved where it is made. What an op that subtracts a mean reads is moved as well."""
     own = [node.op for graph in graphs(program) for node in graph.nodes]
-    return sum(not isinstance(op, BlockOp) for op in own) + sum(op.kind in ("batch_norm", "layer_norm") for op in own)
+    return sum(not isinstance(op, BlockOp) for op in own) + sum(op.centres for op in own)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -60,28 +60,31 @@ def forward(self, x, masks=None):
     values["conv1"] = tf.transpose(x, (0, 2, 3, 1))
     return x, values
 """
-    found = off(text)
+    found = moved(text)
     assert calls(found) == 3
     assert found.index(OFF_BY_ROUNDING) > found.index("self.dense1(x)")
     assert "x = off_by_rounding(x)\n    values['conv1'] = tf.transpose(x, (0, 2, 3, 1))" in found
 
 
-def test_what_is_centred_is_moved_whatever_stands_around_the_call() -> None:
+def test_what_is_centred_is_moved_whatever_stands_around_the_call_and_only_in_its_class() -> None:
     text = """
-def forward(self, x):
-    values = {}
-    x = self.norm1(x.transpose(1, 2), training=True).transpose(1, 2)
-    values["norm1"] = x
-    return x, values
+class {name}:
+    def forward(self, x):
+        values = {{}}
+        x = self.norm1(x.transpose(1, 2), training=True).transpose(1, 2)
+        values["norm1"] = x
+        return x, values
 """
-    found = off(text, ["norm1"])
-    assert "x = self.norm1(off_by_rounding(x.transpose(1, 2), apart=True), training=True).transpose(1, 2)" in found
-    assert calls(off(text)) == 1
+    found = moved(text.format(name="Encoder") + text.format(name="Decoder"), {"Encoder": ["norm1"]})
+    one = "x = self.norm1(off_by_rounding(x.transpose(1, 2), centred=True), training=True).transpose(1, 2)"
+    assert found.count(one) == 1
+    assert found.index(one) < found.index("class Decoder")
+    assert calls(moved(text.format(name="A"))) == 1
 
 
 def test_a_program_without_an_entry_is_refused() -> None:
     with pytest.raises(ValueError, match="keeps none"):
-        off("def forward(x):\n    return x")
+        moved("def forward(x):\n    return x")
 
 
 def test_its_name_is_no_layers() -> None:

@@ -189,7 +189,9 @@ def test_what_a_worker_leaves_in_its_temporary_folder_goes_with_it(
     place = tmp_path / "tmp"
     place.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(place))
-    messy = interpreters((f"torch={script(tmp_path, 'messy', 'touch $TMPDIR/left && echo $TMPDIR && kill -9 $$')}",))
+    messy = interpreters(
+        (f"torch={script(tmp_path, 'messy', 'touch $HARNESS_SCRATCH/left && echo $HARNESS_SCRATCH && kill -9 $$')}",)
+    )
     (tmp_path / "torch").mkdir()
     result = supervise.train(
         tmp_path, "torch", {"stop": 1, "digest": ""}, messy["torch"], Options(backends=("torch",)), told

@@ -172,6 +172,23 @@ def test_a_tensor_that_is_rounding_in_every_backend_is_as_far_off_as_they_lie_ap
     assert abs(more["1/state/dense1.bias"][1]) < abs(found["1/state/dense1.bias"][1]) / 10, "not all of it is rounding"
 
 
+@pytest.mark.parametrize(("unit", "bias", "rounding"), [(2.0**-52, 2e-13, True), (2.0**-23, 7.5e-6, False)])
+def test_what_may_be_a_signal_in_float32_excuses_no_gradient_that_is_lost_in_a_later_step(
+    unit: float, bias: float, rounding: bool
+) -> None:
+    """Of the largest, 900 units of float64 are 2e-13, and 63 of float32 are 7.5e-6. SGD moves by the rate times what it is off by."""
+    program = made("sgd")
+    said = [
+        [{"model/dense1.kernel": np.ones((2, 2)), "model/dense1.bias": np.array([0.0, b])} for b in (0.0, bias)]
+    ] * 2
+    found = rounding_moves(program, {}, said, 0, unit, 0)
+    assert abs(found["0/state/dense1.bias"][1]) == pytest.approx(0.1 * bias), (
+        "in the first step it is as far off as they lie apart"
+    )
+    later = bias if rounding else SHAKEN_UNITS * unit
+    assert abs(found["1/state/dense1.bias"][1]) == pytest.approx(0.1 * later)
+
+
 def test_every_update_of_a_step_is_off_by_rounding_and_a_parameter_by_all_that_move_it() -> None:
     """Plain SGD moves by the rate times what its gradient is off by: 8 units of the largest of the tensor."""
     unit = 2.0**-52
@@ -189,6 +206,11 @@ def test_every_update_of_a_step_is_off_by_rounding_and_a_parameter_by_all_that_m
     slots = {f"{u.name}/{n}": a for u in program.updates for n, a in reference.initial_slots(program, u).items()}
     said = [[{"a/dense1.kernel": np.full((2, 2), 2.0), "b/dense1.kernel": np.full((2, 2), 4.0)}]]
     found = rounding_moves(program, slots, said, 0, unit, 0)
+    said[0][0]["b/dense1.kernel"] *= -1
+    opposed = rounding_moves(program, slots, said, 0, unit, 0)
+    assert np.array_equal(np.abs(opposed["0/state/dense1.kernel"]), np.abs(found["0/state/dense1.kernel"])), (
+        "none takes the other's away"
+    )
     moved, slot = (np.abs(found[f"0/{n}/dense1.kernel"]) for n in ("state", "optimizer/b/velocity"))
     assert moved / (SHAKEN_UNITS * unit * (0.5 * 2 + 0.25 * 4)) == pytest.approx(np.ones((2, 2)), rel=1e-3)
     assert slot / (SHAKEN_UNITS * unit * 4) == pytest.approx(np.ones((2, 2)), rel=1e-3)

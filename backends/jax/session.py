@@ -13,7 +13,18 @@ import optax
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
-from harness.backend import OFF, Array, Arrays, StepByStep, check_optimizer, check_tables, flatten, spell, to_canonical
+from harness.backend import (
+    OFF,
+    SHAKEN_UNITS,
+    Array,
+    Arrays,
+    StepByStep,
+    check_optimizer,
+    check_tables,
+    flatten,
+    spell,
+    to_canonical,
+)
 
 
 def environment() -> dict[str, Any]:
@@ -31,17 +42,17 @@ def configure(request: Mapping[str, Any]) -> None:  # noqa: ARG001 - nothing of 
     jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
-def off_by_rounding(value: jax.Array, *, apart: bool = False) -> jax.Array:
+def off_by_rounding(value: jax.Array, *, centred: bool = False) -> jax.Array:
     """See harness.backend."""
     if value.dtype.name not in OFF:
         return value
-    far, factor = OFF[value.dtype.name]
+    unit, factor = OFF[value.dtype.name]
     integer = jnp.int64 if value.dtype == jnp.float64 else jnp.int32
     bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(value), integer)
-    if apart:
+    if centred:
         bits += factor * jnp.square(jnp.arange(value.size, dtype=integer)).reshape(value.shape)
     way = jnp.where(bits * factor < 0, -1.0, 1.0).astype(value.dtype)
-    return value * (1 + far * way)
+    return value * (1 + (unit if centred else SHAKEN_UNITS * unit) * way)
 
 
 def renew() -> None:

@@ -1,6 +1,8 @@
 """Drive an emitted program of Keras on TensorFlow. Imported only inside a worker."""
 
 import json
+import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from types import ModuleType
@@ -10,7 +12,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from harness.backend import OFF, Array, Arrays, StepByStep, check_optimizer, check_tables, flatten, spell, to_canonical
+from harness.backend import (
+    OFF,
+    SCRATCH,
+    SHAKEN_UNITS,
+    Array,
+    Arrays,
+    StepByStep,
+    check_optimizer,
+    check_tables,
+    flatten,
+    spell,
+    to_canonical,
+)
 
 
 def environment() -> dict[str, Any]:
@@ -27,7 +41,10 @@ def environment() -> dict[str, Any]:
 
 
 def configure(request: Mapping[str, Any]) -> None:
-    """Threads and memory, before TensorFlow starts."""
+    """Threads, memory and temporary files, before TensorFlow starts."""
+    if SCRATCH in os.environ:
+        # AutoGraph writes a file for each function that it traces, and removes them at an end that a worker that is killed does not come to.
+        tempfile.tempdir = os.environ[SCRATCH]
     tf.config.threading.set_intra_op_parallelism_threads(request["threads"])
     tf.config.threading.set_inter_op_parallelism_threads(request["threads"])
     for gpu in tf.config.list_physical_devices("GPU"):
@@ -35,17 +52,17 @@ def configure(request: Mapping[str, Any]) -> None:
         tf.config.experimental.set_memory_growth(gpu, enable=True)
 
 
-def off_by_rounding(value: tf.Tensor, *, apart: bool = False) -> tf.Tensor:
+def off_by_rounding(value: tf.Tensor, *, centred: bool = False) -> tf.Tensor:
     """See harness.backend."""
     if value.dtype.name not in OFF:
         return value
-    far, factor = OFF[value.dtype.name]
+    unit, factor = OFF[value.dtype.name]
     integer = tf.int64 if value.dtype == tf.float64 else tf.int32
     bits = tf.bitcast(tf.stop_gradient(value), integer)
-    if apart:
+    if centred:
         bits += factor * tf.reshape(tf.square(tf.range(tf.size(value, out_type=integer))), tf.shape(value))
     way = tf.where(bits * factor < 0, tf.constant(-1.0, value.dtype), tf.constant(1.0, value.dtype))
-    return value * (1 + far * way)
+    return value * (1 + (unit if centred else SHAKEN_UNITS * unit) * way)
 
 
 def renew() -> None:

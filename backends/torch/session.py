@@ -9,7 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.backend import OFF, Array, Arrays, StepByStep, check_optimizer, check_tables, flatten, spell, to_canonical
+from harness.backend import (
+    OFF,
+    SHAKEN_UNITS,
+    Array,
+    Arrays,
+    StepByStep,
+    check_optimizer,
+    check_tables,
+    flatten,
+    spell,
+    to_canonical,
+)
 
 
 def environment() -> dict[str, Any]:
@@ -93,20 +104,20 @@ def settings() -> dict[str, str]:
     }
 
 
-def off_by_rounding(value: torch.Tensor, *, apart: bool = False) -> torch.Tensor:
+def off_by_rounding(value: torch.Tensor, *, centred: bool = False) -> torch.Tensor:
     """See harness.backend."""
     name = str(value.dtype).removeprefix("torch.")
     if name not in OFF:
         return value
-    far, factor = OFF[name]
+    unit, factor = OFF[name]
     integer = torch.int64 if name == "float64" else torch.int32
     bits = value.detach().contiguous().view(integer)
-    if apart:
+    if centred:
         bits = bits + factor * torch.arange(value.numel(), dtype=integer, device=value.device).square().reshape(
             value.shape
         )
     way = torch.where(bits * factor < 0, -1.0, 1.0).to(value.dtype)
-    return value * (1 + far * way)
+    return value * (1 + (unit if centred else SHAKEN_UNITS * unit) * way)
 
 
 def device_memory() -> int | None:

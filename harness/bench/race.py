@@ -23,10 +23,10 @@ from harness.bench.rounds import Contestant, Failed, rounds, table, warmed
 from harness.bench.thin import Thinned
 from harness.bench.timing import ALLOCATOR, BATCHES, WARM_UP, Listener, Told, changed, host, told, unit
 from harness.bench.trial import Trial, beside, opened
-from harness.check.live import LiveWorker
+from harness.check.live import INDUCTOR, LiveWorker
 from harness.check.subject import Subject, workers
 from harness.check.trajectory import Training
-from harness.environment import INDUCTOR, Interpreter, free_memory
+from harness.environment import Interpreter, free_memory
 from harness.errors import WorkerFailed
 from harness.lanes import Strategy
 from harness.programs import emitted, sources

@@ -14,13 +14,14 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
-from harness.backend import PACKAGES, Arrays
-from harness.environment import INDUCTOR, Interpreter, importable, temporary, worker_environment
+from harness.backend import PACKAGES, SCRATCH, Arrays
+from harness.environment import Interpreter, importable, scratch, worker_environment
 from harness.errors import WorkerFailed
 from harness.files import error_text
 from harness.life import Life
 from harness.supervise import kill, spell_status, tail
 
+INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
 ENDING = 2.0
 """Seconds that a worker which has closed its pipe may take to end by itself."""
 
@@ -125,11 +126,15 @@ def worker(
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            scratch = temporary()
-            stack.callback(shutil.rmtree, scratch, ignore_errors=True)
             log = (folder / "log.txt").open("wb")
         except OSError as error:
             raise WorkerFailed(f"the log of worker {backend} cannot be written: {error_text(error)}") from None
+        stack.callback(log.close)
+        try:
+            own = scratch()
+        except OSError as error:
+            raise WorkerFailed(f"worker {backend} has no place for temporary files: {error_text(error)}") from None
+        stack.callback(shutil.rmtree, own, ignore_errors=True)
         ask_read, ask_write = os.pipe()
         answer_read, answer_write = os.pipe()
         stack.callback(os.close, ask_write)
@@ -141,7 +146,7 @@ def worker(
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(ask_read, answer_write),
                     start_new_session=True, cwd=folder,
                     # Inductor would find what it compiled last time, and a first call would cost nothing.
-                    env={**(settings or {}), **worker_environment(device, 1), "TMPDIR": str(scratch)}
+                    env={**(settings or {}), **worker_environment(device, 1), SCRATCH: str(own)}
                     | {INDUCTOR: (settings or {}).get(INDUCTOR, str(folder / "inductor"))},
                 )  # fmt: skip
             except OSError as error:

@@ -22,8 +22,8 @@ from harness.errors import CallError, HarnessError
 from harness.fuzz import corpus, keep, training
 from harness.fuzz.draw import weighted
 from harness.fuzz.generate import Drawn, draw
-from harness.fuzz.judge import Verdict, alike, idle, judge
-from harness.fuzz.record import IDLE, FuzzResult, Outcome
+from harness.fuzz.judge import Verdict, alike, judge, without_effect
+from harness.fuzz.record import WITHOUT_EFFECT, FuzzResult, Outcome
 from harness.graph import Program
 from harness.lanes import PLAIN, strategies
 from harness.precision import proving
@@ -228,8 +228,8 @@ def _outcome(options: FuzzOptions, ready: _Ready, live: Mapping[str, LiveWorker]
         failures = {name: keep.sentence(why) for name, why in trained.failures.items()}
         found = replace(empty, said="; ".join(f"{n}: {w}" for n, w in failures.items()), failures=failures)
     training.closed(subject)
-    if options.plant and not found.found and _idle(options, ready, live, trained, folder / "honest"):
-        found = replace(found, notes=(*found.notes, IDLE))
+    if options.plant and not found.found:
+        found = replace(found, notes=(*found.notes, *_effect(options, ready, live, trained, folder / "honest")))
     if found.found and not options.plant and options.out is not None:
         try:
             kept = keep.keep(
@@ -263,27 +263,29 @@ def _said(subject: Subject, trained: training.Trained, sources: Mapping[str, str
     return judge(subject, trained.answers, _Twins(subject, trained.answers, trained.strategies, sources, gradients))
 
 
-def _idle(
+def _effect(
     options: FuzzOptions, ready: _Ready, live: Mapping[str, LiveWorker], trained: training.Trained, folder: Path
-) -> bool:
-    """Whether a planted fault that was not found changes nothing in this spec: its backend's honest program says the same.
+) -> tuple[str, ...]:
+    """WITHOUT_EFFECT where a planted fault that was not found changes nothing in this spec: its backend's honest program says the same.
 
     A last batch that the training does not come to, rows of an embedding of which each is looked up once.
     """
     if ready.drawn is None or trained.failures:
-        return False
+        return ()
     name = ready.planted
     subject = training.opened(ready.drawn, options.precision, folder, {name: live[name]})
     sources = {name: emitted(ready.drawn.program, name, options.precision)}
     gradients = ready.number % GRADIENTS == 0
     honest = training.train(subject, sources, {}, gradients=gradients)
     try:
+        if honest.failures:
+            return (f"its effect is not known: {keep.sentence(honest.failures[name])}",)
         twins = _Twins(subject, honest.answers, {}, sources, gradients)
-        return not honest.failures and idle(
-            honest.answers[name],
-            trained.answers[name],
-            (own for number in range(ROUNDS) for own in twins.moved(number).values()),
-        )
+        moved_ones = (own for number in range(ROUNDS) for own in twins.moved(number).values())
+        none = without_effect(subject, honest.answers[name], trained.answers[name], moved_ones)
+        return (WITHOUT_EFFECT,) if none else ()
+    except (HarnessError, OSError) as error:
+        return (f"its effect is not known: {keep.sentence(str(error))}",)
     finally:
         training.closed(subject)
 

@@ -5,7 +5,7 @@ against the float64 reference.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Protocol
@@ -75,9 +75,10 @@ class Twins(Protocol):
 
 def judge(subject: Subject, answers: Mapping[str, Answer], twins: Twins) -> Verdict:
     """Judge the answers of a spec's backends."""
-    # Beyond it the unit in the last place is more than 1: such a training explodes, and what rounding does to it as well.
+    # A loss starts below 1,000 (harness.fuzz.generate): one of this size explodes, and what rounding does to it as well.
     most = 1 / subject.unit
-    until = {name: _numbers_until(own, most) for name, own in answers.items()}
+    learned = [name for name, parameter in subject.program.parameters.items() if parameter.learned]
+    until = {name: _numbers_until(own, most, learned) for name, own in answers.items()}
     # The step at which one alone leaves the numbers is compared; what comes after none is left at all is not.
     cut = min(until.values()) + (len(set(until.values())) > 1)
     notes = []
@@ -126,11 +127,13 @@ def alike(subject: Subject, one: Answer, two: Answer) -> bool:
     )
 
 
-def idle(own: Answer, changed: Answer, moved: Iterable[Answer]) -> bool:
-    """Whether a changed program parts nowhere further from what it was made of than TIMES the worst of that one's own twins.
+def without_effect(subject: Subject, own: Answer, changed: Answer, moved: Iterable[Answer]) -> bool:
+    """Whether a change of a program changes nothing: it says the same by the tight tolerance, and is nowhere further away than rounding.
 
-    No tolerance is in it: what a change does may be small, and is no rounding.
+    Not by the tolerance alone, which hides what is small; nor by twins alone (TIMES the worst), which hide what they are wild beside.
     """
+    if not alike(subject, own, changed):
+        return False
     yardstick = Yardstick()
     for twin in moved:
         yardstick.add(_distances(own, twin))
@@ -149,15 +152,17 @@ def _order(parting: Parting) -> tuple[int, int, float]:
     return (early, KINDS.index(parting.what), -parting.ratio)
 
 
-def _numbers_until(answer: Answer, most: float) -> int:
-    """How many steps pass before a loss or a parameter is no number, or one beyond the most that is compared."""
+def _numbers_until(answer: Answer, most: float, learned: Collection[str]) -> int:
+    """How many steps pass before a loss or a parameter is no number, or one beyond the most that is compared, or a statistic none."""
     steps = max(map(len, answer.losses.values()))
     good = steps
     for losses in answer.losses.values():
         good = min([good, *(i for i, loss in enumerate(losses) if not abs(loss) < most)])
-    for states in answer.states.values():
+    for name, states in answer.states.items():
         if len(states) == steps and states.dtype.kind == "f":
-            bad = np.flatnonzero(~(np.abs(states.reshape(steps, -1)) < most).all(axis=1))
+            # A running variance is a square, and large where nothing explodes.
+            bound = most if name in learned else math.inf
+            bad = np.flatnonzero(~(np.abs(states.reshape(steps, -1)) < bound).all(axis=1))
             good = min([good, *bad[:1].tolist()])
     return good
 

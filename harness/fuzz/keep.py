@@ -65,22 +65,26 @@ def keep(
     into.mkdir(parents=True)
     name = drawn.program.name
     (into / f"{name}.yaml").write_text(drawn.text, encoding="utf-8")
-    (into / "found.txt").write_text(f"{found.status}: {found.said}\n" + "\n".join(failures.values()), encoding="utf-8")
+    how = "".join(f" ({backend}: {way})" for backend, way in found.strategies.items())
+    (into / "found.txt").write_text(
+        f"{found.status}{how}: {found.said}\n" + "\n".join(failures.values()), encoding="utf-8"
+    )
     paths = [into / f"{name}.yaml", into / "found.txt"]
     if any(worker.process.poll() is not None for worker in live.values()):
         return tuple(map(str, paths))  # nobody left to ask
     if failures:
         backend, why = next(iter(failures.items()))
-        small = fails_smaller(drawn, backend, why, precision, live[backend], folder)
-        paths += written(small, precision, folder, into)
+        small = fails_smaller(drawn, backend, why, precision, live[backend], folder, ways=found.strategies)
+        paths += written(small, found.strategies, precision, folder, into)
     else:
-        paths += _differing(drawn, precision, live, folder, into, differs)
+        paths += _differing(drawn, found.strategies, precision, live, folder, into, differs)
     shutil.rmtree(folder, ignore_errors=True)
     return tuple(map(str, paths))
 
 
 def _differing(
-    drawn: Drawn, precision: str, live: Mapping[str, LiveWorker], folder: Path, into: Path, differs: Callable[[Drawn, Path], bool]
+    drawn: Drawn, ways: Mapping[str, str | None], precision: str, live: Mapping[str, LiveWorker], folder: Path, into: Path,
+    differs: Callable[[Drawn, Path], bool],
 ) -> list[Path]:  # fmt: skip
     """The smallest spec by taking a step apart, which is quick; where its whole training does not differ, by training."""
 
@@ -93,19 +97,25 @@ def _differing(
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
-    try:
-        small = _dissected(drawn, precision, live, folder)
-    except (WorkerFailed, HarnessError) as error:
-        small = str(error)
-    if isinstance(small, Reduced) and shows(small.text, folder / "reduced") is not None:
-        return written_to(small, f"{drawn.program.name}_small", into)
-    why = (
-        small
-        if isinstance(small, str)
-        else "In the smallest spec that one step shows it in, whole trainings are the same."
-    )
+    until = time.monotonic() + BUDGET
+    why = "It differs by another way of running it than the plain one, in which a step is taken apart."
+    if not ways:
+        try:
+            small = _dissected(drawn, precision, live, folder)
+        except (WorkerFailed, HarnessError) as error:
+            small = str(error)
+        if isinstance(small, Reduced) and shows(small.text, folder / "reduced") is not None:
+            return written_to(small, f"{drawn.program.name}_small", into)
+        why = (
+            small
+            if isinstance(small, str)
+            else "The whole training of the smallest spec that one step shows it in does not."
+        )
     (into / "diff.txt").write_text(why + "\n", encoding="utf-8")
-    return [into / "diff.txt", *written(smallest(drawn, shows, folder, BUDGET), precision, folder, into)]
+    least = smallest(drawn, shows, folder, max(BUDGET / 2, until - time.monotonic()))
+    if least is drawn or any(worker.process.poll() is not None for worker in live.values()):
+        return [into / "diff.txt"]
+    return [into / "diff.txt", *written(least, ways, precision, folder, into)]
 
 
 def _dissected(drawn: Drawn, precision: str, live: Mapping[str, LiveWorker], folder: Path) -> Reduced | str:
@@ -122,15 +132,16 @@ def _dissected(drawn: Drawn, precision: str, live: Mapping[str, LiveWorker], fol
 
 
 def fails_smaller(
-    drawn: Drawn, backend: str, why: str, precision: str, live: LiveWorker, folder: Path, budget: float = BUDGET
-) -> Drawn:
+    drawn: Drawn, backend: str, why: str, precision: str, live: LiveWorker, folder: Path, budget: float = BUDGET,
+    ways: Mapping[str, str | None] | None = None,
+) -> Drawn:  # fmt: skip
     """The smallest spec in whose program a backend still fails in the same way."""
 
     def shows(text: str, place: Path) -> Drawn | None:
         try:
             own = resolved(drawn.number, text)
             subject = training.opened(own, precision, place, {backend: live})
-            found = training.train(subject, training.programs(subject, {}), {})
+            found = training.train(subject, training.programs(subject, ways or {}), ways or {})
             training.closed(subject)
         except (HarnessError, Redrawn, ValueError):
             return None
@@ -157,13 +168,16 @@ def smallest(drawn: Drawn, shows: Callable[[str, Path], Drawn | None], folder: P
     return drawn
 
 
-def written(small: Drawn, precision: str, folder: Path, into: Path) -> list[Path]:
-    """The smallest spec, and a file of every framework that trains it."""
+def written(small: Drawn, ways: Mapping[str, str | None], precision: str, folder: Path, into: Path) -> list[Path]:
+    """The smallest spec, and a file of every framework that trains it, in these ways; of the others in the plain one."""
     name = f"{small.program.name}_small"
     paths = [into / f"{name}.yaml"]
     paths[0].write_text(small.text, encoding="utf-8")
     subject = training.opened(small, precision, folder / "smallest", {})
     for backend in BACKENDS:
         paths.append(into / f"{name}_{backend}.py")
-        paths[-1].write_text(runnable(subject, backend, emitted(small.program, backend, precision)), encoding="utf-8")
+        paths[-1].write_text(
+            runnable(subject, backend, emitted(small.program, backend, precision, strategy=ways.get(backend))),
+            encoding="utf-8",
+        )
     return paths

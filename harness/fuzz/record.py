@@ -11,7 +11,7 @@ INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 FOUND = ("differs", "failed")
 """What a planted fault is found by."""
-IDLE = "without effect"
+WITHOUT_EFFECT = "without effect"
 """A note of a planted fault that was not found: in this spec it changes nothing."""
 
 
@@ -25,7 +25,7 @@ class Outcome:
     said: str = ""
     ratio: float = 0.0
     notes: tuple[str, ...] = ()
-    """`diverged`, `still`, and IDLE."""
+    """`diverged`, `still`, WITHOUT_EFFECT, or a sentence on what could not be found out."""
     failures: dict[str, str] = field(default_factory=dict)
     """By backend, or `harness` where no worker was asked: the last line of what it said."""
     strategies: dict[str, str] = field(default_factory=dict)
@@ -84,11 +84,11 @@ class FuzzResult:
     @property
     def tried(self) -> tuple[Outcome, ...]:
         """Those in which a fault was planted that changes something."""
-        return tuple(o for o in self.outcomes if self.plant and o.fault and IDLE not in o.notes)
+        return tuple(o for o in self.outcomes if self.plant and o.fault and WITHOUT_EFFECT not in o.notes)
 
     @property
     def exit(self) -> int:
-        """0 nothing was found (planted: every fault was), 1 trainings differ (a fault was missed), 3 a backend or the harness failed, 130 interrupted."""
+        """0 nothing was found (planted: every fault was, and there was one), 1 trainings differ (a fault was missed), 3 a backend or the harness failed, 130 interrupted."""
         if self.interrupted:
             return INTERRUPTED
         if self.failures or not self.outcomes:
@@ -96,7 +96,7 @@ class FuzzResult:
         if any("harness" in outcome.failures for outcome in self.outcomes):
             return 3
         if self.plant:
-            return int(bool(self.missed))
+            return int(bool(self.missed) or not self.tried)
         return 3 if self.counts["failed"] else int(bool(self.counts["differs"]))
 
     def to_json(self) -> dict[str, Any]:

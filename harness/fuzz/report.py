@@ -64,9 +64,9 @@ def sentence(result: FuzzResult) -> str:
     head = f"seed {result.seed}, {result.precision}, {' · '.join(result.backends)}"
     if result.plant:
         tried, planted = len(result.tried), sum(bool(o.fault) for o in result.outcomes)
-        idle = f"; {planted - tried} more change nothing in their spec" if planted > tried else ""
+        without = f"; {planted - tried} more change nothing in their spec" if planted > tried else ""
         none = f"; in {done - planted} specs there was nothing to plant" if done > planted else ""
-        return f"{tried - len(result.missed)} of {tried} planted faults found{idle}{none} ({head}; {rate})"
+        return f"{tried - len(result.missed)} of {tried} planted faults found{without}{none} ({head}; {rate})"
     still = sum("still" in o.notes for o in result.outcomes)
     diverged = sum("diverged" in o.notes for o in result.outcomes)
     notes = [

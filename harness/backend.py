@@ -1,8 +1,9 @@
 """The two halves of a backend: an emitter, which needs no framework, and a session, which runs in a worker.
 
 `backends/<name>/emit.py` has `emit(program, precision, threads) -> str`; `backends/<name>/session.py` has the
-class `Session` below, `environment()`, and `off_by_rounding(value, *, centred=False)`: a node's value, each number of it
-SHAKEN_UNITS up or down by its own bits, and gradients alike; what is `centred`, one unit, by its place as well. A worker imports NumPy, safetensors, the framework and these; nothing else.
+class `Session` below, `environment()`, and `off_by_rounding(value, *, centred=False, read=None)`: a node's value, each
+number of it SHAKEN_UNITS up or down by its own bits, and gradients alike; what is `centred`, one unit, by its place as well. Of
+what is `read`, of the value's shape, the gradient is further off by as much of what arrives at the value. A worker imports NumPy, safetensors, the framework and these; nothing else.
 """
 
 import hashlib

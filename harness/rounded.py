@@ -6,10 +6,14 @@ otherwise, and another framework is. So each node's value is moved itself, in th
 nodes have names. Equal numbers are moved alike, since which of them a maximum takes is a convention and no rounding. But an op
 that subtracts a mean makes of equal numbers what rounding leaves, and divides that by their spread: what it reads is moved
 by one unit more, each number by itself. That is as far as the mean of numbers that are alike is off.
+
+An op whose gradient is made from its value, as y (1 - y), makes it from the value as it was before it was moved, and of what
+is near 1 rounding is all that is left in 1 - y. So gradients that pass it are moved by as much of what arrives as the value.
 """
 
 import ast
 from collections.abc import Collection, Mapping
+from itertools import pairwise
 
 from harness.backend import OFF_BY_ROUNDING
 from harness.emit import graphs
@@ -19,17 +23,26 @@ from harness.syntax import parse
 
 def rounded(program: Program, observed: str) -> str:
     """The observed variant of a program with every node's value off by rounding. Raises ValueError where it has no node."""
-    return moved(observed, {g.class_name: [n.name for n in g.nodes if n.op.centres] for g in graphs(program)})
+    centring = {g.class_name: [n.name for n in g.nodes if n.op.centres] for g in graphs(program)}
+    by_value = {g.class_name: [n.name for n in g.nodes if n.op.gradient_by_value] for g in graphs(program)}
+    return moved(observed, centring, by_value)
 
 
-def moved(observed: str, centring: Mapping[str, Collection[str]] | None = None) -> str:
-    r"""A text with every node's value moved, and what is read by these nodes of a class. Raises ValueError where it has no node.
+def moved(
+    observed: str, centring: Mapping[str, Collection[str]] | None = None, by_value: Mapping[str, Collection[str]] | None = None
+) -> str:  # fmt: skip
+    r"""A text with every node's value moved; by class, nodes that subtract a mean, and whose gradient is made from their value.
 
-    >>> print(moved('class A:\n    x = self.norm1(x)\n    values["norm1"] = x', {"A": ["norm1"]}))
+    Raises ValueError where it has no node.
+
+    >>> text = 'class A:\n    x = self.norm1(x)\n    values["norm1"] = x\n    x = tanh(x)\n    values["tanh1"] = x'
+    >>> print(moved(text, {"A": ["norm1"]}, {"A": ["tanh1"]}))
     class A:
         x = self.norm1(off_by_rounding(x, centred=True))
         x = off_by_rounding(x)
         values['norm1'] = x
+        x = off_by_rounding(tanh(x), read=x)
+        values['tanh1'] = x
     """
     tree = parse(observed)
     imported = {
@@ -41,6 +54,7 @@ def moved(observed: str, centring: Mapping[str, Collection[str]] | None = None) 
     for own in tree.body:
         if isinstance(own, ast.ClassDef):
             _move_inputs(own, (centring or {}).get(own.name, ()))
+            _move_gradients(own, (by_value or {}).get(own.name, ()), imported)
     found = 0
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
@@ -51,8 +65,8 @@ def moved(observed: str, centring: Mapping[str, Collection[str]] | None = None) 
             variable = _kept(statement, imported)
             # A block's own value, whose nodes are moved inside, comes after theirs are added: `values |= ...`.
             if variable is not None and not (changed and isinstance(changed[-1], ast.AugAssign)):
-                call = ast.Call(ast.Name(OFF_BY_ROUNDING, ast.Load()), [ast.Name(variable, ast.Load())], [])
-                changed.append(ast.Assign([ast.Name(variable, ast.Store())], call))
+                if not (changed and _is_moved(changed[-1])):
+                    changed.append(ast.Assign([ast.Name(variable, ast.Store())], _off(ast.Name(variable, ast.Load()))))
                 found += 1
             changed.append(statement)
         node.body = changed  # type: ignore[attr-defined]
@@ -72,8 +86,37 @@ def _move_inputs(own: ast.ClassDef, centring: Collection[str]) -> None:
             and call.func.attr in centring
             and call.args
         ):
-            centred = ast.keyword("centred", ast.Constant(value=True))
-            call.args[0] = ast.Call(ast.Name(OFF_BY_ROUNDING, ast.Load()), [call.args[0]], [centred])
+            call.args[0] = _off(call.args[0], centred=ast.Constant(value=True))
+
+
+def _move_gradients(own: ast.ClassDef, by_value: Collection[str], imported: Collection[str]) -> None:
+    """Move the values of these nodes of a class where they are made, of what they are made: `x = tanh(x)`."""
+    for node in ast.walk(own):
+        body = getattr(node, "body", None)
+        for before, statement in pairwise(body) if isinstance(body, list) else ():
+            if _kept(statement, imported) is None or _entry(statement) not in by_value:
+                continue
+            if (
+                isinstance(before, (ast.Assign, ast.AnnAssign))
+                and isinstance(made := before.value, ast.Call)
+                and made.args
+            ):
+                before.value = _off(made, read=made.args[0])
+
+
+def _off(value: ast.expr, **given: ast.expr) -> ast.Call:
+    return ast.Call(ast.Name(OFF_BY_ROUNDING, ast.Load()), [value], [ast.keyword(n, v) for n, v in given.items()])
+
+
+def _is_moved(statement: ast.stmt) -> bool:
+    value = getattr(statement, "value", None)
+    return isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == OFF_BY_ROUNDING
+
+
+def _entry(statement: ast.stmt) -> object:
+    """The name under which a node's value is kept."""
+    target = statement.targets[0] if isinstance(statement, ast.Assign) else None
+    return target.slice.value if isinstance(target, ast.Subscript) and isinstance(target.slice, ast.Constant) else None
 
 
 def _kept(statement: ast.AST, imported: Collection[str]) -> str | None:

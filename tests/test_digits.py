@@ -113,7 +113,21 @@ def test_what_is_centred_moves_by_a_unit_and_equal_numbers_go_both_ways_whatever
     assert not np.any(_off(backend, np.zeros(9, precision), centred=True)[0]), "zeros stay"
 
 
-def _off(backend: str, value: np.ndarray, *, centred: bool = False) -> tuple[np.ndarray, np.ndarray]:
+@pytest.mark.parametrize("backend", EACH)
+def test_a_gradient_that_is_made_from_a_value_is_off_by_as_much_of_what_arrives(backend: str) -> None:
+    """Where tanh is 1 its gradient is 0 in every twin whose value is moved behind it, and 2e-16 in another framework."""
+    value = np.array([0.5, 1.0, -0.25, 0.0])
+    plain, gradient = _off(backend, value)
+    found, passed = _off(backend, value, read=True)
+    assert np.array_equal(found, plain)
+    share = (plain[:3] - value[:3]) / value[:3]
+    assert gradient[:3] - 1 == pytest.approx(share)
+    assert passed[:3] - 1 == pytest.approx(2 * share), "what is read is the value itself here: both ways"
+
+
+def _off(
+    backend: str, value: np.ndarray, *, centred: bool = False, read: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """A value off by rounding, and the gradient of its sum."""
     if backend == "torch":
         import torch  # noqa: PLC0415 - where it is installed
@@ -121,7 +135,7 @@ def _off(backend: str, value: np.ndarray, *, centred: bool = False) -> tuple[np.
         from backends.torch.session import off_by_rounding as of_torch  # noqa: PLC0415
 
         tensor = torch.tensor(value, requires_grad=value.dtype.kind == "f")
-        found = of_torch(tensor, centred=centred)
+        found = of_torch(tensor, centred=centred, read=tensor if read else None)
         if value.dtype.kind == "f":
             found.sum().backward()
         return found.detach().numpy(), np.zeros(0) if tensor.grad is None else tensor.grad.numpy()
@@ -133,7 +147,7 @@ def _off(backend: str, value: np.ndarray, *, centred: bool = False) -> tuple[np.
         constant = tf.constant(value)
         with tf.GradientTape() as tape:
             tape.watch(constant)
-            said = of_tensorflow(constant, centred=centred)
+            said = of_tensorflow(constant, centred=centred, read=constant if read else None)
         return said.numpy(), tape.gradient(said, constant).numpy() if value.dtype.kind == "f" else np.zeros(0)
     import jax  # noqa: PLC0415
 
@@ -142,9 +156,13 @@ def _off(backend: str, value: np.ndarray, *, centred: bool = False) -> tuple[np.
     with jax.enable_x64(True):
         array = jax.numpy.asarray(value)
         gradient = (
-            jax.grad(lambda x: of_jax(x, centred=centred).sum())(array) if value.dtype.kind == "f" else np.zeros(0)
+            jax.grad(lambda x: of_jax(x, centred=centred, read=x if read else None).sum())(array)
+            if value.dtype.kind == "f"
+            else np.zeros(0)
         )
-        return np.asarray(jax.jit(of_jax, static_argnames="centred")(array, centred=centred)), np.asarray(gradient)
+        return np.asarray(
+            jax.jit(of_jax, static_argnames="centred")(array, centred=centred, read=array if read else None)
+        ), np.asarray(gradient)
 
 
 @pytest.mark.skipif("torch" not in INSTALLED, reason="PyTorch is not installed")

@@ -34,6 +34,8 @@ def test_each_layers_value_is_moved_once_in_every_case(backend: str) -> None:
         program = program_of(spec_of(CASES[name]))
         text = rounded(program, emitted(program, backend, "float64", observe=True))
         assert calls(text) == nodes(program), name
+        made = sum(node.op.gradient_by_value for graph in graphs(program) for node in graph.nodes)
+        assert text.count(", read=") == made, name
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -42,7 +42,7 @@ def configure(request: Mapping[str, Any]) -> None:  # noqa: ARG001 - nothing of 
     jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
-def off_by_rounding(value: jax.Array, *, centred: bool = False) -> jax.Array:
+def off_by_rounding(value: jax.Array, *, centred: bool = False, read: jax.Array | None = None) -> jax.Array:
     """See harness.backend."""
     if value.dtype.name not in OFF:
         return value
@@ -52,7 +52,8 @@ def off_by_rounding(value: jax.Array, *, centred: bool = False) -> jax.Array:
     if centred:
         bits += factor * jnp.square(jnp.arange(value.size, dtype=integer)).reshape(value.shape)
     way = jnp.where(bits * factor < 0, -1.0, 1.0).astype(value.dtype)
-    return value * (1 + (unit if centred else SHAKEN_UNITS * unit) * way)
+    off = (unit if centred else SHAKEN_UNITS * unit) * way
+    return value * (1 + off) if read is None else value * (1 + off) + (read - jax.lax.stop_gradient(read)) * off
 
 
 def renew() -> None:

@@ -52,7 +52,7 @@ def configure(request: Mapping[str, Any]) -> None:
         tf.config.experimental.set_memory_growth(gpu, enable=True)
 
 
-def off_by_rounding(value: tf.Tensor, *, centred: bool = False) -> tf.Tensor:
+def off_by_rounding(value: tf.Tensor, *, centred: bool = False, read: tf.Tensor | None = None) -> tf.Tensor:
     """See harness.backend."""
     if value.dtype.name not in OFF:
         return value
@@ -62,7 +62,8 @@ def off_by_rounding(value: tf.Tensor, *, centred: bool = False) -> tf.Tensor:
     if centred:
         bits += factor * tf.reshape(tf.square(tf.range(tf.size(value, out_type=integer))), tf.shape(value))
     way = tf.where(bits * factor < 0, tf.constant(-1.0, value.dtype), tf.constant(1.0, value.dtype))
-    return value * (1 + (unit if centred else SHAKEN_UNITS * unit) * way)
+    off = (unit if centred else SHAKEN_UNITS * unit) * way
+    return value * (1 + off) if read is None else value * (1 + off) + (read - tf.stop_gradient(read)) * off
 
 
 def renew() -> None:

@@ -104,7 +104,7 @@ def settings() -> dict[str, str]:
     }
 
 
-def off_by_rounding(value: torch.Tensor, *, centred: bool = False) -> torch.Tensor:
+def off_by_rounding(value: torch.Tensor, *, centred: bool = False, read: torch.Tensor | None = None) -> torch.Tensor:
     """See harness.backend."""
     name = str(value.dtype).removeprefix("torch.")
     if name not in OFF:
@@ -117,7 +117,8 @@ def off_by_rounding(value: torch.Tensor, *, centred: bool = False) -> torch.Tens
             value.shape
         )
     way = torch.where(bits * factor < 0, -1.0, 1.0).to(value.dtype)
-    return value * (1 + (unit if centred else SHAKEN_UNITS * unit) * way)
+    off = (unit if centred else SHAKEN_UNITS * unit) * way
+    return value * (1 + off) if read is None else value * (1 + off) + (read - read.detach()) * off
 
 
 def device_memory() -> int | None:

@@ -84,6 +84,7 @@ class Sigmoid(Op):
     """`1 / (1 + exp(-x))`."""
 
     kind = "sigmoid"
+    gradient_by_value = True
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return special.expit(inputs[0])
@@ -93,6 +94,7 @@ class Tanh(Op):
     """The hyperbolic tangent."""
 
     kind = "tanh"
+    gradient_by_value = True
 
     def reference(self, inputs: tuple[Array, ...], parameters: Mapping[str, Array], mode: Mode) -> Array:
         return np.tanh(inputs[0])
@@ -111,6 +113,7 @@ class Softmax(Op):
     """`exp(x) / sum(exp(x))` over the last axis."""
 
     kind = "softmax"
+    gradient_by_value = True
 
     def output(self, *inputs: Shape) -> Shape:
         need(len(inputs[0]) > 0, "needs at least one axis besides the batch")

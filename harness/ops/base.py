@@ -137,6 +137,8 @@ class Op(Kind):
     """The statistics that take a shift along which the op's value ignores in training."""
     centres: ClassVar[bool] = False
     """Whether it subtracts from its input a mean of it: of numbers that are alike, rounding is left."""
+    gradient_by_value: ClassVar[bool] = False
+    """Whether its gradient is made from its value, near 1 by what that lacks of 1: a value rounded otherwise has another."""
     label: ClassVar[str] = ""
     """The stem of an automatic name, where it is not the op's own: conv2d is called conv1, conv2, ..."""
 

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -68,6 +69,22 @@ def descriptors() -> int:
 
 
 # ---- Without a framework
+
+
+def test_what_a_worker_leaves_in_its_own_folder_goes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "tmp"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    messy = script(tmp_path, 'touch "$HARNESS_SCRATCH/left" && echo "$HARNESS_SCRATCH" && kill -9 $$')
+    with pytest.raises(WorkerFailed), worker("torch", messy, tmp_path / "work", core=0):
+        pass
+    assert (tmp_path / "work" / "log.txt").read_text().startswith(f"{place}/")
+    assert list(place.iterdir()) == []
+    place.rmdir()
+    before = descriptors()
+    with pytest.raises(WorkerFailed, match="no place for temporary files"), worker("torch", messy, tmp_path / "more", core=0):  # fmt: skip
+        pass
+    assert descriptors() == before
 
 
 @pytest.mark.parametrize(

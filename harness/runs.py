@@ -42,7 +42,7 @@ from harness.rounded import rounded
 from harness.side_by_side import Job, Meanwhile, side_by_side
 from harness.source import Source
 from harness.supervise import Listener, Waiting, train, waiting
-from harness.twins import ECHO, FIRST_STEPS, HOPELESS, NEAR, ROUNDS, SHAKES, moved, nudged, rounding_moves
+from harness.twins import ECHO, FIRST_STEPS, HOPELESS, NEAR, ROUNDS, SHAKES, moved, moved_steps, nudged, rounding_moves
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -290,7 +290,8 @@ class Training:
         """The gradients of every backend that has twins, by step: of the steps that were recorded from the first one on."""
         first = self.judging.start
         found = []
-        for step in range(first, first + FIRST_STEPS):
+        unit = float(np.finfo(PRECISIONS[self.options.precision].dtype).eps)
+        for step in range(first, first + moved_steps(self.program, unit)):
             said = [own.gradients(step) for name, own in self.judging.ok().items() if name not in self.restless]
             if not said or not all(said):
                 break

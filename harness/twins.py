@@ -40,8 +40,10 @@ ROUNDS = 5
 """Twins of each backend, at most; the coins that say up or down are tossed anew in each."""
 SHAKES, NEAR = 10, 10
 """Shaken twins of each backend after these, at most, while two backends part up to NEAR times as far as the worst of all."""
-FIRST_STEPS = 5
-"""Steps of a shaken twin, at most, whose gradients are off by rounding."""
+FIRST_STEPS, MOST_STEPS = 5, 20
+"""Steps of a shaken twin, at most, whose gradients are off by rounding; in float64, of a small network."""
+ROOM = 100_000_000
+"""Bytes of gradients, of one backend, that more than FIRST_STEPS steps may take."""
 ZERO_ROOM, ZERO_SHARE = 1000, 1e-5
 """Units in the last place of its update's largest gradient that a gradient may be whose true value is zero, and the share of it."""
 LEAST_SHARE = 1e-12
@@ -107,9 +109,12 @@ def rounding_moves(
     A gradient is off by SHAKEN_UNITS of the largest of its tensor; in the first step, before which all backends are in the same
     position, also as far as their own lie apart, where that is ZERO_ROOM units of the update's largest or less (ZERO_SHARE of it,
     if that is less). What lies further apart is a difference, and no rounding. A tensor of which all is as small as that is off
-    by units of the update's largest; where it is so in every backend, and those are LEAST_SHARE of the largest, all of it is
-    rounding, and in later steps, too, it is as far off as they lie apart. What is exactly 0 stays: nothing reaches it. But where
-    it is not 0 in another backend or in the next step, and as small as rounding, it is a sum that cancels, and is off as well.
+    by units of the update's largest. What is exactly 0 stays: nothing reaches it. But where it is not 0 in another backend or in
+    the next step, and as small as rounding, it is a sum that cancels, and is off as well.
+
+    In float64, where ZERO_ROOM units are a share that is no signal (LEAST_SHARE), every gradient is off by units of the update's
+    largest so far: what a saturated gate lets through is made of what its value lacks of 1, whose rounding does not shrink with
+    it. And a tensor that is as small as ZERO_ROOM of them in every backend is, in later steps, too, as far off as they lie apart.
 
     By the rules, in float64: `0/state/name` and `0/optimizer/update/slot/name` of the step `start`, then those of the next.
     `gradients`: by step, from `start` on, those of every backend, as `update/name`, all where the step begins: what a later
@@ -127,10 +132,13 @@ def rounding_moves(
             for n in names
         }
         said = [{n: [g[f"{update.name}/{n}"] for g in own] for n in names} for own in gradients]
+        largest = 0.0
         for i, own in enumerate(said):
             if not all(np.isfinite(g).all() for values in own.values() for g in values):
                 break
-            base, off = _off_by_rounding(program, own, said[i + 1 : i + 2], unit, (number, i))
+            now = max((float(np.abs(g).max(initial=0.0)) for values in own.values() for g in values), default=0.0)
+            largest = max(now, largest) if _fine(unit) else now
+            base, off = _off_by_rounding(program, own, said[i + 1 : i + 2], unit, largest, (number, i))
             exact, exact_slots = reference.apply_update(update, here, base, kept, start + i)
             other, other_slots = reference.apply_update(update, here, off, kept, start + i)
             for name in names:
@@ -145,19 +153,18 @@ def rounding_moves(
 
 def _off_by_rounding(
     program: Program, said: Mapping[str, Sequence[Array]], later: Sequence[Mapping[str, Sequence[Array]]], unit: float,
-    which: tuple[int, int],
+    largest: float, which: tuple[int, int],
 ) -> tuple[Arrays, Arrays]:  # fmt: skip
     """One backend's gradients of a step, and the same off by rounding. `which`: the twin's number and the step's."""
-    largest = max((float(np.abs(g).max(initial=0.0)) for values in said.values() for g in values), default=0.0)
     rounding = min(ZERO_ROOM * unit, ZERO_SHARE) * largest
     base, off = {}, {}
     for name, each in said.items():
         values = np.stack(each).astype(np.float64)
         base[name] = values[0]
         size = float(np.abs(values).max(initial=0.0))
-        far = SHAKEN_UNITS * unit * (size if size > rounding else largest)
+        far = SHAKEN_UNITS * unit * (size if size > rounding and not _fine(unit) else largest)
         # Later, they lie apart for the sake of what the steps before have moved otherwise, unless all of it is rounding.
-        noise = size <= rounding <= LEAST_SHARE * largest
+        noise = size <= rounding and _fine(unit)
         apart = np.ptp(values, axis=0) if which[1] == 0 or noise else np.zeros(values.shape[1:])
         apart = np.where(apart <= rounding, apart, 0.0)
         # 0 in one backend, and more than rounding in another: that is a difference, too.
@@ -169,6 +176,18 @@ def _off_by_rounding(
         away = np.where(values[0] == 0, coin, np.sign(values[0]))
         off[name] = values[0] + np.where(reached, np.maximum(far, apart), 0.0) * away
     return base, off
+
+
+def _fine(unit: float) -> bool:
+    """Whether ZERO_ROOM units are rounding whatever they are of, as in float64."""
+    return ZERO_ROOM * unit <= LEAST_SHARE
+
+
+def moved_steps(program: Program, unit: float) -> int:
+    """Steps of a program's shaken twin, at most, whose gradients are off by rounding."""
+    width = 8 if _fine(unit) else 4
+    size = width * sum(int(np.prod(p.shape)) for p in program.parameters.values() if p.learned)
+    return max(FIRST_STEPS, min(MOST_STEPS, ROOM // max(size, 1))) if _fine(unit) else FIRST_STEPS
 
 
 @dataclass

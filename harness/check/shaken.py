@@ -9,10 +9,8 @@ from harness.check.live import LiveWorker
 from harness.check.subject import Subject, each, open_program, part
 from harness.errors import HarnessError, WorkerFailed
 from harness.rounded import rounded
-from harness.twins import FIRST_STEPS, moved, rounding_moves
+from harness.twins import ROOM, moved, moved_steps, rounding_moves
 
-ROOM = 100_000_000
-"""Bytes of the gradients that one backend says for shaken twins, beyond which it is asked for those of fewer steps."""
 NAME = "rounded"
 """The name under which workers have the variant whose every value is off by rounding open."""
 
@@ -93,7 +91,8 @@ def closed(subject: Subject) -> None:
 def first_gradients(subject: Subject, name: str, backends: Collection[str]) -> list[list[Arrays]]:
     """The gradients at the first steps, by step, of each of these. Raises HarnessError where none answers."""
     size = sum(a.nbytes for n, a in subject.start.items() if n.startswith("state/"))
-    steps = min(subject.program.steps, max(2, min(FIRST_STEPS, ROOM // max(size, 1))))
+    most = moved_steps(subject.program, subject.unit)
+    steps = min(subject.program.steps, max(2, min(most, ROOM // max(size, 1))))
 
     def ask(live: LiveWorker) -> list[Arrays]:
         if live.name not in backends:

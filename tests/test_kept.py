@@ -1,5 +1,7 @@
 """Planting faults takes hours: what was found is kept, spec by spec, and a call goes on from it. Needs no framework."""
 
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -180,3 +182,15 @@ def test_a_folder_of_something_else_is_refused(planter: Planter, tmp_path: Path)
     with pytest.raises(CallError, match="is not a directory"):
         climb.planted(SPECS, CheckOptions(out=tmp_path / "notes.json"))
     assert not planter.asked
+
+
+def test_what_planting_faults_imports_decides_what_was_found() -> None:
+    """Whatever else changes, hours of work stand; the workers' half is in `harness.serve`, which imports even less."""
+    text = "import sys, harness.check.climb, harness.serve; print(*sys.modules)"
+    said = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True).stdout.split()
+    ours = [name.split(".") for name in said if name.startswith(("harness.", "backends."))]
+    counted = " ".join(kept._code())
+    assert not {name[1] for name in ours if name[0] == "harness"} & {other.removesuffix(".py") for other in kept.OTHERS}
+    assert all("/".join(name) in counted for name in ours)
+    assert "harness/fuzz/" not in counted
+    assert all((Path(kept.__file__).parents[1] / other).exists() for other in kept.OTHERS)

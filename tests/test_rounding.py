@@ -83,6 +83,48 @@ training:
 of which Adam without a memory of squares makes steps of 1e7. In the next a mean is taken away from numbers of that size, all alike."""
 
 
+SATURATED = """
+name: saturated
+seed: 316
+data: {batch: 4, dataset: random, examples: 11, fields: {other: {classes: 5}, truth: {shape: [3]}}, seed: 3}
+networks:
+  encoder:
+    layers:
+    - embedding: {features: 2, embedding_init: {values: [[-1.19, -0.22], [1.98, -0.25], [-1.55, -0.32], [-0.59, -1.56], [1.08, -0.7]]}, name: looked}
+    - batch_norm: {bias_init: he_normal}
+    - residual: {layers: [{repeat: {times: 5, layers: [{add: {inputs: [x, x]}}, softplus]}}]}
+    - softmax
+    - batch_norm: {scale: false, bias: false, name: spread}
+    - reshape: {shape: [2, 1, 1, 1], inputs: [looked]}
+    - global_max_pool: {name: most}
+    - concatenate: {inputs: [spread, most]}
+training:
+  steps: 8
+  updates:
+  - loss: [{sigmoid_cross_entropy: {weight: 0.413, logits: encoder(other), targets: truth, label_smoothing: 0.0343}}]
+    optimizer: {adam: {learning_rate: 0.0196, beta1: 0.848, epsilon: 4.22e-9}}
+"""
+"""A softmax that is 1 but for 1e-9: its gradient is made of what it lacks of 1, of which 1e-7 is rounding; Adam makes it a step."""
+GATES = """
+name: gates
+seed: {seed}
+data: {{batch: 1, dataset: text, length: 5}}
+networks: {{encoder: {{layers: [{{embedding: {{features: 1}}}}, {{dense: 72}}, {{gru: 3}}]}}}}
+training:
+  steps: 7
+  updates: [{{loss: {{mse: {{predictions: encoder(tokens), targets: 0.5}}}}, optimizer: {{adamw: {{learning_rate: 0.302, beta2: 0.755, epsilon: 1.96e-8}}}}}}]
+"""
+"""Gates that saturate: gradients shrink to 1e-11, their rounding does not, and a row that is looked up for the first time is moved by it."""
+
+
+@pytest.mark.parametrize("text", [SATURATED, GATES.format(seed=1), GATES.format(seed=2)])
+def test_what_a_gradient_is_made_of_near_1_is_rounding(text: str, tmp_path: Path) -> None:
+    loaded, source = spec.loads(text)
+    options = Options(precision="float64", out=tmp_path / "out")
+    found = run_spec(loaded, source, options, lambda _backend, _event: None)
+    assert found.verdict == "same", (found.reasons, found.notes)
+
+
 def test_what_no_parameter_moves_is_moved_itself(tmp_path: Path) -> None:
     loaded, source = spec.loads(SQUASHED)
     found = run_spec(loaded, source, Options(out=tmp_path / "out"), lambda _backend, _event: None)

@@ -461,7 +461,8 @@ def write_twins(
         fresh = {f"{u.name}/{n}": a for u in program.updates for n, a in initial_slots(program, u).items()}
         unit = float(np.finfo(PRECISIONS[precision].dtype).eps)
         slots = load_file(before) if before.exists() else fresh
-        write_arrays(folder / "inputs" / MOVES, rounding_moves(program, slots, gradients, start, unit, number))
+        moves = rounding_moves(program, slots, gradients, start, unit, number)
+        write_arrays(folder / "inputs" / MOVES, cast(moves, precision))
 
 
 def twin_request(

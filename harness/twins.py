@@ -42,8 +42,8 @@ SHAKES, NEAR = 10, 10
 """Shaken twins of each backend after these, at most, while two backends part up to NEAR times as far as the worst of all."""
 FIRST_STEPS, MOST_STEPS = 5, 20
 """Steps of a shaken twin, at most, whose gradients are off by rounding; in float64, of a small network."""
-ROOM = 100_000_000
-"""Bytes of gradients, of one backend, that more than FIRST_STEPS steps may take."""
+ROOM, LEAST_STEPS = 100_000_000, 2
+"""Bytes that these moves may take: of a large network fewer steps are, but not fewer than so many."""
 ZERO_ROOM, ZERO_SHARE = 1000, 1e-5
 """Units in the last place of its update's largest gradient that a gradient may be whose true value is zero, and the share of it."""
 LEAST_SHARE = 1e-12
@@ -185,9 +185,13 @@ def _fine(unit: float) -> bool:
 
 def moved_steps(program: Program, unit: float) -> int:
     """Steps of a program's shaken twin, at most, whose gradients are off by rounding."""
-    width = 8 if _fine(unit) else 4
-    size = width * sum(int(np.prod(p.shape)) for p in program.parameters.values() if p.learned)
-    return max(FIRST_STEPS, min(MOST_STEPS, ROOM // max(size, 1))) if _fine(unit) else FIRST_STEPS
+    numbers = sum(
+        int(np.prod(program.parameters[name].shape)) * (1 + len(update.optimizer.remembers))
+        for update in program.updates
+        for name in reference.moved(program, update)
+    )
+    size = (8 if _fine(unit) else 4) * numbers
+    return max(LEAST_STEPS, min(MOST_STEPS if _fine(unit) else FIRST_STEPS, ROOM // max(size, 1)))
 
 
 @dataclass

@@ -19,6 +19,7 @@ from harness.graph import Program
 from harness.judge import Allowance
 from harness.twins import (
     FIRST_STEPS,
+    LEAST_STEPS,
     MOST_STEPS,
     ROOM,
     ROUNDS,
@@ -228,6 +229,15 @@ def test_more_steps_are_moved_of_a_small_network_in_float64() -> None:
         }
     )  # fmt: skip
     assert moved_steps(large, 2.0**-52) == ROOM // (8 * 2000 * 1000) == 6
+    assert moved_steps(made("adam"), 2.0**-52) == MOST_STEPS
+    larger = program_of(
+        {
+            "name": "larger", "data": {"dataset": "random", "examples": 4, "batch": 2, "fields": {"x": {"shape": [4000]}}},
+            "networks": {"net": {"layers": [{"dense": {"units": 1000, "bias": False}}]}},
+            "training": {"steps": 3, "updates": [{"loss": {"mse": {"predictions": "net(x)", "targets": 0}}, "optimizer": {"adam": {"learning_rate": 0.1}}}]},
+        }
+    )  # fmt: skip
+    assert ROOM // (4 * 3 * 4000 * 1000) == moved_steps(larger, 2.0**-23) == LEAST_STEPS
 
 
 def test_every_update_of_a_step_is_off_by_rounding_and_a_parameter_by_all_that_move_it() -> None:

@@ -9,7 +9,7 @@ from harness.check.live import LiveWorker
 from harness.check.subject import Subject, each, open_program, part
 from harness.errors import HarnessError, WorkerFailed
 from harness.rounded import rounded
-from harness.twins import ROOM, moved, moved_steps, rounding_moves
+from harness.twins import moved, moved_steps, rounding_moves
 
 NAME = "rounded"
 """The name under which workers have the variant whose every value is off by rounding open."""
@@ -90,9 +90,7 @@ def closed(subject: Subject) -> None:
 
 def first_gradients(subject: Subject, name: str, backends: Collection[str]) -> list[list[Arrays]]:
     """The gradients at the first steps, by step, of each of these. Raises HarnessError where none answers."""
-    size = sum(a.nbytes for n, a in subject.start.items() if n.startswith("state/"))
-    most = moved_steps(subject.program, subject.unit)
-    steps = min(subject.program.steps, max(2, min(most, ROOM // max(size, 1))))
+    steps = min(subject.program.steps, moved_steps(subject.program, subject.unit))
 
     def ask(live: LiveWorker) -> list[Arrays]:
         if live.name not in backends:

@@ -2,8 +2,9 @@
 
 `backends/<name>/emit.py` has `emit(program, precision, threads) -> str`; `backends/<name>/session.py` has the
 class `Session` below, `environment()`, and `off_by_rounding(value, *, centred=False, read=None)`: a node's value, each
-number of it SHAKEN_UNITS up or down by its own bits, and gradients alike; what is `centred`, one unit, by its place as well. Of
-what is `read`, of the value's shape, the gradient is further off by as much of what arrives at the value. A worker imports NumPy, safetensors, the framework and these; nothing else.
+number of it SHAKEN_UNITS up or down by its own bits, and gradients alike; what is `centred`, one unit, by its place as well.
+`read` is what an op made the value of, of the same shape: its gradient is further off, by as much of what arrives at the value,
+times the value. A worker imports NumPy, safetensors, the framework and these; nothing else.
 """
 
 import hashlib
@@ -31,7 +32,7 @@ SHAKEN_UNITS = 8
 
 
 SCRATCH = "HARNESS_SCRATCH"
-"""The environment variable with a worker's own folder for temporary files, which is removed with it however it ends."""
+"""The environment variable with a worker's own folder for temporary files, which is removed however the worker ends."""
 OFF_BY_ROUNDING = "off_by_rounding"
 """A session's function by this name is what a variant calls (see harness.rounded): no program has one of its own."""
 OFF = {

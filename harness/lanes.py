@@ -121,7 +121,7 @@ WITHOUT_BARRIER = {
     **dict.fromkeys([("tensorflow", "function_xla"), ("tensorflow", "loop_xla"), ("tensorflow", "tuned")], "XLA"),
     **dict.fromkeys([("torch", name) for name in ("compiled", "whole", "unrolled", *GRAPHS)], "Inductor"),
 }
-"""By strategy in which nothing can hold a value fixed, the compiler. Inductor has no barrier (pytorch/pytorch#186799); XLA has one,
+"""By strategy in which nothing can hold a value fixed, the compiler. Inductor has no barrier (pytorch/pytorch#186799, #186953); XLA has one,
 but the same functions are evaluated without XLA."""
 TUNED = {
     ("torch", "native"): {"batch_norm"},

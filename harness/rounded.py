@@ -8,7 +8,8 @@ that subtracts a mean makes of equal numbers what rounding leaves, and divides t
 by one unit more, each number by itself. That is as far as the mean of numbers that are alike is off.
 
 An op whose gradient is made from its value, as y (1 - y), makes it from the value as it was before it was moved, and of what
-is near 1 rounding is all that is left in 1 - y. So gradients that pass it are moved by as much of what arrives as the value.
+is near 1 rounding is all that is left in 1 - y. So gradients that pass it are moved by as much of what arrives, times the value:
+where y is near 0 none of that is lost.
 """
 
 import ast
@@ -25,10 +26,10 @@ def rounded(program: Program, observed: str) -> str:
     """The observed variant of a program with every node's value off by rounding. Raises ValueError where it has no node."""
     centring = {g.class_name: [n.name for n in g.nodes if n.op.centres] for g in graphs(program)}
     by_value = {g.class_name: [n.name for n in g.nodes if n.op.gradient_by_value] for g in graphs(program)}
-    return moved(observed, centring, by_value)
+    return with_moves(observed, centring, by_value)
 
 
-def moved(
+def with_moves(
     observed: str, centring: Mapping[str, Collection[str]] | None = None, by_value: Mapping[str, Collection[str]] | None = None
 ) -> str:  # fmt: skip
     r"""A text with every node's value moved; by class, nodes that subtract a mean, and whose gradient is made from their value.
@@ -36,7 +37,7 @@ def moved(
     Raises ValueError where it has no node.
 
     >>> text = 'class A:\n    x = self.norm1(x)\n    values["norm1"] = x\n    x = tanh(x)\n    values["tanh1"] = x'
-    >>> print(moved(text, {"A": ["norm1"]}, {"A": ["tanh1"]}))
+    >>> print(with_moves(text, {"A": ["norm1"]}, {"A": ["tanh1"]}))
     class A:
         x = self.norm1(off_by_rounding(x, centred=True))
         x = off_by_rounding(x)

@@ -42,7 +42,7 @@ from harness.rounded import rounded
 from harness.side_by_side import Job, Meanwhile, side_by_side
 from harness.source import Source
 from harness.supervise import Listener, Waiting, train, waiting
-from harness.twins import ECHO, FIRST_STEPS, HOPELESS, NEAR, ROUNDS, SHAKES, moved, moved_steps, nudged, rounding_moves
+from harness.twins import ECHO, HOPELESS, NEAR, ROUNDS, SHAKES, moved, moved_steps, nudged, rounding_moves
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -710,9 +710,11 @@ def recorded_steps(program: Program, options: Options, start: int = 0) -> tuple[
     every = max(1, -(-size * (stop - start) // BUDGET))
     states = sorted({*range(start, stop, every), stop - 1})
     proof = range(start, min(stop, start + PROOF), max(1, -(-size * PROOF // BUDGET)))
-    some = [start + step for step in (*range(FIRST_STEPS), 9, 49, 99, 199)]
+    # Of the first ones shaken twins are made.
+    first = moved_steps(program, float(np.finfo(PRECISIONS[options.precision].dtype).eps))
+    some = [start + step for step in (*range(first), 9, 49, 99, 199)]
     whole = options.precision == "float64" and options.rows is None
-    gradients = [*proof] if whole else [step for step in some if step < stop]
+    gradients = sorted({step for step in (*some, *(proof if whole else ())) if step < stop})
     return states, gradients
 
 

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from harness import initial, reference
-from harness.backend import SHAKEN_UNITS, beside
+from harness.backend import BACKENDS, SHAKEN_UNITS, beside
 from harness.graph import Program
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -43,7 +43,7 @@ SHAKES, NEAR = 10, 10
 FIRST_STEPS, MOST_STEPS = 5, 20
 """Steps of a shaken twin, at most, whose gradients are off by rounding; in float64, of a small network."""
 ROOM, LEAST_STEPS = 100_000_000, 2
-"""Bytes that these moves may take: of a large network fewer steps are, but not fewer than so many."""
+"""Bytes that these moves and gradients may take: of a large network fewer steps are moved, but not fewer than so many."""
 ZERO_ROOM, ZERO_SHARE = 1000, 1e-5
 """Units in the last place of its update's largest gradient that a gradient may be whose true value is zero, and the share of it."""
 LEAST_SHARE = 1e-12
@@ -114,7 +114,7 @@ def rounding_moves(
 
     In float64, where ZERO_ROOM units are a share that is no signal (LEAST_SHARE), every gradient is off by units of the update's
     largest so far: what a saturated gate lets through is made of what its value lacks of 1, whose rounding does not shrink with
-    it. And a tensor that is as small as ZERO_ROOM of them in every backend is, in later steps, too, as far off as they lie apart.
+    it. (The largest so far of the backend in which it is least.) And a tensor that is as small as ZERO_ROOM of them in every backend is, in later steps, too, as far off as they lie apart.
 
     By the rules, in float64: `0/state/name` and `0/optimizer/update/slot/name` of the step `start`, then those of the next.
     `gradients`: by step, from `start` on, those of every backend, as `update/name`, all where the step begins: what a later
@@ -136,8 +136,12 @@ def rounding_moves(
         for i, own in enumerate(said):
             if not all(np.isfinite(g).all() for values in own.values() for g in values):
                 break
-            now = max((float(np.abs(g).max(initial=0.0)) for values in own.values() for g in values), default=0.0)
-            largest = max(now, largest) if _fine(unit) else now
+            # The least of the backends': a faulty one makes no room for itself.
+            each = [
+                max((float(np.abs(g).max(initial=0.0)) for g in one), default=0.0)
+                for one in zip(*own.values(), strict=True)
+            ]
+            largest = max(min(each, default=0.0), largest) if _fine(unit) else 0.0
             base, off = _off_by_rounding(program, own, said[i + 1 : i + 2], unit, largest, (number, i))
             exact, exact_slots = reference.apply_update(update, here, base, kept, start + i)
             other, other_slots = reference.apply_update(update, here, off, kept, start + i)
@@ -153,16 +157,20 @@ def rounding_moves(
 
 def _off_by_rounding(
     program: Program, said: Mapping[str, Sequence[Array]], later: Sequence[Mapping[str, Sequence[Array]]], unit: float,
-    largest: float, which: tuple[int, int],
+    so_far: float, which: tuple[int, int],
 ) -> tuple[Arrays, Arrays]:  # fmt: skip
-    """One backend's gradients of a step, and the same off by rounding. `which`: the twin's number and the step's."""
+    """One backend's gradients of a step, and the same off by rounding. `which`: the twin's number and the step's.
+
+    `so_far`: the update's largest up to now, where gradients are off by units of that.
+    """
+    largest = max((float(np.abs(g).max(initial=0.0)) for values in said.values() for g in values), default=0.0)
     rounding = min(ZERO_ROOM * unit, ZERO_SHARE) * largest
     base, off = {}, {}
     for name, each in said.items():
         values = np.stack(each).astype(np.float64)
         base[name] = values[0]
         size = float(np.abs(values).max(initial=0.0))
-        far = SHAKEN_UNITS * unit * (size if size > rounding and not _fine(unit) else largest)
+        far = SHAKEN_UNITS * unit * max(size if size > rounding else largest, so_far)
         # Later, they lie apart for the sake of what the steps before have moved otherwise, unless all of it is rounding.
         noise = size <= rounding and _fine(unit)
         apart = np.ptp(values, axis=0) if which[1] == 0 or noise else np.zeros(values.shape[1:])
@@ -185,12 +193,12 @@ def _fine(unit: float) -> bool:
 
 def moved_steps(program: Program, unit: float) -> int:
     """Steps of a program's shaken twin, at most, whose gradients are off by rounding."""
-    numbers = sum(
-        int(np.prod(program.parameters[name].shape)) * (1 + len(update.optimizer.remembers))
+    # In float64: how far parameters and slots move, and the gradients of all backends that this is made of.
+    size = sum(
+        8 * int(np.prod(program.parameters[name].shape)) * (1 + len(update.optimizer.remembers) + len(BACKENDS))
         for update in program.updates
         for name in reference.moved(program, update)
     )
-    size = (8 if _fine(unit) else 4) * numbers
     return max(LEAST_STEPS, min(MOST_STEPS if _fine(unit) else FIRST_STEPS, ROOM // max(size, 1)))
 
 

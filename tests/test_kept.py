@@ -1,5 +1,6 @@
 """Planting faults takes hours: what was found is kept, spec by spec, and a call goes on from it. Needs no framework."""
 
+import ast
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -194,3 +195,10 @@ def test_what_planting_faults_imports_decides_what_was_found() -> None:
     assert all("/".join(name) in counted for name in ours)
     assert "harness/fuzz/" not in counted
     assert all((Path(kept.__file__).parents[1] / other).exists() for other in kept.OTHERS)
+    root, others = Path(kept.__file__).parents[2], tuple(f"harness.{o.removesuffix('.py')}" for o in kept.OTHERS)
+    for name in ours:  # what is imported inside of a function, too
+        file = root.joinpath(*name).with_suffix(".py")
+        for node in ast.walk(ast.parse(file.read_text())) if file.exists() else ():
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not any(m == o or m.startswith(f"{o}.") for m in modules for o in others), (name, modules)

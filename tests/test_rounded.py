@@ -12,7 +12,7 @@ from harness.emit import graphs
 from harness.graph import BlockOp, Program
 from harness.programs import emitted
 from harness.resolve import compile_spec
-from harness.rounded import moved, rounded
+from harness.rounded import rounded, with_moves
 
 
 def calls(text: str) -> int:
@@ -62,7 +62,7 @@ def forward(self, x, masks=None):
     values["conv1"] = tf.transpose(x, (0, 2, 3, 1))
     return x, values
 """
-    found = moved(text)
+    found = with_moves(text)
     assert calls(found) == 3
     assert found.index(OFF_BY_ROUNDING) > found.index("self.dense1(x)")
     assert "x = off_by_rounding(x)\n    values['conv1'] = tf.transpose(x, (0, 2, 3, 1))" in found
@@ -77,16 +77,16 @@ class {name}:
         values["norm1"] = x
         return x, values
 """
-    found = moved(text.format(name="Encoder") + text.format(name="Decoder"), {"Encoder": ["norm1"]})
+    found = with_moves(text.format(name="Encoder") + text.format(name="Decoder"), {"Encoder": ["norm1"]})
     one = "x = self.norm1(off_by_rounding(x.transpose(1, 2), centred=True), training=True).transpose(1, 2)"
     assert found.count(one) == 1
     assert found.index(one) < found.index("class Decoder")
-    assert calls(moved(text.format(name="A"))) == 1
+    assert calls(with_moves(text.format(name="A"))) == 1
 
 
 def test_a_program_without_an_entry_is_refused() -> None:
     with pytest.raises(ValueError, match="keeps none"):
-        moved("def forward(x):\n    return x")
+        with_moves("def forward(x):\n    return x")
 
 
 def test_its_name_is_no_layers() -> None:

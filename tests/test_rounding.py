@@ -123,6 +123,9 @@ def test_what_a_gradient_is_made_of_near_1_is_rounding(text: str, tmp_path: Path
     options = Options(precision="float64", out=tmp_path / "out")
     found = run_spec(loaded, source, options, lambda _backend, _event: None)
     assert found.verdict == "same", (found.reasons, found.notes)
+    if found.twins is None:
+        pytest.skip("this processor's kernels keep it within the tight tolerance")
+    assert found.twins["shaken"], "plain twins do not explain it"
 
 
 def test_what_no_parameter_moves_is_moved_itself(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from harness import initial, reference
-from harness.backend import SHAKEN_UNITS, Session, shake
+from harness.backend import BACKENDS, SHAKEN_UNITS, Session, shake
 from harness.compare import TOLERANCES, Measured, Tolerance, compare, compare_losses
 from harness.graph import Program
 from harness.judge import Allowance
+from harness.runs import Options, recorded_steps
 from harness.twins import (
     FIRST_STEPS,
     LEAST_STEPS,
@@ -218,26 +219,44 @@ def test_in_float64_the_rounding_of_a_gate_that_saturates_does_not_shrink_with_i
     assert np.abs(found["1/state/dense1.bias"]) == pytest.approx(np.full(2, 0.1 * off), rel=1e-3, abs=0)
 
 
-def test_more_steps_are_moved_of_a_small_network_in_float64() -> None:
-    program = made("sgd")
-    assert moved_steps(program, 2.0**-52) == MOST_STEPS > moved_steps(program, 2.0**-23) == FIRST_STEPS
-    large = program_of(
+def wide(inputs: int, rule: str, steps: int = 3) -> Program:
+    """A layer of 1000 units."""
+    return program_of(
         {
-            "name": "large", "data": {"dataset": "random", "examples": 4, "batch": 2, "fields": {"x": {"shape": [2000]}}},
+            "name": "wide", "data": {"dataset": "random", "examples": 4, "batch": 2, "fields": {"x": {"shape": [inputs]}}},
             "networks": {"net": {"layers": [{"dense": {"units": 1000, "bias": False}}]}},
-            "training": {"steps": 3, "updates": [{"loss": {"mse": {"predictions": "net(x)", "targets": 0}}, "optimizer": {"sgd": {"learning_rate": 0.1}}}]},
+            "training": {"steps": steps, "updates": [{"loss": {"mse": {"predictions": "net(x)", "targets": 0}}, "optimizer": {rule: {"learning_rate": 0.1}}}]},
         }
     )  # fmt: skip
-    assert moved_steps(large, 2.0**-52) == ROOM // (8 * 2000 * 1000) == 6
-    assert moved_steps(made("adam"), 2.0**-52) == MOST_STEPS
-    larger = program_of(
-        {
-            "name": "larger", "data": {"dataset": "random", "examples": 4, "batch": 2, "fields": {"x": {"shape": [4000]}}},
-            "networks": {"net": {"layers": [{"dense": {"units": 1000, "bias": False}}]}},
-            "training": {"steps": 3, "updates": [{"loss": {"mse": {"predictions": "net(x)", "targets": 0}}, "optimizer": {"adam": {"learning_rate": 0.1}}}]},
-        }
-    )  # fmt: skip
-    assert ROOM // (4 * 3 * 4000 * 1000) == moved_steps(larger, 2.0**-23) == LEAST_STEPS
+
+
+@pytest.mark.parametrize(
+    ("inputs", "rule", "unit", "steps"),
+    [
+        (2, "adam", 2.0**-52, MOST_STEPS),
+        (2, "adam", 2.0**-23, FIRST_STEPS),
+        (600, "sgd", 2.0**-52, 5),  # 8 bytes of 600 * 1000 numbers, once as they move and once from each backend
+        (600, "adam", 2.0**-52, 3),  # and of two slots
+        (4000, "adam", 2.0**-23, LEAST_STEPS),
+    ],
+)
+def test_as_many_steps_are_moved_as_there_is_room_for(inputs: int, rule: str, unit: float, steps: int) -> None:
+    program = wide(inputs, rule)
+    assert moved_steps(program, unit) == steps
+    copies = 1 + len(BACKENDS) + (2 if rule == "adam" else 0)
+    assert (inputs > 2000) or steps in (FIRST_STEPS, MOST_STEPS) or 8 * 1000 * inputs * copies * steps <= ROOM
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("rows", [None, 8])
+def test_the_gradients_that_shaken_twins_are_made_of_are_recorded(precision: str, rows: int | None) -> None:
+    """In evidence as well, and where states are kept at few steps."""
+    for inputs in (2, 200):
+        program = wide(inputs, "adam", steps=40)
+        _, gradients = recorded_steps(program, Options(precision=precision, rows=rows), 7)
+        first = moved_steps(program, float(np.finfo(precision).eps))
+        assert set(range(7, 7 + first)) <= set(gradients)
+        assert max(gradients) < 40
 
 
 def test_every_update_of_a_step_is_off_by_rounding_and_a_parameter_by_all_that_move_it() -> None:

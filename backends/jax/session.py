@@ -53,7 +53,9 @@ def off_by_rounding(value: jax.Array, *, centred: bool = False, read: jax.Array 
         bits += factor * jnp.square(jnp.arange(value.size, dtype=integer)).reshape(value.shape)
     way = jnp.where(bits * factor < 0, -1.0, 1.0).astype(value.dtype)
     off = (unit if centred else SHAKEN_UNITS * unit) * way
-    return value * (1 + off) if read is None else value * (1 + off) + (read - jax.lax.stop_gradient(read)) * off
+    if read is None:
+        return value * (1 + off)
+    return value * (1 + off) + (read - jax.lax.stop_gradient(read)) * off * jax.lax.stop_gradient(value)
 
 
 def renew() -> None:

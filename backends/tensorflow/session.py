@@ -63,7 +63,9 @@ def off_by_rounding(value: tf.Tensor, *, centred: bool = False, read: tf.Tensor 
         bits += factor * tf.reshape(tf.square(tf.range(tf.size(value, out_type=integer))), tf.shape(value))
     way = tf.where(bits * factor < 0, tf.constant(-1.0, value.dtype), tf.constant(1.0, value.dtype))
     off = (unit if centred else SHAKEN_UNITS * unit) * way
-    return value * (1 + off) if read is None else value * (1 + off) + (read - tf.stop_gradient(read)) * off
+    if read is None:
+        return value * (1 + off)
+    return value * (1 + off) + (read - tf.stop_gradient(read)) * off * tf.stop_gradient(value)
 
 
 def renew() -> None:

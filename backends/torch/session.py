@@ -118,7 +118,9 @@ def off_by_rounding(value: torch.Tensor, *, centred: bool = False, read: torch.T
         )
     way = torch.where(bits * factor < 0, -1.0, 1.0).to(value.dtype)
     off = (unit if centred else SHAKEN_UNITS * unit) * way
-    return value * (1 + off) if read is None else value * (1 + off) + (read - read.detach()) * off
+    if read is None:
+        return value * (1 + off)
+    return value * (1 + off) + (read - read.detach()) * off * value.detach()
 
 
 def device_memory() -> int | None:

@@ -129,17 +129,23 @@ def worker(
             log = (folder / "log.txt").open("wb")
         except OSError as error:
             raise WorkerFailed(f"the log of worker {backend} cannot be written: {error_text(error)}") from None
-        stack.callback(log.close)
         try:
             own = scratch()
         except OSError as error:
+            log.close()
             raise WorkerFailed(f"worker {backend} has no place for temporary files: {error_text(error)}") from None
         stack.callback(shutil.rmtree, own, ignore_errors=True)
-        ask_read, ask_write = os.pipe()
-        answer_read, answer_write = os.pipe()
-        stack.callback(os.close, ask_write)
-        stack.callback(os.close, answer_read)
-        with log:
+        with ExitStack() as given:  # the ends that the worker has
+            given.enter_context(log)
+            try:
+                ask_read, ask_write = os.pipe()
+                given.callback(os.close, ask_read)
+                stack.callback(os.close, ask_write)
+                answer_read, answer_write = os.pipe()
+                given.callback(os.close, answer_write)
+                stack.callback(os.close, answer_read)
+            except OSError as error:
+                raise WorkerFailed(f"worker {backend} has no pipe to be asked by: {error_text(error)}") from None
             try:
                 process = subprocess.Popen(  # noqa: S603 - our own module, the user's own interpreter
                     [python.path, "-P", "-m", "harness.serve", str(ask_read), str(answer_write)],
@@ -151,9 +157,6 @@ def worker(
                 )  # fmt: skip
             except OSError as error:
                 raise WorkerFailed(f"{python.path} cannot be run: {error.strerror}") from None
-            finally:
-                os.close(ask_read)
-                os.close(answer_write)
         stack.callback(process.wait)
         stack.callback(kill, process)
         live = LiveWorker(backend, name or backend, folder, process, ask_write, answer_read, timeout, core)

@@ -65,18 +65,18 @@ def standalone(subject: Subject, backend: str, observed: str, found: Finding, ex
 
 
 def runnable(subject: Subject, backend: str, program: str) -> str:
-    """One framework's file of a program that does not run to its end: it trains, and whatever it raises is the report.
+    """One framework's file of a program: it trains and prints its losses; they, or what it raises, are the report.
 
     Raises ValueError where the program's main is not the emitted one.
     """
     head, _, main = formatted(program).partition("def main(run: Path) -> None:\n")
-    body = _body(main)
+    body = _body(main, prints=True)
     if not main or "INPUTS" not in body or "START" not in body:
         raise ValueError("its main(run) is not the emitted one")
     folder = subject.folder / "inputs"
     inputs = load_file(folder / "data.safetensors") | load_file(folder / "batches.safetensors")
     lines = [
-        f"# {subject.program.name} in {PACKAGES[backend][0]}: what it raises is what is reported.",
+        f"# {subject.program.name} in {PACKAGES[backend][0]}: the losses that it prints, or what it raises, are what is reported.",
         f"# Written by harness {harness.__version__}; needs the framework, NumPy and safetensors.",
         head.rstrip(), "", "",
         "INPUTS = {", *(f"    {name!r}: {_literal(a)}," for name, a in inputs.items()), "}",
@@ -108,13 +108,13 @@ def _titled(observed: str, found: Finding, subject: Subject, backend: str) -> st
     return f'"""{title}"""\n' + "\n".join(observed.splitlines()[end or 0 :]) + "\n"
 
 
-def _body(main: str) -> str:
-    """The main of an emitted program, with what the file has in it instead of a run's files."""
+def _body(main: str, *, prints: bool = False) -> str:
+    """The main of an emitted program, with what the file has in it instead of a run's files, and its `prints` or none."""
     body = main.partition("\n\nif __name__")[0].rstrip()
     body = re.sub(r"inputs = load_file\(.*?\) \| load_file\(.*?batches\.safetensors.\s*\)\n", "inputs = INPUTS\n", body, flags=re.DOTALL)  # fmt: skip
     body = re.sub(r"load_file\(run / .inputs. / .parameters\.safetensors.\)", "START", body)
     body = re.sub(r"(loss(?:es)?), _(\)*) = (train|compiled)_step", r"\1, observed\2 = \3_step", body)
-    return re.sub(r"\n {8}print\(step \+ 1.*", "", body)
+    return body if prints else re.sub(r"\n {8}print\(step \+ 1.*", "", body)
 
 
 UNPACK = """

@@ -75,12 +75,7 @@ class Twins(Protocol):
 
 def judge(subject: Subject, answers: Mapping[str, Answer], twins: Twins) -> Verdict:
     """Judge the answers of a spec's backends."""
-    # A loss starts below 1,000 (harness.fuzz.generate): one of this size explodes, and what rounding does to it as well.
-    most = 1 / subject.unit
-    learned = [name for name, parameter in subject.program.parameters.items() if parameter.learned]
-    until = {name: _numbers_until(own, most, learned) for name, own in answers.items()}
-    # The step at which one alone leaves the numbers is compared; what comes after none is left at all is not.
-    cut = min(until.values()) + (len(set(until.values())) > 1)
+    cut = _steps_compared(subject, answers.values())
     notes = []
     if cut < subject.program.steps:
         notes.append("diverged")
@@ -132,11 +127,13 @@ def without_effect(subject: Subject, own: Answer, changed: Answer, moved: Iterab
 
     Not by the tolerance alone, which hides what is small; nor by twins alone (TIMES the worst), which hide what they are wild beside.
     """
+    cut = _steps_compared(subject, (own, changed))
+    own, changed = _until(own, cut), _until(changed, cut)
     if not alike(subject, own, changed):
         return False
     yardstick = Yardstick()
     for twin in moved:
-        yardstick.add(_distances(own, twin))
+        yardstick.add(_distances(own, _until(twin, cut)))
     steps = max(map(len, own.losses.values()))
     was, now = _said(own, steps), _said(changed, steps)
     return was.keys() == now.keys() and all(
@@ -152,8 +149,17 @@ def _order(parting: Parting) -> tuple[int, int, float]:
     return (early, KINDS.index(parting.what), -parting.ratio)
 
 
+def _steps_compared(subject: Subject, answers: Collection[Answer]) -> int:
+    """The step at which one alone leaves the numbers is compared; what comes after none is left at all is not."""
+    # Losses start below 1,000 (harness.fuzz.generate): what comes to this explodes, and what rounding does to it as well.
+    most = 1 / subject.unit
+    learned = [name for name, parameter in subject.program.parameters.items() if parameter.learned]
+    until = {_numbers_until(own, most, learned) for own in answers}
+    return min(until) + (len(until) > 1)
+
+
 def _numbers_until(answer: Answer, most: float, learned: Collection[str]) -> int:
-    """How many steps pass before a loss or a parameter is no number, or one beyond the most that is compared, or a statistic none."""
+    """How many steps pass before a loss or a parameter is beyond the most that is compared, or a statistic is no number."""
     steps = max(map(len, answer.losses.values()))
     good = steps
     for losses in answer.losses.values():

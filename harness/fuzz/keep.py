@@ -22,8 +22,8 @@ from harness.fuzz.generate import Drawn, Redrawn, resolved
 from harness.fuzz.record import Outcome
 from harness.programs import emitted
 
-BUDGET = 60.0
-"""Seconds after which the smallest spec so far is kept."""
+BUDGET, LEAST = 60.0, 30.0
+"""Seconds after which the smallest spec so far is kept; by training there are at least so many."""
 Plain = dict[str, Any]
 
 
@@ -89,6 +89,8 @@ def _differing(
     """The smallest spec by taking a step apart, which is quick; where its whole training does not differ, by training."""
 
     def shows(text: str, place: Path) -> Drawn | None:
+        if any(worker.process.poll() is not None for worker in live.values()):
+            return None  # nobody left to ask
         try:
             own = resolved(drawn.number, text)
             return own if differs(own, place) else None
@@ -112,8 +114,8 @@ def _differing(
             else "The whole training of the smallest spec that one step shows it in does not."
         )
     (into / "diff.txt").write_text(why + "\n", encoding="utf-8")
-    least = smallest(drawn, shows, folder, max(BUDGET / 2, until - time.monotonic()))
-    if least is drawn or any(worker.process.poll() is not None for worker in live.values()):
+    least = smallest(drawn, shows, folder, max(LEAST, until - time.monotonic()))
+    if least is drawn:
         return [into / "diff.txt"]
     return [into / "diff.txt", *written(least, ways, precision, folder, into)]
 

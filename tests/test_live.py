@@ -284,6 +284,24 @@ def held(backend: str, folder: Path, timeout: float = 120) -> Iterator[Held]:
         yield Held(one, subject, program)
 
 
+@pytest.mark.frameworks
+@pytest.mark.skipif("tensorflow" not in INSTALLED, reason="TensorFlow is not installed")
+def test_files_of_traced_functions_lie_in_the_workers_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "tmp"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    monkeypatch.setenv("TMPDIR", str(place))
+    with held("tensorflow", tmp_path) as one:
+        one.live.ask("load", name="plain", arrays=one.subject.position("start", one.subject.start))
+        one.live.ask("train", name="plain", first=0, last=1)
+        (own,) = place.glob("harness-worker-*")
+        assert list(own.iterdir()), "AutoGraph writes none any more: then TensorFlow needs no folder of its own"
+        assert list(place.iterdir()) == [own]
+    assert list(place.iterdir()) == []
+
+
 @pytest.fixture(scope="module", params=EACH)
 def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Held]:
     with held(request.param, tmp_path_factory.mktemp(request.param)) as found:

@@ -279,7 +279,7 @@ def test_large_models_are_recorded_at_fewer_steps(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(runs, "BUDGET", size * 20)
     states, gradients = runs.recorded_steps(program, Options(precision="float64"))
     assert states == [*range(0, 100, 5), 99]
-    assert gradients == [*range(0, 100, 10)]
+    assert gradients == sorted({*range(20), *range(0, 100, 10), 49, 99}), "those that twins are made of in any case"
     assert runs.recorded_steps(program, Options(precision="float32"))[1] == [0, 1, 2, 3, 4, 9, 49, 99]
 
 

@@ -506,7 +506,13 @@ def test_a_fault_that_takes_a_tensor_away_has_an_effect(drawn: Drawn, tmp_path: 
 
 @pytest.mark.parametrize(
     ("shift", "twin", "note"),
-    [(0.0, 0.0, WITHOUT_EFFECT), (1e-11, 0.0, ""), (0.0, None, "its effect is not known: a twin failed")],
+    [
+        (0.0, 0.0, WITHOUT_EFFECT),
+        (2e-15, 1e-16, WITHOUT_EFFECT),
+        (1e-11, 0.0, ""),
+        (1e-11, 1e-16, ""),
+        (0.0, None, "its effect is not known: a twin failed"),
+    ],
 )
 def test_a_fault_that_was_not_found_is_held_against_its_honest_program(
     drawn: Drawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shift: float, twin: float | None, note: str
@@ -523,6 +529,9 @@ def test_a_fault_that_was_not_found_is_held_against_its_honest_program(
             if twin is None:
                 raise HarnessError("a twin failed")
             return {"jax": replace(honest, states={"w": honest.states["w"] + twin})}
+
+        def shaken(self, _number: int) -> dict[str, Answer]:
+            return {"jax": replace(honest, states={"w": honest.states["w"] + 8 * twin})} if twin else {}
 
     def train(subject: Subject, sources: Mapping[str, str], ways: Mapping[str, str | None], **_: object) -> Trained:
         assert sources == {"jax": emitted(drawn.program, "jax", "float64")}

@@ -35,6 +35,8 @@ RENEWED = 120
 """Specs after which workers are started anew: compiled programs stay in a worker's memory."""
 OTHERWISE = 0.05
 """How often one backend's program is run in another way than the plain one."""
+SHAKEN = 3
+"""Shaken twins of the honest program that a fault is held beside that was not found, after its plain ones."""
 GRADIENTS = 4
 """Of so many specs one is asked for its gradients too: what is wrong with one shows in the next parameters as well."""
 COUNT = 100
@@ -282,7 +284,8 @@ def _effect(
         if honest.failures:
             return (f"its effect is not known: {keep.sentence(honest.failures[name])}",)
         twins = _Twins(subject, honest.answers, {}, sources, gradients)
-        moved_ones = (own for number in range(ROUNDS) for own in twins.moved(number).values())
+        asked = [*(partial(twins.moved, n) for n in range(ROUNDS)), *(partial(twins.shaken, n) for n in range(SHAKEN))]
+        moved_ones = (own for ask in asked for own in ask().values())
         none = without_effect(subject, honest.answers[name], trained.answers[name], moved_ones)
         return (WITHOUT_EFFECT,) if none else ()
     except (HarnessError, OSError) as error:

@@ -122,7 +122,7 @@ def alike(subject: Subject, one: Answer, two: Answer) -> bool:
     )
 
 
-def without_effect(subject: Subject, own: Answer, changed: Answer, moved: Iterable[Answer]) -> bool:
+def without_effect(subject: Subject, own: Answer, changed: Answer, twins: Iterable[Answer]) -> bool:
     """Whether a change of a program changes nothing: it says the same by the tight tolerance, and is nowhere further away than rounding.
 
     Not by the tolerance alone, which hides what is small; nor by twins alone (TIMES the worst), which hide what they are wild beside.
@@ -132,7 +132,7 @@ def without_effect(subject: Subject, own: Answer, changed: Answer, moved: Iterab
     if not alike(subject, own, changed):
         return False
     yardstick = Yardstick()
-    for twin in moved:
+    for twin in twins:
         yardstick.add(_distances(own, _until(twin, cut)))
     steps = max(map(len, own.losses.values()))
     was, now = _said(own, steps), _said(changed, steps)

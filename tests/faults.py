@@ -248,8 +248,10 @@ def ended(name: str, status: int, folder: Path) -> tuple[str, list[str]]:
         # Before anything is started a termination is the operating system's own.
         wanted, became = (130, -signal.SIGTERM) if name == "SIGTERM" else (130,), "interrupted"
     wrong = [] if status in wanted else [f"status {status}"]
-    done = [path for path in (folder / "out" / "result.json", folder / "found.json") if path.exists()]
-    wrong += [f"{path.name} was written" for path in done]
+    result, found = folder / "out" / "result.json", folder / "found.json"
+    if result.exists() and all(own.status == "ok" for own in RunResult.read(result.parent).backends.values()):
+        return "too late: all results were there", wrong  # it was writing the report
+    wrong += [f"{path.name} was written" for path in (result, found) if path.exists()]
     return became, wrong
 
 

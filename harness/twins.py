@@ -113,8 +113,9 @@ def rounding_moves(
     the next step, and as small as rounding, it is a sum that cancels, and is off as well.
 
     In float64, where ZERO_ROOM units are a share that is no signal (LEAST_SHARE), every gradient is off by units of the update's
-    largest so far: what a saturated gate lets through is made of what its value lacks of 1, whose rounding does not shrink with
-    it. (The largest so far of the backend in which it is least.) And a tensor that is as small as ZERO_ROOM of them in every backend is, in later steps, too, as far off as they lie apart.
+    largest so far (of the backend in which that is least): what a saturated gate lets through is made of what its value lacks of
+    1, whose rounding does not shrink with it. And a tensor that is ZERO_ROOM units of the largest or less in every backend is, in
+    later steps, too, as far off as they lie apart.
 
     By the rules, in float64: `0/state/name` and `0/optimizer/update/slot/name` of the step `start`, then those of the next.
     `gradients`: by step, from `start` on, those of every backend, as `update/name`, all where the step begins: what a later
@@ -146,10 +147,10 @@ def rounding_moves(
             exact, exact_slots = reference.apply_update(update, here, base, kept, start + i)
             other, other_slots = reference.apply_update(update, here, off, kept, start + i)
             for name in names:
-                key, own_move = f"{i}/state/{name}", other[name] - exact[name]
+                key, move = f"{i}/state/{name}", other[name] - exact[name]
                 # Where several updates move one, by both, the way of the first: they are rounded each by itself.
-                way = np.where(found.get(key, 0) == 0, np.sign(own_move), np.sign(found.get(key, 0)))
-                found[key] = way * (np.abs(found.get(key, 0)) + np.abs(own_move))
+                before = found.get(key, np.zeros_like(move))
+                found[key] = np.where(before == 0, np.sign(move), np.sign(before)) * (np.abs(before) + np.abs(move))
             found |= {f"{i}/optimizer/{update.name}/{n}": other_slots[n] - value for n, value in exact_slots.items()}
             kept = exact_slots
     return found

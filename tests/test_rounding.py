@@ -9,6 +9,7 @@ from harness import spec
 from harness.check.mutants import MUTANTS, plantings
 from harness.graph import Program
 from harness.programs import emitted
+from harness.resolve import compile_spec
 from harness.runs import Options, run_spec
 
 pytestmark = [
@@ -117,10 +118,11 @@ training:
 """Gates that saturate: gradients shrink to 1e-11, their rounding does not, and a row that is looked up for the first time is moved by it."""
 
 
-@pytest.mark.parametrize("text", [SATURATED, GATES.format(seed=1), GATES.format(seed=2)])
-def test_what_a_gradient_is_made_of_near_1_is_rounding(text: str, tmp_path: Path) -> None:
+FAULTS = ["learning rate one per cent off", "bias correction one update late", "embedding's gradient summed twice"]
+
+
+def same_by_shaken_twins(text: str, options: Options) -> None:
     loaded, source = spec.loads(text)
-    options = Options(precision="float64", out=tmp_path / "out")
     found = run_spec(loaded, source, options, lambda _backend, _event: None)
     assert found.verdict == "same", (found.reasons, found.notes)
     if found.twins is None:
@@ -128,13 +130,28 @@ def test_what_a_gradient_is_made_of_near_1_is_rounding(text: str, tmp_path: Path
     assert found.twins["shaken"], "plain twins do not explain it"
 
 
+@pytest.mark.parametrize("text", [SATURATED, GATES.format(seed=1), ALIKE.format(seed=0)])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_excuses_rounding_there_excuses_no_fault(text: str, fault: str, tmp_path: Path) -> None:
+    (mutant,) = (own for own in MUTANTS if own.name == fault)
+
+    def planted(backend: str, program: Program) -> str:
+        honest = emitted(program, backend, "float64")
+        return plantings(mutant, program, backend, "float64").get("first", honest) if backend == "torch" else honest
+
+    loaded, source = spec.loads(text)
+    options = Options(precision="float64", out=tmp_path / "out", plant=planted)
+    assert planted("torch", compile_spec(loaded, source)) != emitted(compile_spec(loaded, source), "torch", "float64")
+    assert run_spec(loaded, source, options, lambda _backend, _event: None).verdict == "differs"
+
+
+@pytest.mark.parametrize("text", [SATURATED, GATES.format(seed=1), GATES.format(seed=2)])
+def test_what_a_gradient_is_made_of_near_1_is_rounding(text: str, tmp_path: Path) -> None:
+    same_by_shaken_twins(text, Options(precision="float64", out=tmp_path / "out"))
+
+
 def test_what_no_parameter_moves_is_moved_itself(tmp_path: Path) -> None:
-    loaded, source = spec.loads(SQUASHED)
-    found = run_spec(loaded, source, Options(out=tmp_path / "out"), lambda _backend, _event: None)
-    assert found.verdict == "same", (found.reasons, found.notes)
-    if found.twins is None:
-        pytest.skip("this processor's kernels keep it within the tight tolerance")
-    assert found.twins["shaken"], "plain twins do not explain it"
+    same_by_shaken_twins(SQUASHED, Options(out=tmp_path / "out"))
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
@@ -148,13 +165,7 @@ def test_what_rounding_alone_sets_apart_is_the_same(precision: str, tmp_path: Pa
 
 @pytest.mark.parametrize("seed", [0, 7])
 def test_a_mean_taken_away_from_what_is_alike_leaves_rounding(seed: int, tmp_path: Path) -> None:
-    loaded, source = spec.loads(ALIKE.format(seed=seed))
-    options = Options(precision="float64", out=tmp_path / "out")
-    found = run_spec(loaded, source, options, lambda _backend, _event: None)
-    assert found.verdict == "same", (found.reasons, found.notes)
-    if found.twins is None:
-        pytest.skip("this processor's kernels keep it within the tight tolerance")
-    assert found.twins["shaken"], "plain twins do not explain it"
+    same_by_shaken_twins(ALIKE.format(seed=seed), Options(precision="float64", out=tmp_path / "out"))
 
 
 def test_gradients_that_nobody_clears_are_no_rounding(tmp_path: Path) -> None:

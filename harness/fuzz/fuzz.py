@@ -276,22 +276,21 @@ def _effect(
     if ready.drawn is None or trained.failures:
         return ()
     name = ready.planted
-    subject = training.opened(ready.drawn, options.precision, folder, {name: live[name]})
     sources = {name: emitted(ready.drawn.program, name, options.precision)}
     gradients = ready.number % GRADIENTS == 0
-    honest = training.train(subject, sources, {}, gradients=gradients)
     try:
+        subject = training.opened(ready.drawn, options.precision, folder, {name: live[name]})
+        honest = training.train(subject, sources, {}, gradients=gradients)
         if honest.failures:
             return (f"its effect is not known: {keep.sentence(honest.failures[name])}",)
         twins = _Twins(subject, honest.answers, {}, sources, gradients)
         asked = [*(partial(twins.moved, n) for n in range(ROUNDS)), *(partial(twins.shaken, n) for n in range(SHAKEN))]
-        moved_ones = (own for ask in asked for own in ask().values())
-        none = without_effect(subject, honest.answers[name], trained.answers[name], moved_ones)
+        those = (own for ask in asked for own in ask().values())
+        none = without_effect(subject, honest.answers[name], trained.answers[name], those)
+        training.closed(subject)
         return (WITHOUT_EFFECT,) if none else ()
     except (HarnessError, OSError) as error:
         return (f"its effect is not known: {keep.sentence(str(error))}",)
-    finally:
-        training.closed(subject)
 
 
 @dataclass
